@@ -1,0 +1,120 @@
+"""The config tree's common root, and the way from YAML and overrides to one validated tree.
+
+Each room keeps its own settings in its `config.py`; `run.config.RunConfig` puts them together.  A field's
+description is its documentation, its `--help` line and its tooltip.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pydantic
+import yaml
+
+from luthier.base.errors import ConfigError
+
+Tree = dict[str, Any]
+"""A config tree before validation: nested dicts of YAML values."""
+
+C = TypeVar("C", bound="Config")
+
+
+class Config(pydantic.BaseModel):
+    """A frozen group of settings; unknown names are errors."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+def read_yaml(path: Path) -> Tree:
+    """Read a recipe.  Only plain YAML values: tags that build Python objects are refused.
+
+    Raises:
+        ConfigError: the file cannot be read or is not a mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError("cannot read the recipe", where=str(path), fix=str(error)) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not plain YAML: {' '.join(str(error).split())}", where=str(path)) from error
+    if not isinstance(loaded, dict):
+        raise ConfigError("a recipe must be a mapping of settings", where=str(path))
+    return loaded
+
+
+def to_yaml(config: Config) -> str:
+    """The whole tree as YAML; `read_yaml` and `validate` give an equal tree back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def assign(tree: Tree, path: str, value: Any) -> None:
+    """Set `tree["a"]["b"] = value` for path `a.b`, creating the levels between."""
+    *parents, last = path.split(".")
+    for key in parents:
+        below = tree.setdefault(key, {})
+        if not isinstance(below, dict):
+            below = tree[key] = {}
+        tree = below
+    tree[last] = value
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
+    """`under` with the values of `over` laid on top, level by level.  A changed `type` drops its siblings below."""
+    merged = dict(under)
+    if "type" in over and "type" in under and over["type"] != under["type"]:
+        return dict(over)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to a misspelt one, if any is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def validate(kind: type[C], tree: Mapping[str, Any]) -> C:
+    """Check a tree against a config class.
+
+    Raises:
+        ConfigError: naming every wrong setting by its dotted path, with the nearest known name for unknown ones.
+    """
+    try:
+        return kind.model_validate(tree)
+    except pydantic.ValidationError as error:
+        lines = [_explain(kind, dict(problem)) for problem in error.errors()]
+        raise ConfigError("; ".join(lines)) from error
+
+
+def _explain(kind: type[Config], problem: Mapping[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    path = ".".join(location) or "config"
+    if problem["type"] != "extra_forbidden":
+        return f"{path}: {str(problem['msg']).removeprefix('Value error, ')}"
+    hint = nearest(location[-1], known_names(kind))
+    return f"{path}: unknown setting" + (f" (did you mean {hint!r}?)" if hint else "")
+
+
+def known_names(kind: type[Config]) -> set[str]:
+    """Every field name anywhere below a config class."""
+    names: set[str] = set()
+    for name, field in kind.model_fields.items():
+        names.add(name)
+        for below in config_classes(field.annotation):
+            names |= known_names(below)
+    return names
+
+
+def config_classes(annotation: Any) -> list[type[Config]]:
+    """The config classes named in a type annotation: one for a group, several for a discriminated union."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    found: list[type[Config]] = []
+    for argument in getattr(annotation, "__args__", ()):
+        found += config_classes(argument)
+    return found

@@ -1,0 +1,43 @@
+"""What an objective owes the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from luthier.base.records import Record
+from luthier.data.batch import Batch, Group
+from luthier.model.load import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one batch adds to the step's loss and metrics."""
+
+    losses: dict[str, Tensor]
+    """Each loss term summed over the batch, with its graph.  [] each"""
+    metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor]])
+    """Each metric as (sum, count), without graph.  [] each"""
+
+
+class Objective(Protocol):
+    """One training task.  The engine never learns its name."""
+
+    def encode(self, record: Record) -> Group | None:
+        """The token sequences of one record that must travel together; None when nothing in it can be trained."""
+        ...
+
+    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
+        """Without grad, over the whole optimizer step, before anything is counted."""
+        ...
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """The denominator of each loss term.  [] each"""
+        ...
+
+    def sums(self, model: Model, batch: Batch) -> Terms:
+        """Each loss term summed over the batch.  An empty batch gives 0 with a graph through every trained weight."""
+        ...

@@ -1,0 +1,85 @@
+"""Settings of the model room: which model, how it is held, which of its numbers may move."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from luthier.base.config import Config
+
+
+class ModelConfig(Config):
+    """The base model and its tokenizer."""
+
+    path: str = ""
+    """Model folder or hub id."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    hub: Literal["hf", "ms"] = "hf"
+    """Hub for model ids: Hugging Face or ModelScope."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the frozen weights and of the arithmetic. auto: bfloat16 on a GPU that has it, else float32."""
+    attention: Literal["auto", "packed", "sdpa", "eager"] = "auto"
+    """Attention kernel. packed: no padding at all; auto: packed where the model allows it."""
+    adapters: tuple[str, ...] = ()
+    """Earlier adapters, applied in order. Training continues the last one when its method fits."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Off: such models are refused."""
+    template: str | None = None
+    """Chat template: a Jinja file or a bundled name. Unset: the model's own."""
+    template_args: dict[str, Any] = {}
+    """Extra variables for the chat template, for example {"enable_thinking": false}."""
+
+
+class Full(Config):
+    """Every weight moves."""
+
+    type: Literal["full"] = "full"
+
+
+class Freeze(Config):
+    """Some of the weights move; embeddings and head only when asked for by pattern."""
+
+    type: Literal["freeze"] = "freeze"
+    first_layers: int = Field(0, ge=0)
+    """Train this many layers from the bottom."""
+    last_layers: int = Field(0, ge=0)
+    """Train this many layers from the top."""
+    ratio: float = Field(0.0, ge=0.0, le=1.0)
+    """Train this share of the layers, from the top."""
+    pattern: str | None = None
+    """Train every parameter whose name matches this regular expression."""
+
+    @model_validator(mode="after")
+    def _something_moves(self) -> Freeze:
+        if not (self.first_layers or self.last_layers or self.ratio or self.pattern):
+            raise ValueError("freeze leaves nothing to train; set first_layers, last_layers, ratio or pattern")
+        return self
+
+
+class Lora(Config):
+    """Low-rank adapters (Hu et al. 2021) in PEFT's format."""
+
+    type: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1)
+    """Rank of the adapters."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale: the adapter's product is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input."""
+    target: str | tuple[str, ...] = "all-linear"
+    """Layers that get adapters: all-linear, a list of module names, or a regular expression."""
+    modules_to_save: tuple[str, ...] = ()
+    """Modules trained and saved whole, for example embed_tokens lm_head."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank) (rsLoRA)."""
+    dora: bool = False
+    """Decompose weights into magnitude and direction (DoRA)."""
+    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
+    """How adapters start."""
+    plus_ratio: float | None = Field(None, gt=0)
+    """LoRA+: learning rate of B is this many times the one of A."""
+
+
+Method = Annotated[Full | Freeze | Lora, Field(discriminator="type")]

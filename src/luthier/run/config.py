@@ -1,0 +1,83 @@
+"""The whole of one run's settings, and the checks that span rooms."""
+
+from __future__ import annotations
+
+from luthier.base.config import Config
+from luthier.base.errors import ConfigError
+from luthier.data.config import DataConfig
+from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
+from luthier.model.config import Lora, Method, ModelConfig
+from luthier.objectives.config import Objective, Pretrain, Sft
+
+
+class RunConfig(Config):
+    """One training run."""
+
+    objective: Objective = Sft()
+    """What is learned."""
+    model: ModelConfig = ModelConfig()
+    """The base model."""
+    method: Method = Lora()
+    """Which numbers may move."""
+    data: DataConfig = DataConfig()
+    """Data sets and their rows."""
+    train: StepConfig = StepConfig()
+    """Steps."""
+    optim: OptimConfig = OptimConfig()
+    """Optimizer and learning rate."""
+    eval: EvalConfig = EvalConfig()
+    """Evaluation while training."""
+    save: SaveConfig = SaveConfig()
+    """Checkpoints."""
+    log: LogConfig = LogConfig()
+    """Logging."""
+    output_dir: str = "runs/luthier"
+    """Parent of this run's own directory."""
+    seed: int = 42
+    """Seed of everything random."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+
+
+def resolve(config: RunConfig) -> RunConfig:
+    """Fill in the defaults that depend on other settings, and refuse what cannot work.
+
+    Raises:
+        ConfigError: for a combination that would only fail later.
+    """
+    if not config.model.path:
+        raise ConfigError("no model was named", where="--model", fix="Give a folder or a hub id")
+    if not config.data.datasets:
+        raise ConfigError("no training data was named", where="--dataset", fix="Give at least one file or data set")
+    if config.data.streaming and config.train.max_steps is None:
+        raise ConfigError("streaming needs a length", where="--streaming", fix="Set --max_steps")
+    if config.data.streaming and config.data.packing:
+        raise ConfigError("packing looks at a whole epoch, streaming never sees one", where="--packing")
+    if config.data.streaming and (config.data.split_ratio or config.data.interleave):
+        raise ConfigError("a streamed set cannot be split or interleaved", where="--streaming")
+    if config.eval.patience and not (config.data.validation or config.data.split_ratio):
+        raise ConfigError(
+            "early stopping needs validation data", where="--early_stopping_patience", fix="Set --val_dataset"
+        )
+    if config.model.dtype == "float16":
+        raise ConfigError(
+            "training in float16 loses small gradients", where="--torch_dtype", fix="Use bfloat16 or float32"
+        )
+    pretrain = isinstance(config.objective, Pretrain)
+    packing = config.data.packing if config.data.packing is not None else pretrain and not config.data.streaming
+    overlong = config.data.overlong or ("split" if pretrain else "truncate")
+    rate = config.optim.learning_rate
+    if rate is None:
+        rate = 1e-4 if isinstance(config.method, Lora) else 1e-5
+    return config.model_copy(
+        update={
+            "data": config.data.model_copy(update={"packing": packing, "overlong": overlong}),
+            "optim": config.optim.model_copy(update={"learning_rate": rate}),
+            "eval": config.eval.model_copy(
+                update={
+                    "every": config.eval.every or config.save.every,
+                    "micro_batch": config.eval.micro_batch or config.train.micro_batch,
+                }
+            ),
+        }
+    )
