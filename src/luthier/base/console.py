@@ -1,0 +1,211 @@
+"""Everything a command says to a person, or to a program with --json.
+
+A person reads on stderr; what was asked for (a config, a table, an answer) goes to stdout.  With --json every
+call prints one JSON object per line on stdout: {"type": "message" | "warning" | "error" | "progress" | "table" |
+"metrics" | "result", ...}.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+
+import orjson
+from rich import box
+from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from luthier.base.errors import LuthierError
+from luthier.base.records import Json
+
+_REPAINT = 0.1  # seconds between repaints of the live lines
+_REPORT = {"json": 1.0, "plain": 10.0}  # seconds between reports of progress where nothing can be repainted
+_PLAIN_WIDTH = 120  # columns of a table that is not shown on a terminal
+
+
+class Line:
+    """One line at the bottom of the terminal that is rewritten in place; on anything but a terminal it is silent."""
+
+    def __init__(self, console: Console):
+        self._console = console
+        self.text = Text(no_wrap=True, overflow="ellipsis")
+
+    def update(self, text: str) -> None:
+        """Replace the line."""
+        self.text.plain = text
+        self._console.repaint()
+
+
+class Progress:
+    """How far a known or unknown amount of work has come; see `Console.progress`."""
+
+    def __init__(self, console: Console, line: Line, description: str, total: int | None):
+        self.description, self.total, self.done = description, total, 0
+        self._console, self._line = console, line
+        self._start = self._reported = time.monotonic()
+
+    def advance(self, n: int = 1) -> None:
+        """Count `n` more done."""
+        self.done += n
+        self._line.update(self._sentence())
+        self._report(finished=False)
+
+    def finish(self) -> None:
+        """Report the end where nothing is repainted."""
+        self._report(finished=True)
+
+    def _sentence(self) -> str:
+        share = f"/{self.total:,} ({self.done / self.total:4.0%})" if self.total else ""
+        return f"{self.description}: {self.done:,}{share}  {time.monotonic() - self._start:.0f} s"
+
+    def _report(self, *, finished: bool) -> None:
+        now = time.monotonic()
+        every = _REPORT["json" if self._console.json else "plain"]
+        if not finished and now - self._reported < every:
+            return
+        self._reported = now
+        if self._console.json:
+            self._console.emit("progress", description=self.description, done=self.done, total=self.total)
+        elif not self._console.paints:
+            self._console.say(self._sentence())
+
+
+class Console:
+    """The one voice of a command.
+
+    Args:
+        json: print JSON lines for programs instead of text for people.
+        quiet: print errors only; for ranks other than 0.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False):
+        self.json, self.quiet = json, quiet
+        self._err = _rich(stderr=True)
+        self._out = _rich(stderr=False)
+        self._warned: set[str] = set()
+        self._lines: list[Line] = []
+        self._live: Live | None = None
+        self._painted = 0.0
+
+    @property
+    def paints(self) -> bool:
+        """Whether lines can be rewritten in place: a person's terminal."""
+        return not (self.json or self.quiet) and self._err.is_terminal and not self._err.is_dumb_terminal
+
+    def say(self, text: str | Text, *, style: str = "") -> None:
+        """Tell a person something.  `style` is a rich style such as "bold" or "dim"."""
+        if self.json:
+            self.emit("message", text=str(text))
+        elif not self.quiet:
+            self._print(self._err, Text(text, style=style) if isinstance(text, str) else text)
+
+    def warn(self, text: str) -> None:
+        """Warn, once per text."""
+        if text in self._warned or self.quiet:
+            return
+        self._warned.add(text)
+        if self.json:
+            self.emit("warning", text=text)
+        else:
+            self._print(self._err, Text.assemble(("warning: ", "yellow"), text))
+
+    def error(self, error: LuthierError) -> None:
+        """Say what ended the command; also when quiet."""
+        if self.json:
+            fields = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
+            self._write_json({"type": "error", **fields, "exit_code": error.exit_code})
+        else:
+            self._print(self._err, Text.assemble(("error: ", "bold red"), str(error), (f" [{error.code}]", "dim")))
+
+    def result(self, text: str | Text, **fields: Json) -> None:
+        """Print what was asked for, on stdout.  With --json the fields, or the text when there are none."""
+        if self.json:
+            self.emit("result", **(fields or {"text": str(text)}))
+        elif not self.quiet:
+            self._print(self._out, text)
+
+    def metrics(self, text: str, **fields: Json) -> None:
+        """One line of measurements: `text` for a person, the fields for a program."""
+        if self.json:
+            self.emit("metrics", **fields)
+        elif not self.quiet:
+            self._print(self._err, text)
+
+    def table(self, title: str, rows: Sequence[Mapping[str, Json]], *, result: bool = False) -> None:
+        """A table whose columns are the keys of its first row; `result` sends it to stdout."""
+        if self.json:
+            self.emit("table", title=title, rows=[dict(row) for row in rows])
+        elif not self.quiet and rows:
+            self._print(self._out if result else self._err, _table(title, rows))
+
+    @contextmanager
+    def progress(self, description: str, total: int | None = None) -> Generator[Progress]:
+        """Show work advancing: `with console.progress("Tokenising", 1000) as bar: bar.advance(10)`."""
+        with self.live() as line:
+            bar = Progress(self, line, description, total)
+            yield bar
+            bar.finish()
+
+    @contextmanager
+    def live(self) -> Generator[Line]:
+        """A line that is rewritten in place while the block runs, below whatever else is printed."""
+        line = Line(self)
+        if not self.paints:
+            yield line
+            return
+        self._lines.append(line)
+        if self._live is None:
+            self._live = Live(console=self._err, auto_refresh=False, transient=True)
+            self._live.start()
+        try:
+            yield line
+        finally:
+            self._lines.remove(line)
+            self.repaint(now=True)
+            if not self._lines:
+                self._live.stop()
+                self._live = None
+
+    def repaint(self, *, now: bool = False) -> None:
+        """Redraw the live lines, at most ten times a second unless `now`."""
+        if self._live is None or not (now or time.monotonic() - self._painted >= _REPAINT):
+            return
+        self._painted = time.monotonic()
+        self._live.update(Group(*(line.text for line in self._lines)), refresh=True)
+
+    def emit(self, kind: str, **fields: Json) -> None:
+        """One JSON line on stdout, unless quiet."""
+        if not self.quiet:
+            self._write_json({"type": kind, **fields})
+
+    def _write_json(self, row: Mapping[str, Json]) -> None:
+        self._print(self._out, orjson.dumps(row).decode())
+
+    def _print(self, console: RichConsole, content: str | Text | Table) -> None:
+        try:
+            console.print(content, soft_wrap=not isinstance(content, Table))
+            console.file.flush()
+        except OSError:  # the reader or the terminal has gone; that is no reason to stop training
+            self.quiet = True
+
+
+def _rich(*, stderr: bool) -> RichConsole:
+    console = RichConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
+    return (
+        console
+        if console.is_terminal
+        else RichConsole(stderr=stderr, markup=False, highlight=False, emoji=False, width=_PLAIN_WIDTH)
+    )
+
+
+def _table(title: str, rows: Sequence[Mapping[str, Json]]) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    for name, value in rows[0].items():
+        table.add_column(Text(name), justify="right" if isinstance(value, int | float) else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
+    return table
