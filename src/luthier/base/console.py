@@ -183,7 +183,7 @@ class Console:
             self._write_json({"type": kind, **fields})
 
     def _write_json(self, row: Mapping[str, Json]) -> None:
-        self._print(self._out, orjson.dumps(row).decode())
+        self._print(self._out, Text(orjson.dumps(row).decode()))
 
     def _print(self, console: RichConsole, content: str | Text | Table) -> None:
         try:

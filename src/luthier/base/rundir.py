@@ -58,7 +58,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(staged, path)
+        Path(staged).replace(path)
         fsync_dir(path.parent)
     except OSError as error:
         if staged is not None:

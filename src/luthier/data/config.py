@@ -19,7 +19,7 @@ class DataConfig(Config):
     """Training sets: [hf::|ms::]path-or-hub-id[:subset][#N]. An existing local path always wins over parsing."""
     validation: tuple[str, ...] = ()
     """Validation sets, in the same notation."""
-    split_ratio: float = Field(0.0, ge=0.0, lt=1.0)
+    split_ratio: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the training rows held out for validation when no validation set is given."""
     interleave: tuple[float, ...] = ()
     """Sampling ratio of each training set; empty means all rows of all sets."""
@@ -31,19 +31,19 @@ class DataConfig(Config):
     """Hub for data-set ids without a prefix: Hugging Face or ModelScope."""
     bad_rows: BadRows = "fix"
     """A faulty row: 'strict' stops, 'drop' leaves it out, 'fix' repairs what has one safe repair and drops the rest."""
-    max_rejected: float = Field(0.5, ge=0.0, le=1.0)
+    max_rejected: float = Field(default=0.5, ge=0.0, le=1.0)
     """Refuse to train when a larger share of the rows was rejected."""
-    min_rows: int = Field(1, ge=1)
+    min_rows: int = Field(default=1, ge=1)
     """Refuse to train on fewer usable rows."""
-    max_row_bytes: int = Field(16 * 2**20, ge=1024)
+    max_row_bytes: int = Field(default=16 * 2**20, ge=1024)
     """A longer row is rejected before it is parsed."""
     system: str | None = None
     """System message for chats that bring none."""
-    self_name: tuple[str, ...] = Field((), max_length=2)
+    self_name: tuple[str, ...] = Field(default=(), max_length=2)
     """Replaces {{NAME}} in self-cognition rows: one value, or two (Chinese, English)."""
-    self_author: tuple[str, ...] = Field((), max_length=2)
+    self_author: tuple[str, ...] = Field(default=(), max_length=2)
     """Replaces {{AUTHOR}} in self-cognition rows: one value, or two (Chinese, English)."""
-    max_length: int = Field(2048, ge=8)
+    max_length: int = Field(default=2048, ge=8)
     """Longest sequence in tokens; also the size of a pack. Capped by what the model can hold."""
     overlong: Overlong | None = None
     """Longer rows: 'truncate', 'drop' or 'split'. Unset: 'truncate' for chats, 'split' for pre-training."""
@@ -53,11 +53,11 @@ class DataConfig(Config):
     """Shuffle the training rows anew in each epoch."""
     streaming: bool = False
     """Tokenise while training instead of before; needs max_steps."""
-    shuffle_buffer: int = Field(10_000, ge=1)
+    shuffle_buffer: int = Field(default=10_000, ge=1)
     """Rows held for shuffling when streaming."""
-    tokenize_workers: int | None = Field(None, ge=1)
+    tokenize_workers: int | None = Field(default=None, ge=1)
     """Processes that tokenise. Unset: one per core, or none for small sets."""
-    loader_workers: int = Field(1, ge=0)
+    loader_workers: int = Field(default=1, ge=0)
     """Threads that prepare batches ahead of the step; 0 prepares them in the step."""
     cache_dir: str | None = None
     """Where tokenised data is kept. Unset: $LUTHIER_CACHE or ~/.cache/luthier."""

@@ -15,19 +15,19 @@ ScheduleName = Literal["linear", "cosine", "constant"]
 class StepConfig(Config):
     """How a step is made and how long training lasts."""
 
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
     """Passes over the training set; max_steps wins when set."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps."""
-    micro_batch: int = Field(1, ge=1)
+    micro_batch: int = Field(default=1, ge=1)
     """Samples (or packs) of one device in one micro-batch."""
-    accumulation: int = Field(16, ge=1)
+    accumulation: int = Field(default=16, ge=1)
     """Micro-batches of one device in one step. micro_batch x accumulation x devices samples make a step."""
     gradient_checkpointing: bool | None = None
     """Recompute activations in the backward pass to save memory. Unset: on with a GPU, off on a CPU."""
-    ema_decay: float | None = Field(None, gt=0, lt=1)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the trained weights; it is what is evaluated and saved at the end."""
-    skip_limit: int = Field(5, ge=1)
+    skip_limit: int = Field(default=5, ge=1)
     """Non-finite steps in a row before going back to the last good checkpoint, once."""
 
 
@@ -36,53 +36,53 @@ class OptimConfig(Config):
 
     name: OptimizerName = "adamw"
     """Optimizer. muon uses adamw for whatever is not a matrix."""
-    learning_rate: float | None = Field(None, ge=0)
+    learning_rate: float | None = Field(default=None, ge=0)
     """Peak learning rate. Unset: 1e-4 for adapters, 1e-5 for full tuning, 3e-4 for pre-training from scratch."""
-    weight_decay: float = Field(0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Decay of matrices; biases, norms and other vectors are not decayed."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """First-moment decay; momentum for sgd and muon."""
-    beta2: float = Field(0.95, ge=0, lt=1)
+    beta2: float = Field(default=0.95, ge=0, lt=1)
     """Second-moment decay."""
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0)
     """Added to the denominator."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip the gradient to this norm; 0 does not clip."""
-    layer_decay: float = Field(1.0, gt=0, le=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Learning rate of each layer relative to the one above it."""
     schedule: ScheduleName = "cosine"
     """Shape of the learning rate after warm-up."""
-    warmup_ratio: float = Field(0.0, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps that warm up linearly."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Warm-up steps; wins over warmup_ratio."""
-    min_ratio: float = Field(0.0, ge=0, le=1)
+    min_ratio: float = Field(default=0.0, ge=0, le=1)
     """Floor of the schedule, as a share of the peak."""
 
 
 class EvalConfig(Config):
     """Evaluation on the validation set while training."""
 
-    every: int | None = Field(None, ge=1)
+    every: int | None = Field(default=None, ge=1)
     """Steps between evaluations. Unset: as often as checkpoints."""
-    micro_batch: int | None = Field(None, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
     """Samples of one device in one evaluation batch. Unset: as in training."""
     metric: str = "loss"
     """Metric that says which checkpoint is best."""
     higher_is_better: bool = False
     """Whether a higher value of the metric is better."""
-    patience: int | None = Field(None, ge=1)
+    patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without improvement. Unset: never."""
-    min_delta: float = Field(0.0, ge=0)
+    min_delta: float = Field(default=0.0, ge=0)
     """Smallest change that counts as improvement."""
 
 
 class SaveConfig(Config):
     """Checkpoints."""
 
-    every: int | None = Field(500, ge=1)
+    every: int | None = Field(default=500, ge=1)
     """Steps between checkpoints; unset: only at the end."""
-    total_limit: int | None = Field(2, ge=1)
+    total_limit: int | None = Field(default=2, ge=1)
     """Checkpoints kept; the best and the last verified one always are. Unset: all."""
     resume: str | None = None
     """Checkpoint or run directory to continue from."""
@@ -93,7 +93,7 @@ class SaveConfig(Config):
 class LogConfig(Config):
     """What is written down while training."""
 
-    every: int = Field(5, ge=1)
+    every: int = Field(default=5, ge=1)
     """Steps between log lines."""
     report_to: tuple[Literal["tensorboard", "wandb", "swanlab", "trackio", "mlflow", "none"], ...] = ("tensorboard",)
     """Trackers that receive the metrics, besides metrics.jsonl."""

@@ -42,11 +42,11 @@ class Freeze(Config):
     """Some of the weights move; embeddings and head only when asked for by pattern."""
 
     type: Literal["freeze"] = "freeze"
-    first_layers: int = Field(0, ge=0)
+    first_layers: int = Field(default=0, ge=0)
     """Train this many layers from the bottom."""
-    last_layers: int = Field(0, ge=0)
+    last_layers: int = Field(default=0, ge=0)
     """Train this many layers from the top."""
-    ratio: float = Field(0.0, ge=0.0, le=1.0)
+    ratio: float = Field(default=0.0, ge=0.0, le=1.0)
     """Train this share of the layers, from the top."""
     pattern: str | None = None
     """Train every parameter whose name matches this regular expression."""
@@ -62,11 +62,11 @@ class Lora(Config):
     """Low-rank adapters (Hu et al. 2021) in PEFT's format."""
 
     type: Literal["lora"] = "lora"
-    rank: int = Field(8, ge=1)
+    rank: int = Field(default=8, ge=1)
     """Rank of the adapters."""
-    alpha: float = Field(32.0, gt=0)
+    alpha: float = Field(default=32.0, gt=0)
     """Scale: the adapter's product is multiplied by alpha / rank."""
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input."""
     target: str | tuple[str, ...] = "all-linear"
     """Layers that get adapters: all-linear, a list of module names, or a regular expression."""
@@ -78,7 +78,7 @@ class Lora(Config):
     """Decompose weights into magnitude and direction (DoRA)."""
     init: Literal["default", "gaussian", "pissa", "olora"] = "default"
     """How adapters start."""
-    plus_ratio: float | None = Field(None, gt=0)
+    plus_ratio: float | None = Field(default=None, gt=0)
     """LoRA+: learning rate of B is this many times the one of A."""
 
 
