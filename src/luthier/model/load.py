@@ -1,0 +1,317 @@
+"""Loading a tokenizer and a model, and the Model that every other room works with.
+
+Legend: T packed tokens, S sequences, L tokens of the longest sequence, R rows, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging as transformers_logging
+
+from luthier.base.errors import ModelError
+from luthier.data.batch import Batch
+from luthier.model import attention, probe
+from luthier.model.config import ModelConfig
+from luthier.model.folder import check_weights, first_line, model_folder, read_json
+from luthier.model.logprobs import chunk_rows, token_logprobs
+
+
+class Model:
+    """A causal language model with its tokenizer: hidden states and log-probabilities of packed batches.
+
+    Attributes:
+        network: the transformers model, or the PEFT model around it once a method has wrapped it.
+        base: the transformers model itself; a method changes it in place.
+        dtype: the arithmetic's type; weights may be held wider.
+        max_length: longest sequence the model can hold, in tokens.
+        source: folder or hub id as the user gave it.
+        packed: whether sequences run end to end without padding.
+        note: one sentence for the user about how the model is run, if there is something to say.
+    """
+
+    def __init__(
+        self,
+        network: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_length: int,
+        source: str,
+        packed: bool,
+        note: str | None,
+    ):
+        self.network: nn.Module = network
+        self.base = network
+        self.tokenizer = tokenizer
+        self.device, self.dtype = device, dtype
+        self.max_length = max_length
+        self.source = source
+        self.packed, self.note = packed, note
+        self.finish = probe.finish_of(network)
+        self.vocabulary = int(network.get_output_embeddings().weight.shape[0])
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """hidden_TD after the final norm, in the batch's order.  An empty batch gives [0, D] with a graph."""
+        if not batch.lengths:
+            # One token goes through and is cut away, so every rank of a step makes the same collectives.
+            token_T = torch.zeros(1, dtype=torch.int64, device=self.device)
+            return self._hidden(token_T, token_T, (1,), (0, 1))[:0]
+        return self._hidden(batch.ids_T, batch.positions_T, batch.lengths, batch.offsets)
+
+    def logprobs(self, batch: Batch, hidden_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """logprobs_T (float32) of the targets and correct_T (bool: the target is the argmax), where weights_T != 0.
+
+        Both are 0 elsewhere.  See `model.logprobs`.
+        """
+        hidden_TD = self.hidden(batch) if hidden_TD is None else hidden_TD
+        rows = chunk_rows(self.vocabulary, self.device)
+        return token_logprobs(self.logits, hidden_TD, batch.targets_T, batch.weights_T, rows_at_once=rows)
+
+    def logits(self, hidden_RD: Tensor) -> Tensor:
+        """hidden_RD -> logits_RV: the head and the model's own scale or cap."""
+        with self._arithmetic():
+            return self.finish(self.base.get_output_embeddings()(hidden_RD))
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that move, by name, in the network's order."""
+        return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
+
+    def anchor(self) -> Tensor:
+        """A scalar 0 with a graph through every trained weight.  []"""
+        total = torch.zeros((), device=self.device)
+        for weight in self.trained().values():
+            total = total + weight.flatten()[:0].sum()
+        return total
+
+    def train_mode(self, gradient_checkpointing: bool) -> None:
+        """Dropout on; with `gradient_checkpointing` each layer is computed again in the backward pass."""
+        if gradient_checkpointing:
+            self.base.gradient_checkpointing_enable({"use_reentrant": False})
+        elif self.base.is_gradient_checkpointing:
+            self.base.gradient_checkpointing_disable()
+        self.network.train()
+
+    def eval_mode(self) -> None:
+        """Dropout off."""
+        self.network.eval()
+
+    def _arithmetic(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths: tuple[int, ...], offsets: tuple[int, ...]) -> Tensor:
+        decoder: Callable[..., Any] = self.base.get_decoder()
+        if self.packed:
+            packing = attention.Packing.of(lengths, offsets, self.device)
+            with self._arithmetic(), attention.packed_forward():
+                return decoder(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, packing=packing)[
+                    0
+                ][0]
+        within_SL = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
+        ids_SL = torch.zeros_like(within_SL, dtype=torch.int64).masked_scatter(within_SL, ids_T)
+        positions_SL = torch.zeros_like(ids_SL).masked_scatter(within_SL, positions_T)
+        with self._arithmetic():
+            hidden_SLD = decoder(
+                input_ids=ids_SL, attention_mask=within_SL.long(), position_ids=positions_SL, use_cache=False
+            )[0]
+        return hidden_SLD[within_SL]
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
+    """The model's own tokenizer.
+
+    Raises:
+        ModelError: there is none, it is not a fast one, or it needs code of its own.
+    """
+    folder = model_folder(config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            "the model has no usable tokenizer",
+            where=str(folder),
+            code="no_tokenizer",
+            fix=f"Put its tokenizer.json and tokenizer_config.json beside the weights ({first_line(error)})",
+        ) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise ModelError(
+            "the tokenizer has no tokenizer.json, and slow tokenizers cannot mark which tokens are trained",
+            where=str(folder),
+            code="no_tokenizer",
+            fix="Convert it once with transformers and save it beside the weights",
+        )
+    return tokenizer
+
+
+def load_model(
+    config: ModelConfig, device: torch.device, *, tokenizer: PreTrainedTokenizerFast, trained: bool
+) -> Model:
+    """Load a model; safetensors only, and never with a weight that was not in the files.
+
+    With `trained` the weights keep the type they are stored in, so that `methods.apply` can widen those that move
+    without loss; otherwise they are held in the arithmetic's type.
+
+    Raises:
+        ModelError: naming what is missing or wrong, and what to do.
+    """
+    folder = model_folder(config)
+    settings = _settings(folder, config)
+    check_weights(folder)
+    dtype = arithmetic_dtype(config.dtype, device)
+    network = _network(folder, config, settings, "auto" if trained else dtype)
+    network.requires_grad_(False).eval().to(device)  # pyright: ignore[reportArgumentType]
+    rows = network.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows",
+            where=str(folder),
+            fix="Use the tokenizer that the model was trained with",
+        )
+    packed, note = _choose_attention(network, config)
+    return Model(
+        network,
+        tokenizer,
+        device=device,
+        dtype=dtype,
+        max_length=_max_length(settings, tokenizer),
+        source=config.path,
+        packed=packed,
+        note=note,
+    )
+
+
+def arithmetic_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type that `ModelConfig.dtype` stands for on a device."""
+    if name == "auto":
+        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.bfloat16 if has_bfloat16 else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _settings(folder: Path, config: ModelConfig) -> PreTrainedConfig:
+    """The model's config, once it is known to be a causal language model that transformers itself implements."""
+    if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
+        raise ModelError(
+            "is an adapter, not a model",
+            where=str(folder),
+            fix="Give its base as --model and this folder as --adapters",
+        )
+    raw = read_json(folder / "config.json")
+    kind, architectures = raw.get("model_type"), raw.get("architectures") or []
+    native = kind in CONFIG_MAPPING
+    if not native and "auto_map" in raw and not config.trust_remote_code:
+        raise ModelError(
+            "the model brings Python code of its own, which is not run unless asked for",
+            where=str(folder),
+            code="remote_code",
+            fix="If you trust it, add --trust_remote_code true",
+        )
+    if not native and "auto_map" not in raw:
+        raise ModelError(
+            f"transformers {transformers.__version__} does not know the model type {kind!r}",
+            where=str(folder / "config.json"),
+            code="unknown_architecture",
+            fix="A newer transformers may",
+        )
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if native and (kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or architectures and causal.isdisjoint(architectures)):
+        raise ModelError(
+            f"{', '.join(architectures) or kind} is not a causal language model",
+            where=str(folder / "config.json"),
+            code="wrong_architecture",
+            fix="Give a model whose architecture ends in ForCausalLM",
+        )
+    return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+
+
+def _network(
+    folder: Path, config: ModelConfig, settings: PreTrainedConfig, dtype: torch.dtype | Literal["auto"]
+) -> PreTrainedModel:
+    """The transformers model with every weight taken from the files."""
+    caps_scores = getattr(settings.get_text_config(), "attn_logit_softcapping", None) is not None
+    if caps_scores and config.attention == "sdpa":
+        raise ModelError(
+            "this model caps its attention scores, which SDPA cannot compute",
+            where="--attn_impl sdpa",
+            fix="Use auto or eager",
+        )
+    with _quiet():
+        network, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=settings,
+            dtype=dtype,
+            attn_implementation="eager" if caps_scores or config.attention == "eager" else None,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+        )
+    faults = {
+        "missing": report["missing_keys"],
+        "of another shape": [item[0] for item in report["mismatched_keys"]],
+        "not known to the model": report["unexpected_keys"],
+    }
+    for fault, names in faults.items():
+        if names:
+            shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
+            raise ModelError(
+                f"{len(names)} weights are {fault}: {shown}",
+                where=str(folder),
+                code="wrong_weights",
+                fix="The weights and config.json do not belong together; download the model again",
+            )
+    return network
+
+
+def _choose_attention(network: PreTrainedModel, config: ModelConfig) -> tuple[bool, str | None]:
+    """Switch to packed attention where it is wanted and exact; else say why sequences are padded."""
+    if config.attention in ("sdpa", "eager"):
+        return False, None
+    reason = attention.obstacle(network)
+    if reason is None:
+        before = network.config._attn_implementation
+        network.set_attn_implementation(attention.NAME)
+        if probe.runs_packed(network):
+            return True, None
+        network.set_attn_implementation(before)
+        reason = "its sequences would see each other"
+    if config.attention == "packed":
+        raise ModelError(f"this model cannot run packed: {reason}", where="--attn_impl packed", fix="Use auto")
+    return False, f"Sequences are padded, not packed: {type(network).__name__} cannot run packed, {reason}"
+
+
+def _max_length(settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> int:
+    """Positions of the model; where it names none, what the tokenizer says."""
+    positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
+    return int(positions or min(tokenizer.model_max_length, 2**31 - 1))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' own report of a load is replaced by our errors."""
+    level = transformers_logging.get_verbosity()
+    progress = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if progress:
+            transformers_logging.enable_progress_bar()
