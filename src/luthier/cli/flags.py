@@ -1,0 +1,189 @@
+"""From command-line words to a tree of overrides.
+
+A flag is a dotted path (`--optim.learning_rate`), the last name of a path when only one path ends in it
+(`--learning_rate`), or a name known from other tools (`familiar.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import pydantic
+import yaml
+
+from luthier.base.config import Config, Tree, assign, nearest
+from luthier.base.errors import ConfigError
+from luthier.cli.familiar import FAMILIAR, WORDS
+from luthier.cli.leaves import Leaf, leaves
+from luthier.cli.translate import Ignored, Means, Refused
+
+UNSET = "null"
+"""The word that unsets an optional setting."""
+
+
+@dataclass
+class Parsed:
+    """What the command line changes, and what it asked for that changes nothing."""
+
+    tree: Tree = field(default_factory=dict[str, Any])
+    notes: list[str] = field(default_factory=list[str])
+
+
+def parse(argv: Sequence[str], kind: type[Config]) -> Parsed:
+    """Read flags into overrides of `kind`.
+
+    `--x value`, `--x=value`, several values for lists, `--x` and `--no_x` for switches, JSON for mappings; dashes
+    and underscores are the same, and the word null unsets.
+
+    Raises:
+        ConfigError: unknown, ambiguous, repeated or refused flags, and values of the wrong type.
+    """
+    known = leaves(kind)
+    parsed = Parsed()
+    seen: dict[str, str] = {}
+    for flag, words in _split(argv):
+        for path, value in _read(flag, words, known, parsed.notes):
+            if path in seen:
+                fix = f"{seen[path]} says the same" if seen[path] != flag else None
+                raise ConfigError("given twice", where=flag, code="repeated_flag", fix=fix)
+            seen[path] = flag
+            assign(parsed.tree, path, value)
+    method = parsed.tree.get("method", {})
+    if method.get("type") == "full" and _fitting("method", method, known) == {"freeze"}:
+        method["type"] = "freeze"  # other tools say "full" and name the frozen part
+        parsed.notes.append("full with frozen parts is called freeze here: --train_type freeze")
+    return parsed
+
+
+def choose_members(tree: Tree, kind: type[Config]) -> None:
+    """Fill in the `type` of unions: the one member that has the settings given, else the default one."""
+    known = leaves(kind)
+    for group, below in tree.items():
+        chosen = known.get(f"{group}.type")
+        if chosen is None or not chosen.owners or not isinstance(below, dict) or "type" in below:
+            continue
+        fitting = _fitting(group, below, known)
+        below["type"] = fitting.pop() if len(fitting) == 1 else chosen.default
+
+
+def _fitting(group: str, below: Tree, known: Mapping[str, Leaf]) -> set[str]:
+    """The union members that have every setting given."""
+    members = set(known[f"{group}.type"].owners)
+    for name in below:
+        path = f"{group}.{name}"
+        if path in known and name != "type":
+            members &= set(known[path].owners)
+    return members
+
+
+def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each flag with the words that follow it."""
+    found: list[tuple[str, list[str]]] = []
+    for word in argv:
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            found.append(("--" + flag[2:].replace("-", "_"), [value] if equals else []))
+        elif found:
+            found[-1][1].append(word)
+        else:
+            raise ConfigError(f"unexpected word {word!r}", code="bad_usage", fix="Settings are given as --name value")
+    return found
+
+
+def _read(flag: str, words: list[str], known: Mapping[str, Leaf], notes: list[str]) -> list[tuple[str, Any]]:
+    """The settings that one flag makes: (path, value) each."""
+    name = flag.removeprefix("--")
+    entry = FAMILIAR.get(name)
+    if isinstance(entry, Means) and name not in known:
+        meant = entry.read(flag, words)
+        if all(path in known for path in meant.values):
+            notes.extend(meant.notes)
+            return [(path, _convert(flag, known[path], value)) for path, value in meant.values.items()]
+    leaf = known.get(name) or _only(flag, name, known)
+    if leaf is not None:
+        return [(leaf.path, _convert(flag, leaf, words))]
+    if isinstance(entry, Ignored):
+        notes.append(f"{flag} changes nothing: {entry.why}")
+        return []
+    if isinstance(entry, Refused):
+        if words and words == [entry.unless]:
+            return []
+        raise ConfigError(entry.what, where=flag, fix=entry.fix, code="unsupported_flag")
+    off = _switched_off(flag, name, known)
+    if off is not None:
+        _expect(not words, flag, "no value", words)
+        return [(off.path, False)]
+    if not any(leaf.is_dict and name.startswith(leaf.path + ".") for leaf in known.values()):
+        raise _unknown(flag, name, known)
+    return [(name, yaml.safe_load(" ".join(words)))]
+
+
+def _only(flag: str, name: str, known: Mapping[str, Leaf]) -> Leaf | None:
+    """The one setting whose path ends in `name`, if any."""
+    same = [leaf for leaf in known.values() if leaf.name == name]
+    if len(same) > 1:
+        fix = "Say which: " + ", ".join(f"--{leaf.path}" for leaf in same)
+        raise ConfigError("this name stands for several settings", where=flag, code="ambiguous_flag", fix=fix)
+    return same[0] if same else None
+
+
+def _switched_off(flag: str, name: str, known: Mapping[str, Leaf]) -> Leaf | None:
+    """The switch that `--no_x` or `--a.no_x` turns off."""
+    group, dot, last = name.rpartition(".")
+    if not last.startswith("no_"):
+        return None
+    positive = group + dot + last.removeprefix("no_")
+    entry = FAMILIAR.get(positive)
+    path = entry.path if isinstance(entry, Means) and entry.path in known else positive
+    leaf = known.get(path) or _only(flag, path, known)
+    return leaf if leaf is not None and leaf.is_bool else None
+
+
+def _unknown(flag: str, name: str, known: Mapping[str, Leaf]) -> ConfigError:
+    usable = [other for other, entry in FAMILIAR.items() if isinstance(entry, Means) and entry.path in known]
+    hint = nearest(name, [*usable, *(leaf.name for leaf in known.values()), *known])
+    fix = f"Did you mean --{hint}?" if hint else "-h lists all flags"
+    return ConfigError("unknown flag", where=flag, code="unknown_flag", fix=fix)
+
+
+def _convert(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
+    """The value of a setting from the words after its flag."""
+    known_words = WORDS.get(leaf.path, {})
+    words = [known_words.get(word, word) for word in words]
+    if leaf.optional and words == [UNSET]:
+        return None
+    if leaf.is_bool:
+        _expect(len(words) < 2, flag, leaf.expected, words)
+        raw: Any = words[0] if words else True
+    elif leaf.is_dict:
+        raw = _json(flag, leaf, words)
+    elif leaf.is_many and not (leaf.is_one and len(words) == 1):
+        _expect(len(words) > 0, flag, leaf.expected, words)
+        raw = tuple(words)
+    else:
+        _expect(len(words) == 1, flag, leaf.expected, words)
+        raw = words[0]
+    annotation: Any = Annotated[(leaf.annotation, *leaf.constraints)] if leaf.constraints else leaf.annotation
+    try:
+        return pydantic.TypeAdapter(annotation).validate_python(raw)
+    except pydantic.ValidationError as error:
+        problem = error.errors()[0]
+        out_of_range = problem["type"].startswith(("greater", "less", "too_"))
+        limit = f" that {str(problem['msg']).removeprefix('Input ')}" if out_of_range else ""
+        _expect(False, flag, leaf.expected + limit, words)
+
+
+def _json(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
+    try:
+        return json.loads(" ".join(words))
+    except json.JSONDecodeError:
+        _expect(False, flag, leaf.expected, words)
+
+
+def _expect(fine: bool, flag: str, expected: str, words: Sequence[str]) -> None:
+    if not fine:
+        got = repr(" ".join(words)) if words else "nothing"
+        raise ConfigError(f"expected {expected}, got {got}", where=flag, code="bad_value")
