@@ -216,3 +216,11 @@ def test_sentences() -> None:
     assert plan_lines(replace(PLAN, world_size=2))["device"] == "2 x cpu"
     assert [count(n) for n in (7, 1500, 5_000_000, 7_620_000_000)] == ["7", "1.5k", "5M", "7.62B"]
     assert [duration(s) for s in (4.25, 65, 7384)] == ["4.2 s", "1:05", "2:03:04"]
+
+
+def test_going_back_to_a_checkpoint_replaces_the_rows_after_it(tmp_path: Path) -> None:
+    watch = open_watch(tmp_path)
+    for step, loss in ((5, 3.0), (10, 2.0), (15, 9.0), (10, 2.5), (15, 2.0)):
+        watch.log(replace(ROW, step=step, loss=loss))
+    rows = rows_of(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(5, 3.0), (10, 2.5), (15, 2.0)]

@@ -8,6 +8,7 @@ metrics.jsonl has every number anyway.
 from __future__ import annotations
 
 import hashlib
+import netrc
 import os
 import queue
 import re
@@ -18,6 +19,7 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -119,7 +121,6 @@ class Wandb:
 
     def start(self, run: TrackedRun) -> None:
         self._wandb = import_module("wandb")
-        known = os.environ.get("WANDB_MODE") or self._wandb.api.api_key
         self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", run.project),
             name=run.name,
@@ -127,7 +128,7 @@ class Wandb:
             resume="allow",
             dir=str(run.folder),
             config=dict(run.settings),
-            mode=None if known else "offline",
+            mode=os.environ.get("WANDB_MODE", "online" if _wandb_login() else "offline"),
             settings=self._wandb.Settings(silent=True, console="off"),
         )
 
@@ -138,8 +139,17 @@ class Wandb:
         self._wandb.finish()
 
 
+def _wandb_login() -> bool:
+    """Whether a key is known.  `wandb.init` would ask for one on the terminal, in the middle of training."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return "WANDB_API_KEY" in os.environ or netrc.netrc().authenticators(host) is not None
+    except (FileNotFoundError, netrc.NetrcParseError):
+        return False
+
+
 class Swanlab:
-    """SwanLab.  Never asks for a login: without a key it records on this machine."""
+    """SwanLab.  Never asks for a login: without a key it records on this machine.  A resumed run is a new entry."""
 
     _swanlab: ModuleType
 
@@ -178,7 +188,7 @@ class Trackio:
 
 
 class Mlflow:
-    """MLflow, at MLFLOW_TRACKING_URI or its own default."""
+    """MLflow, at MLFLOW_TRACKING_URI or its own default.  A resumed run is a new entry."""
 
     _mlflow: ModuleType
 

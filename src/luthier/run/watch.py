@@ -42,11 +42,8 @@ class Watch:
         self._line: Line | None = None
         self._losses: list[float] = []
         self._total_steps = 0
-        for name in (METRICS, EVENTS):
-            try:
-                run.truncate_rows(name, lambda row: _step_of(row) <= resumed_step)
-            except (OSError, RunError) as error:
-                console.warn(f"rows after step {resumed_step} could not be removed from {name}: {error}")
+        self._logged_step = resumed_step
+        self._forget_after(resumed_step, METRICS, EVENTS)
 
     def __enter__(self) -> Watch:
         return self
@@ -74,6 +71,9 @@ class Watch:
             self._line.update(f"{step_line(row)}  {sparkline(self._losses[-200:], 20)}")
 
     def log(self, row: StepRow) -> None:
+        if row.step <= self._logged_step:  # the engine went back to a checkpoint
+            self._forget_after(row.step - 1, METRICS)
+        self._logged_step = row.step
         self._losses.append(row.loss)
         fields = step_fields(row)
         if not self._console.paints:
@@ -112,6 +112,13 @@ class Watch:
             self._console.warn(message)
         self._append(EVENTS, row)
 
+    def _forget_after(self, step: int, *names: str) -> None:
+        for name in names:
+            try:
+                self._run.truncate_rows(name, lambda row: _step_of(row) <= step)
+            except (OSError, RunError) as error:
+                self._console.warn(f"rows after step {step} could not be removed from {name}: {error}")
+
     def _append(self, name: str, row: Mapping[str, Json]) -> None:
         try:
             self._run.append_json(name, row)
@@ -122,6 +129,20 @@ class Watch:
     def _track(self, step: int, prefix: str, values: Mapping[str, float]) -> None:
         for tracker in self._trackers:
             tracker.log(step, {f"{prefix}/{name}": value for name, value in values.items()})
+
+
+class Unwatched:
+    """The `Watcher` of ranks other than 0, which have nothing to say."""
+
+    def started(self, plan: RunPlan) -> None: ...
+
+    def step(self, row: StepRow) -> None: ...
+
+    def log(self, row: StepRow) -> None: ...
+
+    def evaluated(self, row: EvalRow) -> None: ...
+
+    def event(self, type: str, message: str, *, level: str = "info", **data: Json) -> None: ...
 
 
 def step_fields(row: StepRow) -> dict[str, Json]:

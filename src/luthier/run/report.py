@@ -1,0 +1,271 @@
+"""report.md: what was learned and from what, how well, what to distrust, and how to use it.
+
+`read_facts` collects what a run wrote down, `compose` turns it into text (a pure function), `write_report` does both
+and draws the plots.  A run that was stopped gets a report too.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
+
+import orjson
+
+from luthier.base.records import Json
+from luthier.base.rundir import RunDir, write_atomic
+from luthier.engine.watcher import RunPlan
+from luthier.model.config import Lora
+from luthier.run.config import RunConfig
+from luthier.run.plots import curve, draw, sparkline
+from luthier.run.watch import EVENTS, METRICS, duration, plan_lines
+
+Rows = Sequence[Mapping[str, Json]]
+
+FEW_ROWS = 100
+RISEN = 1.02
+"""An evaluation loss above its best by this factor counts as risen."""
+PICTURES = ("loss", "token_accuracy", "evaluation", "learning_rate", "grad_norm")
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended."""
+
+    reason: str
+    """In the engine's words: finished, early_stopped, or the signal that stopped it; `failed` for an error."""
+    step: int
+    """Optimizer steps taken, over all resumptions."""
+    seconds: float
+    """Wall time of this process, in seconds."""
+    checkpoint: Path | None
+    """The last verified checkpoint."""
+    best: Path | None
+    """The checkpoint with the best evaluation."""
+    message: str = ""
+    """What an error said."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nothing left to resume."""
+        return self.reason in ("finished", "early_stopped")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Everything the report is made from."""
+
+    run: Path
+    config: RunConfig
+    plan: RunPlan
+    ending: Ending
+    metrics: Rows
+    events: Rows
+    data: Mapping[str, Json]
+    environment: Mapping[str, Json]
+    memory: Mapping[str, Json]
+    pictures: Sequence[str]
+
+
+def write_report(run: RunDir, config: RunConfig, plan: RunPlan, ending: Ending) -> Path:
+    """Draw plots/*.png and write report.md into the run directory.
+
+    Raises:
+        RunError: code `disk_full` or `cannot_write`.
+    """
+    metrics = run.read_rows(METRICS)
+    pictures = draw(metrics)
+    for name, picture in pictures.items():
+        write_atomic(run.file(f"plots/{name}"), picture)
+    facts = Facts(
+        run=run.path,
+        config=config,
+        plan=plan,
+        ending=ending,
+        metrics=metrics,
+        events=run.read_rows(EVENTS),
+        data=_read_json(run.path / "data_report.json"),
+        environment=_read_json(run.path / "env.json"),
+        memory=_read_json(run.path / "memory.json"),
+        pictures=list(pictures),
+    )
+    return run.write_text("report.md", compose(facts))
+
+
+def _read_json(path: Path) -> dict[str, Json]:
+    return orjson.loads(path.read_bytes()) if path.exists() else {}
+
+
+def compose(facts: Facts) -> str:
+    """The report as Markdown."""
+    sections: dict[str, Callable[[Facts], list[str]]] = {
+        "What was learned, and from what": _what,
+        "How it went": _results,
+        "Before and after": _before_after,
+        "What to be careful about": _cautions,
+        "How to use the result": _usage,
+        "Time, memory, environment": _costs,
+    }
+    lines = [f"# {facts.run.name}: {headline(facts)}", ""]
+    for title, write in sections.items():
+        if body := write(facts):
+            lines += [f"## {title}", "", *body, ""]
+    return "\n".join(lines)
+
+
+def headline(facts: Facts) -> str:
+    """One sentence: how it ended."""
+    at = f"at step {facts.ending.step:,} of {facts.plan.steps:,}"
+    match facts.ending.reason:
+        case "finished":
+            return f"finished after {facts.ending.step:,} steps"
+        case "early_stopped":
+            return f"ended {at}, because the evaluation no longer improved"
+        case "failed":
+            return f"failed {at}"
+        case signal:
+            return f"stopped {at} by {signal}, can be resumed"
+
+
+def _what(facts: Facts) -> list[str]:
+    rows = plan_lines(facts.plan)
+    rows["learning rate"] = f"{facts.config.optim.learning_rate:g}, {facts.config.optim.schedule}"
+    rows["data sets"] = ", ".join(f"`{name}`" for name in facts.config.data.datasets)
+    lines = _table(("", ""), rows.items())
+    if facts.ending.message:
+        lines += ["", facts.ending.message]
+    return lines
+
+
+def _results(facts: Facts) -> list[str]:
+    rows: list[tuple[str, ...]] = []
+    for key, title, lower in (
+        ("loss", "training loss", True),
+        ("token_accuracy", "training token accuracy", False),
+        ("eval_loss", "evaluation loss", True),
+        ("eval_token_accuracy", "evaluation token accuracy", False),
+    ):
+        steps, values = curve(facts.metrics, key)
+        if values:
+            best = (min if lower else max)(range(len(values)), key=values.__getitem__)
+            at = f"{values[best]:.4f} (step {steps[best]:.0f})"
+            rows.append((title, f"{values[0]:.4f}", at, f"{values[-1]:.4f}", f"`{sparkline(values, 24)}`"))
+    if not rows:
+        return ["No step was logged."]
+    pictures = [
+        f"![{name.replace('_', ' ')}](plots/{name}.png)" for name in PICTURES if f"{name}.png" in facts.pictures
+    ]
+    return [*_table(("", "first", "best", "last", "curve"), rows), "", *pictures]
+
+
+def _before_after(facts: Facts) -> list[str]:
+    evaluations = [row for row in facts.metrics if "eval_seconds" in row]
+    if len(evaluations) < 2 or evaluations[0].get("step") != 0:
+        return []
+    first, last = evaluations[0], evaluations[-1]
+    rows: list[tuple[str, ...]] = []
+    for key, before in first.items():
+        after = last.get(key)
+        if key.startswith("eval_") and key != "eval_seconds" and _is_number(before) and _is_number(after):
+            name = key.removeprefix("eval_").replace("_", " ")
+            rows.append((name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"))
+    return ["On the evaluation set:", "", *_table(("", "before training", f"step {last['step']}", "change"), rows)]
+
+
+def _is_number(value: Json) -> TypeGuard[float]:
+    return isinstance(value, int | float)
+
+
+def _cautions(facts: Facts) -> list[str]:
+    return [f"- {line}" for line in cautions(facts)]
+
+
+def cautions(facts: Facts) -> list[str]:
+    """What an honest colleague would say about this run."""
+    plan, metrics = facts.plan, facts.metrics
+    found: list[str] = []
+    if not facts.ending.complete:
+        found.append("This run is not complete; the learning rate never reached the end of its schedule.")
+    if 0 < plan.samples < FEW_ROWS:
+        found.append(
+            f"Only {plan.samples} training samples: the model can repeat them by heart without learning the task."
+        )
+    _, losses = curve(metrics, "loss")
+    if len(losses) > 1 and losses[-1] >= losses[0]:
+        found.append("The training loss did not fall. Check the learning rate and, with `luthier preview`, the data.")
+    steps, values = curve(metrics, "eval_loss")
+    if not values:
+        found.append("No evaluation data: these numbers say how well the training data was fitted, nothing more.")
+    elif values[-1] > RISEN * min(values):
+        best = min(range(len(values)), key=values.__getitem__)
+        found.append(
+            f"The evaluation loss rose from {values[best]:.4f} at step {steps[best]:.0f} to {values[-1]:.4f}: the "
+            "model is learning the training rows by heart. Use the best checkpoint, or fewer epochs, or more data."
+        )
+    return found + _event_cautions(facts.events)
+
+
+def _event_cautions(events: Rows) -> list[str]:
+    sentences = {
+        "skipped_step": "steps had a loss or gradient that was not a number and were skipped",
+        "loss_spike": "steps had a loss far above the ones before",
+        "no_trained_tokens": "steps held no trained token",
+    }
+    kinds = [data.get("event") for row in events if isinstance(data := row.get("data"), dict)]
+    return [f"{n} {sentence}; see events.jsonl." for kind, sentence in sentences.items() if (n := kinds.count(kind))]
+
+
+def _usage(facts: Facts) -> list[str]:
+    commands = usage(facts.run, facts.config, facts.ending)
+    lines: list[str] = []
+    for title, command in commands.items():
+        lines += [f"{title}:", "", "```sh", command, "```", ""]
+    return lines[:-1]
+
+
+def usage(run: Path, config: RunConfig, ending: Ending) -> dict[str, str]:
+    """What can be done with a run now: a title and the exact command each."""
+    commands: dict[str, str] = {}
+    if not ending.complete:
+        commands["Go on where it stopped"] = shlex.join(
+            ["luthier", "train", str(run / "config.yaml"), "--resume_from_checkpoint", str(run)]
+        )
+    checkpoint = ending.best or ending.checkpoint
+    if checkpoint is None:
+        return commands
+    adapter = isinstance(config.method, Lora)
+    flag = "--adapters" if adapter else "--model"
+    commands["Talk to it"] = shlex.join(["luthier", "infer", flag, str(checkpoint)])
+    base = ["--model", config.model.path, "--adapters", str(checkpoint)] if adapter else ["--model", str(checkpoint)]
+    teach = ["luthier", config.objective.type, *base, "--train_type", config.method.type]
+    commands["Teach it more, from other data"] = f"{shlex.join(teach)} --dataset MORE.jsonl"
+    return commands
+
+
+def _costs(facts: Facts) -> list[str]:
+    last = next((row for row in reversed(facts.metrics) if "tokens" in row), {})
+    rows: dict[str, str] = {"wall time": duration(facts.ending.seconds)}
+    for key, title in (("tokens", "tokens read"), ("trained_tokens", "tokens trained on")):
+        value = last.get(key)
+        if isinstance(value, int | float):
+            rows[title] = f"{value:,.0f}"
+    _, speeds = curve(facts.metrics, "tokens_per_second")
+    if speeds:
+        rows["speed, median"] = f"{sorted(speeds)[len(speeds) // 2]:,.0f} tokens a second"
+    measured = facts.memory.get("measured")
+    if isinstance(measured, dict):
+        rows |= {name.replace("_gib", "").replace("_", " "): f"{value} GiB" for name, value in measured.items()}
+    for key in ("device", "cpu_cores", "ram_gib", "python", "platform", "git", "seed"):
+        if facts.environment.get(key) is not None:
+            rows[key.replace("_gib", " (GiB)").replace("_", " ")] = str(facts.environment[key])
+    packages = facts.environment.get("packages")
+    if isinstance(packages, dict):
+        rows["versions"] = ", ".join(f"{name} {found}" for name, found in packages.items())
+    return _table(("", ""), rows.items())
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *cells)]

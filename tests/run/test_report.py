@@ -1,0 +1,153 @@
+"""report.md: what it says about good, bad and interrupted runs; env.json and memory.json."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier.base.rundir import RunDir
+from luthier.data.config import DataConfig
+from luthier.engine.watcher import RunPlan
+from luthier.model.config import Full, ModelConfig
+from luthier.run.config import RunConfig, resolve
+from luthier.run.environment import environment, git_revision, measured_memory
+from luthier.run.report import Ending, Facts, cautions, compose, usage, write_report
+
+CONFIG = resolve(RunConfig(model=ModelConfig(path="models/my base"), data=DataConfig(datasets=("a.jsonl#500",))))
+PLAN = RunPlan(
+    model="models/my base",
+    parameters=5_000_000,
+    trained_parameters=50_000,
+    method="lora",
+    objective="sft",
+    samples=800,
+    tokens_per_epoch=123_456,
+    steps=50,
+    epochs=1.0,
+    global_batch=16,
+    device="cpu",
+    world_size=1,
+    run_dir="runs/v1",
+)
+ENDING = Ending("finished", 50, 65.0, Path("runs/v1/checkpoints/step-00000050"), None)
+
+
+def train_row(step: int, loss: float) -> dict:
+    return {"step": step, "loss": loss, "token_accuracy": 0.5, "tokens": step * 10, "tokens_per_second": 100.0}
+
+
+def eval_row(step: int, loss: float) -> dict:
+    return {"step": step, "eval_loss": loss, "eval_token_accuracy": 0.5, "eval_seconds": 1.0, "best": True}
+
+
+def facts(
+    metrics: list[dict], *, ending: Ending = ENDING, plan: RunPlan = PLAN, events: list[dict] | None = None
+) -> Facts:
+    return Facts(Path("runs/v1"), CONFIG, plan, ending, metrics, events or [], {}, {}, {}, [])
+
+
+GOOD = [
+    eval_row(0, 4.0),
+    train_row(1, 4.0),
+    train_row(25, 2.0),
+    eval_row(25, 2.1),
+    train_row(50, 1.0),
+    eval_row(50, 1.5),
+]
+
+
+def test_a_good_run_says_what_how_well_and_what_next() -> None:
+    text = compose(facts(GOOD))
+    assert text.startswith("# v1: finished after 50 steps\n")
+    assert "| trained | 50k parameters (1.00%) by lora |" in text
+    assert "| training loss | 4.0000 | 1.0000 (step 50) | 1.0000 |" in text
+    assert "| loss | 4.0000 | 1.5000 | -2.5000 |" in text  # before and after
+    assert "luthier infer --adapters runs/v1/checkpoints/step-00000050" in text
+    assert "resume" not in text
+    assert cautions(facts(GOOD)) == []
+
+
+def test_a_rising_evaluation_loss_is_called_overfitting() -> None:
+    rows = [train_row(1, 4.0), eval_row(25, 1.5), train_row(50, 0.1), eval_row(50, 1.9)]
+    (line,) = cautions(facts(rows))
+    assert "rose from 1.5000 at step 25 to 1.9000" in line
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"plan": replace(PLAN, samples=40)}, "Only 40 training samples"),
+        ({"metrics": [train_row(1, 2.0), train_row(50, 2.5), eval_row(50, 1.0)]}, "did not fall"),
+        ({"metrics": [train_row(1, 2.0), train_row(50, 1.5)]}, "No evaluation data"),
+        ({"ending": replace(ENDING, reason="SIGTERM", step=20)}, "not complete"),
+        ({"events": [{"data": {"event": "skipped_step", "step": 3}}] * 2}, "2 steps had a loss or gradient"),
+    ],
+)
+def test_each_reason_for_distrust_is_said(change: dict, words: str) -> None:
+    changed = {"metrics": GOOD} | change
+    (line,) = cautions(facts(changed.pop("metrics"), **changed))
+    assert words in line
+
+
+def test_a_stopped_run_says_so_and_how_to_resume() -> None:
+    text = compose(facts(GOOD, ending=replace(ENDING, reason="SIGTERM", step=20)))
+    assert text.startswith("# v1: stopped at step 20 of 50 by SIGTERM, can be resumed\n")
+    assert "luthier train runs/v1/config.yaml --resume_from_checkpoint runs/v1\n" in text
+
+
+def test_commands_survive_a_shell() -> None:
+    best = Path("runs/a b/checkpoints/step-00000025")
+    commands = usage(Path("runs/a b"), CONFIG, replace(ENDING, best=best))
+    assert shlex.split(commands["Talk to it"]) == ["luthier", "infer", "--adapters", str(best)]
+    assert shlex.split(commands["Teach it more, from other data"]) == [
+        "luthier", "sft", "--model", "models/my base", "--adapters", str(best), "--train_type", "lora",
+        "--dataset", "MORE.jsonl",
+    ]  # fmt: skip
+    full = CONFIG.model_copy(update={"method": Full()})
+    assert shlex.split(usage(Path("r"), full, ENDING)["Talk to it"])[2] == "--model"
+    assert usage(Path("r"), CONFIG, replace(ENDING, checkpoint=None)) == {}
+
+
+def test_report_and_pictures_are_written_into_the_run(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    for row in GOOD:
+        run.append_json("metrics.jsonl", row)
+    run.write_json("env.json", environment(7, torch.device("cpu")))
+    run.write_json("memory.json", measured_memory(torch.device("cpu")))
+    path = write_report(run, CONFIG, PLAN, ENDING)
+    text = path.read_text()
+    for name in ("loss", "evaluation"):
+        assert f"(plots/{name}.png)" in text
+        assert (tmp_path / "plots" / f"{name}.png").stat().st_size > 1000
+    assert f"torch {torch.__version__}" in text
+    assert "| seed | 7 |" in text
+    assert "resident peak" in text
+
+
+def test_a_run_that_never_logged_still_gets_a_report(tmp_path: Path) -> None:
+    ending = replace(ENDING, reason="failed", step=0, checkpoint=None, message="the loss is not finite")
+    text = write_report(RunDir(tmp_path), CONFIG, PLAN, ending).read_text()
+    assert "failed at step 0 of 50" in text
+    assert "the loss is not finite" in text
+    assert "No step was logged." in text
+
+
+def test_environment_holds_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secretsecretsecret")
+    found = environment(1, torch.device("cpu"))
+    assert "secret" not in str(found)
+    assert found["device"] == "cpu"
+    assert found["packages"]["torch"] == torch.__version__
+
+
+def test_no_git_revision_outside_a_repository(tmp_path: Path) -> None:
+    assert git_revision(tmp_path) is None
+
+
+def test_memory_is_measured() -> None:
+    measured = measured_memory(torch.device("cpu"))["measured"]
+    assert 0.05 < measured["resident_peak_gib"] < 64
