@@ -1,0 +1,238 @@
+"""Checkpoints that are whole or absent.
+
+    checkpoints/step-00000100/   artefact files, trained.safetensors, optimizer.safetensors, state.json, MANIFEST.json
+    checkpoints/LATEST, BEST     the name of a verified directory
+
+A checkpoint is written in a staging directory, every file hashed into MANIFEST.json and fsynced, renamed, and only
+then named by LATEST.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from luthier.base.errors import ConfigError, RunError
+from luthier.base.rundir import fsync_dir, storage_error, write_atomic
+
+MANIFEST, STATE, TRAINED, OPTIMIZER, EMA = (
+    "MANIFEST.json",
+    "state.json",
+    "trained.safetensors",
+    "optimizer.safetensors",
+    "ema.safetensors",
+)
+
+
+@dataclass(slots=True)
+class State:
+    """Everything a run needs besides tensors to go on as if it had never stopped.
+
+    Random numbers need no state: each step seeds itself from (seed, step, rank).
+    """
+
+    step: int = 0
+    epoch: int = 0
+    consumed: int = 0
+    tokens: int = 0
+    trained: float = 0.0
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    """Evaluations since the best one."""
+    skipped: int = 0
+    """Non-finite steps in a row."""
+    rolled_back: bool = False
+    """Whether the one return to a good checkpoint has been used."""
+    fingerprints: dict[str, str] | None = None
+    """Hashes of what may not change on resume: data, model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tensors:
+    """The exact tensors of a checkpoint, by name."""
+
+    trained: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    ema: dict[str, Tensor]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: `<run>/checkpoints`.
+        limit: how many to keep; the latest and the best are kept in any case.  None keeps all.
+    """
+
+    def __init__(self, folder: Path, limit: int | None):
+        self.folder, self.limit = folder, limit
+
+    def save(self, state: State, tensors: Tensors, artefact: Callable[[Path], None], *, best: bool) -> Path:
+        """Publish a checkpoint; `artefact` writes the files people use into the folder it is given.
+
+        Raises:
+            RunError: nothing was published and everything published before is untouched.
+        """
+        final = self.path(state.step)
+        staging = self.folder / f".staging-{state.step:08d}"
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir(parents=True)
+            artefact(staging)
+            for name, part in ((TRAINED, tensors.trained), (OPTIMIZER, tensors.optimizer), (EMA, tensors.ema)):
+                if part:
+                    save_file({key: value.detach().contiguous() for key, value in part.items()}, staging / name)
+            (staging / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
+            _seal(staging)
+            staging.rename(final)
+            fsync_dir(self.folder)
+        except OSError as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise storage_error(error, final) from error
+        except SafetensorError as error:  # safetensors reports a full disk in words of its own
+            shutil.rmtree(staging, ignore_errors=True)
+            full = "No space left" in str(error) or "os error 28" in str(error)
+            raise RunError(
+                f"cannot write: {error}", where=str(final), code="disk_full" if full else "cannot_write"
+            ) from error
+        except RunError:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        write_atomic(self.folder / "LATEST", final.name.encode())
+        if best:
+            write_atomic(self.folder / "BEST", final.name.encode())
+        self._rotate()
+        return final
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies or would lie."""
+        return self.folder / f"step-{step:08d}"
+
+    def all(self) -> list[Path]:
+        """Published checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".corrupt" and path.is_dir())
+
+    def named(self, pointer: str) -> Path | None:
+        """The directory LATEST or BEST points at."""
+        file = self.folder / pointer
+        return self.folder / file.read_text(encoding="utf-8").strip() if file.exists() else None
+
+    def latest(self, report: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint that verifies.  Broken ones are renamed to `.corrupt` and reported."""
+        for path in reversed(self.all()):
+            fault = verify(path)
+            if fault is None:
+                return path
+            report(set_aside(path, fault))
+        return None
+
+    def clean(self) -> None:
+        """Remove what a killed save left behind."""
+        for path in self.folder.glob(".staging-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _rotate(self) -> None:
+        if self.limit is None:
+            return
+        keep = {self.named("LATEST"), self.named("BEST")}
+        published = self.all()
+        for path in published[: -self.limit]:
+            if path not in keep:
+                # Renamed first, so that a kill in between never leaves half a checkpoint under a published name.
+                doomed = self.folder / f".staging-old-{path.name}"
+                path.rename(doomed)
+                shutil.rmtree(doomed, ignore_errors=True)
+
+
+def set_aside(path: Path, fault: str) -> str:
+    """Rename a broken checkpoint out of the way; returns what to tell the user."""
+    target = path.with_name(path.name + ".corrupt")
+    if target.exists():
+        shutil.rmtree(target)
+    path.rename(target)
+    return f"{path.name} is broken ({fault}); kept as {target.name}"
+
+
+def verify(path: Path) -> str | None:
+    """None when every file of a checkpoint is there with its recorded size and hash, else what is wrong."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "no readable MANIFEST.json"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+        if _sha256(file) != expected["sha256"]:
+            return f"{name} does not match its hash"
+    return None
+
+
+def read(path: Path) -> tuple[State, Tensors]:
+    """Take back what `save` wrote.
+
+    Raises:
+        ConfigError: the directory is not a checkpoint or does not verify.
+    """
+    fault = verify(path)
+    if fault is not None:
+        raise ConfigError(
+            f"this checkpoint cannot be resumed: {fault}",
+            where=str(path),
+            code="corrupt_checkpoint",
+            fix="Give the run directory instead to use its last good checkpoint",
+        )
+    state = State(**json.loads((path / STATE).read_text(encoding="utf-8")))
+    return state, Tensors(*(_tensors(path / name) for name in (TRAINED, OPTIMIZER, EMA)))
+
+
+def put(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy saved tensors into live ones of the same names, exactly."""
+    with torch.no_grad():
+        for name, tensor in named.items():
+            tensor.copy_(values[name])
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    """sha256 over the bytes of tensors, in order."""
+    hashed = hashlib.sha256()
+    for tensor in tensors:
+        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    return load_file(file) if file.exists() else {}
+
+
+def _seal(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"version": 1, "files": listed}, indent=2), encoding="utf-8")
+    for path in [*files, manifest]:
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        fsync_dir(path)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

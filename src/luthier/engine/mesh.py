@@ -1,0 +1,105 @@
+"""The devices one run trains on, and the few sums they exchange."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from luthier.base.errors import ConfigError
+
+BUCKET = 16 * 2**20
+"""Gradient elements summed in one collective."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mesh:
+    """This process among all of them.  With one process every sum is the value itself."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and talks to people."""
+        return self.rank == 0
+
+    def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sum named scalars over all processes, in float64 and one collective."""
+        if not values:
+            return {}
+        stacked = torch.stack([value.detach().to(self.device, torch.float64) for value in values.values()])
+        if self.world > 1:
+            dist.all_reduce(stacked)
+        return dict(zip(values, stacked.unbind(), strict=True))
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Sum every parameter's gradient over all processes, in place and in a fixed order."""
+        if self.world == 1:
+            return
+        bucket: list[Tensor] = []
+        size = 0
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            if bucket and (size + parameter.grad.numel() > BUCKET or bucket[0].dtype != parameter.grad.dtype):
+                _sum_flat(bucket)
+                bucket, size = [], 0
+            bucket.append(parameter.grad)
+            size += parameter.grad.numel()
+        if bucket:
+            _sum_flat(bucket)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process."""
+        if self.world == 1:
+            return flag
+        return bool(self.sum({"flag": torch.tensor(float(flag))})["flag"] > 0)
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def _sum_flat(gradients: list[Tensor]) -> None:
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+    dist.all_reduce(flat)
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+@contextmanager
+def open_mesh(device: str) -> Iterator[Mesh]:
+    """Join the processes torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone.
+
+    Args:
+        device: cpu, cuda or auto (cuda when there is one).
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device.split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"unknown device {device!r}", where="--device", fix="Use cpu, cuda or auto")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device is visible", where="--device", fix="Run `luthier doctor`, or use cpu")
+    if kind == "cpu":
+        here = torch.device("cpu")
+    else:
+        here = torch.device("cuda", local if world > 1 else (torch.device(device).index if ":" in device else 0))
+        torch.cuda.set_device(here)
+    if world == 1:
+        yield Mesh(here)
+        return
+    dist.init_process_group("gloo" if kind == "cpu" else "nccl", timeout=timedelta(minutes=30))
+    try:
+        yield Mesh(here, rank, world)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,119 @@
+"""One optimizer step: count first, then sum each term over the micro-batches, so that any split gives one gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from luthier.data.batch import Batch
+from luthier.engine.mesh import Mesh
+from luthier.engine.objective import Objective, Terms
+from luthier.model.load import Model
+
+Pairs = dict[str, tuple[float, float]]
+"""Loss terms and metrics by name, each as (sum, count)."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step saw, over all devices."""
+
+    loss: float
+    """Every loss term over its own count, added up."""
+    means: Pairs
+    """Each loss term and each metric."""
+    grad_norm: float
+    """Before clipping."""
+    trained: float
+    """Sum of the loss terms' counts; 0 when there was nothing to learn from."""
+    tokens: int
+    """Tokens read."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are numbers."""
+        return all(abs(value) < float("inf") for value in (self.loss, self.grad_norm))
+
+
+def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: Mesh, *, max_norm: float) -> StepResult:
+    """Leave the step's gradient, clipped to `max_norm` (0: not clipped), in the trained weights' `.grad`.
+
+    Counts are summed over all micro-batches and devices before the first backward pass, so the loss is
+    sum(term) / sum(count) over the whole step however it was cut up.
+    """
+    objective.prepare(model, step)
+    total = mesh.sum(_add(objective.counts(batch) for batch in step))
+    seen: list[dict[str, Tensor]] = []
+    for batch in step:
+        terms = objective.sums(model, batch)
+        torch.stack([summed / _or_one(total[name]) for name, summed in terms.losses.items()]).sum().backward()
+        seen.append(_flat(terms))
+    trained = list(model.trained().values())
+    mesh.sum_gradients(trained)
+    norm = torch.nn.utils.clip_grad_norm_(trained, max_norm or float("inf"))
+    tokens = torch.tensor(float(sum(batch.tokens for batch in step)))
+    summed = mesh.sum({**_add(seen), "tokens": tokens})
+    # The one place a step waits for the device: all its numbers in one copy.
+    *values, grad_norm = torch.stack([*summed.values(), *total.values(), norm.to(torch.float64)]).tolist()
+    numbers = dict(zip([*summed, *(f"count/{name}" for name in total)], values, strict=True))
+    means = _pairs(numbers)
+    return StepResult(
+        loss=_loss(means, total),
+        means=means,
+        grad_norm=grad_norm,
+        trained=sum(means[name][1] for name in total),
+        tokens=round(numbers["tokens"]),
+    )
+
+
+@torch.no_grad()
+def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh: Mesh) -> dict[str, float]:
+    """`loss`, every loss term and every metric over a whole set, each as one sum over one count."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, Tensor] = {}
+    for batch in batches:
+        here = batch.to(mesh.device)
+        objective.prepare(model, [here])
+        sums = _add([sums, _flat(objective.sums(model, here))])
+        counts = _add([counts, objective.counts(here)])
+    total = mesh.sum(counts)
+    numbers = {name: float(value) for name, value in mesh.sum(sums).items()}
+    means = _pairs({**numbers, **{f"count/{name}": float(value) for name, value in total.items()}})
+    return {"loss": _loss(means, total), **{name: ratio(pair) for name, pair in means.items()}}
+
+
+def ratio(pair: tuple[float, float]) -> float:
+    """sum / count; 0 when nothing was counted."""
+    return pair[0] / pair[1] if pair[1] > 0 else 0.0
+
+
+def _or_one(count: Tensor) -> Tensor:
+    return torch.where(count > 0, count, torch.ones_like(count))
+
+
+def _flat(terms: Terms) -> dict[str, Tensor]:
+    """Sums and counts under names that cannot collide, without graph and in float64."""
+    flat = {f"sum/{name}": value for name, value in terms.losses.items()}
+    for name, (total, count) in terms.metrics.items():
+        flat[f"sum/{name}"], flat[f"count/{name}"] = total, count
+    return {name: value.detach().to(torch.float64) for name, value in flat.items()}
+
+
+def _add(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    added: dict[str, Tensor] = {}
+    for part in parts:
+        for name, value in part.items():
+            added[name] = added[name] + value if name in added else value
+    return added
+
+
+def _pairs(numbers: Mapping[str, float]) -> Pairs:
+    names = [name.removeprefix("sum/") for name in numbers if name.startswith("sum/")]
+    return {name: (numbers[f"sum/{name}"], numbers[f"count/{name}"]) for name in names}
+
+
+def _loss(means: Pairs, terms: Iterable[str]) -> float:
+    return sum(ratio(means[name]) for name in terms)

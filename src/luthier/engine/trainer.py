@@ -1,0 +1,325 @@
+"""The training loop: steps, logs, evaluations, checkpoints, and what to do when something goes wrong."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from luthier.base.errors import RunError
+from luthier.data.batch import Batch
+from luthier.data.loader import Cursor, Share, Source, Step, evaluation_batches, load
+from luthier.data.tokens import Groups
+from luthier.engine.checkpoint import Checkpoints, State, Tensors, put, read
+from luthier.engine.config import EvalConfig, OptimConfig, SaveConfig, StepConfig
+from luthier.engine.ema import Ema
+from luthier.engine.mesh import Mesh
+from luthier.engine.meters import Clock, Means, Outliers, peak_memory
+from luthier.engine.objective import Objective
+from luthier.engine.optim import Optimizer, schedule
+from luthier.engine.signals import StopRequest, stop_requests
+from luthier.engine.step import StepResult, evaluate, gradients
+from luthier.engine.watcher import EvalRow, StepRow, Watcher
+from luthier.model.load import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The engine's share of the config."""
+
+    train: StepConfig
+    optim: OptimConfig
+    eval: EvalConfig
+    save: SaveConfig
+    log_every: int
+    seed: int
+    loader_workers: int
+    total_steps: int
+    gradient_checkpointing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Where steps come from and what they are judged on."""
+
+    source: Source
+    share: Share
+    validation: Groups | None
+    validation_share: Share
+    per_epoch: int | None
+    """Samples of one epoch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How training ended."""
+
+    state: State
+    reason: str
+    """finished, early_stopped, or the signal that stopped it."""
+    checkpoint: Path | None
+
+
+class Trainer:
+    """Runs one objective on one model until it is done, stopped, or beyond repair.
+
+    Args:
+        artefact: writes the files people use (adapter or model) into a folder.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        objective: Objective,
+        optimizer: Optimizer,
+        data: Data,
+        settings: Settings,
+        checkpoints: Checkpoints,
+        watcher: Watcher,
+        mesh: Mesh,
+        artefact: Callable[[Path], None],
+    ):
+        self.model, self.objective, self.optimizer, self.data = model, objective, optimizer, data
+        self.settings, self.checkpoints, self.watcher, self.mesh = settings, checkpoints, watcher, mesh
+        self.artefact = artefact
+        self.state = State()
+        self.ema = Ema(model.trained(), settings.train.ema_decay) if settings.train.ema_decay else None
+        self.saved: Path | None = None
+        self._since_log = Means()
+        self._outliers = Outliers()
+        self._clock = Clock()
+        self._warned_empty = False
+
+    def restore(self, checkpoint: Path) -> None:
+        """Take weights, optimizer and position from a verified checkpoint, bit for bit."""
+        self.state, tensors = read(checkpoint)
+        put(self.model.trained(), tensors.trained)
+        self.optimizer.load(tensors.optimizer)
+        if self.ema is not None and tensors.ema:
+            put(self.ema.weights, tensors.ema)
+        self.saved = checkpoint
+
+    def fit(self) -> Outcome:
+        """Train from the current state to the end.
+
+        Raises:
+            RunError: non-finite losses that one return to a good checkpoint did not cure, a step whose gradients
+                are all zero, or a final checkpoint that cannot be written.
+        """
+        with stop_requests() as request:
+            reason = None
+            while reason is None:
+                with closing(self._steps()) as steps:
+                    reason = self._run(steps, request)
+            self._save(final=True)
+        return Outcome(self.state, reason, self.saved)
+
+    def _steps(self) -> Generator[Step]:
+        cursor = Cursor(self.state.epoch, self.state.consumed)
+        return load(self.data.source, cursor, self.data.share, self.settings.loader_workers)
+
+    def _run(self, steps: Iterator[Step], request: StopRequest) -> str | None:
+        """Steps until there is a reason to end; None asks for another run from the restored state."""
+        self.model.train_mode(self.settings.gradient_checkpointing)
+        self._clock = Clock()
+        while self.state.step < self.settings.total_steps:
+            step = next(steps)
+            result = self._gradients(step)
+            if not self._sound(result):
+                if self._go_back():
+                    return None
+                self._advance(step, result)
+                continue
+            if result.trained > 0:
+                self.optimizer.step(schedule(self.settings.optim, self.state.step, self.settings.total_steps))
+                if self.ema is not None:
+                    self.ema.update(self.model.trained())
+            self._advance(step, result)
+            self._tell(step, result)
+            if self._due(self.settings.eval.every) and self._evaluate():
+                return "early_stopped"
+            if self._due(self.settings.save.every):
+                self._save()
+            if self.mesh.any(request.asked is not None):
+                self.watcher.event("stopping", f"{request.asked or 'another process'}: saving and stopping")
+                return request.asked or "SIGTERM"
+        if not self._due(self.settings.eval.every):
+            self._evaluate()
+        return "finished"
+
+    def _gradients(self, step: Step) -> StepResult:
+        # Every random number of a step is a function of (seed, step, rank), so a resumed step repeats itself.
+        torch.manual_seed((self.settings.seed * 1_000_003 + self.state.step) * 1_009 + self.mesh.rank)
+        self.optimizer.zero_grad()
+        batches = [batch.to(self.mesh.device) for batch in step.batches]
+        return gradients(
+            self.model, self.objective, batches, self.mesh, max_norm=self.settings.optim.max_grad_norm
+        )
+
+    def _sound(self, result: StepResult) -> bool:
+        """Whether the gradient may be used; says what is wrong with it otherwise."""
+        at = self.state.step + 1
+        if result.trained == 0:
+            if not self._warned_empty:
+                self._warned_empty = True
+                message = f"Step {at} has no trained token; such steps change nothing"
+                self.watcher.event("no_trained_tokens", message, level="warn", step=at)
+            return True
+        if result.grad_norm == 0.0 and result.loss != 0.0:
+            raise RunError(
+                f"step {at}: every gradient is zero although the loss is {result.loss:.4g}",
+                code="zero_gradients",
+                fix="Nothing would be learned; this is a fault in the model's code or in Luthier, please report it",
+            )
+        if result.finite:
+            self.state.skipped = 0
+            return True
+        self.state.skipped += 1
+        self.watcher.event(
+            "skipped_step", f"Step {at} is not finite (loss {result.loss}); its update is skipped", level="warn", step=at
+        )
+        return False
+
+    def _go_back(self) -> bool:
+        """After too many non-finite steps in a row: return to the last good checkpoint, once."""
+        if self.state.skipped < self.settings.train.skip_limit:
+            return False
+        step, fix = self.state.step, "Lower the learning rate, or look at the samples named in events.jsonl"
+        if self.state.rolled_back:
+            raise RunError(f"step {step}: the loss is not finite again", code="non_finite_loss", fix=fix)
+        good = self.checkpoints.latest(lambda message: self.watcher.event("corrupt_checkpoint", message, level="warn"))
+        if good is None:
+            raise RunError(
+                f"step {step}: the loss is not finite and there is no checkpoint to go back to",
+                code="non_finite_loss",
+                fix=fix,
+            )
+        self.restore(good)
+        self.state.rolled_back = True
+        self.state.skipped = 0
+        self.watcher.event("rolled_back", f"Back to step {self.state.step}: the loss was not finite", level="warn")
+        return True
+
+    def _advance(self, step: Step, result: StepResult) -> None:
+        self.state.step += 1
+        self.state.epoch, self.state.consumed = step.draw.next.epoch, step.draw.next.consumed
+        self.state.tokens += result.tokens
+        self.state.trained += result.trained
+        self._clock.add(result.tokens)
+
+    def _tell(self, step: Step, result: StepResult) -> None:
+        if result.trained > 0 and self._outliers.flag(result.loss):
+            samples = list(step.draw.samples[:64])
+            self.watcher.event(
+                "loss_spike",
+                f"Step {self.state.step}: loss {result.loss:.4f} stands out; samples {samples}",
+                level="warn",
+                step=self.state.step,
+                samples=[*samples],
+            )
+        self._since_log.add({**result.means, "loss": (result.loss, 1.0), "grad_norm": (result.grad_norm, 1.0)})
+        if not self.mesh.leads:
+            return
+        self.watcher.step(self._row({"loss": result.loss, "grad_norm": result.grad_norm}))
+        if self._due(self.settings.log_every) or self.state.step in (1, self.settings.total_steps):
+            self.watcher.log(self._row(self._since_log.read()))
+            self._since_log, self._clock = Means(), Clock()
+
+    def _row(self, means: Mapping[str, float]) -> StepRow:
+        tokens_per_second, seconds_per_step = self._clock.rates()
+        left = self.settings.total_steps - self.state.step
+        rate = schedule(self.settings.optim, self.state.step - 1, self.settings.total_steps) * self.optimizer.peak
+        return StepRow(
+            step=self.state.step,
+            total_steps=self.settings.total_steps,
+            epoch=self._epoch(),
+            loss=means["loss"],
+            metrics={name: value for name, value in means.items() if name not in ("loss", "grad_norm")},
+            grad_norm=means["grad_norm"],
+            learning_rate=rate,
+            tokens=self.state.tokens,
+            trained_tokens=round(self.state.trained),
+            tokens_per_second=tokens_per_second,
+            seconds_per_step=seconds_per_step,
+            memory_gib=peak_memory(self.mesh.device),
+            eta_seconds=left * seconds_per_step,
+        )
+
+    def _epoch(self) -> float:
+        """Passes over the training set so far."""
+        if not self.data.per_epoch:
+            return float(self.state.epoch)
+        return round(self.state.epoch + self.state.consumed / self.data.per_epoch, 4)
+
+    def _due(self, every: int | None) -> bool:
+        return every is not None and self.state.step % every == 0
+
+    def _evaluate(self) -> bool:
+        """Judge the weights on the validation set; whether patience has run out."""
+        if self.data.validation is None:
+            return False
+        config, start = self.settings.eval, time.perf_counter()
+        self.model.eval_mode()
+        live = self.ema.swap_in(self.model.trained()) if self.ema is not None else None
+        metrics = evaluate(self.model, self.objective, self._validation_batches(), self.mesh)
+        if live is not None:
+            put(self.model.trained(), live)
+        self.model.train_mode(self.settings.gradient_checkpointing)
+        if config.metric not in metrics:
+            raise RunError(
+                f"there is no metric {config.metric!r}; this objective has {', '.join(metrics)}",
+                where="--metric_for_best_model",
+            )
+        value = metrics[config.metric]
+        gain = (value - (self.state.best or 0.0)) * (1 if config.higher_is_better else -1)
+        best = self.state.best is None or gain > config.min_delta
+        if best:
+            self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
+        else:
+            self.state.stale += 1
+        seconds = time.perf_counter() - start
+        if self.mesh.leads:
+            self.watcher.evaluated(EvalRow(self.state.step, self._epoch(), metrics, seconds, best))
+        if best:
+            self._save(best=True)
+        self._clock = Clock()
+        return config.patience is not None and self.state.stale >= config.patience
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        assert self.data.validation is not None
+        return evaluation_batches(self.data.validation, self.data.validation_share)
+
+    def _save(self, *, best: bool = False, final: bool = False) -> None:
+        """Write a checkpoint unless this step has one.  A failure ends the run only when it is the final one."""
+        if self.saved == self.checkpoints.path(self.state.step):
+            return
+        error: RunError | None = None
+        if self.mesh.leads:
+            try:
+                path = self.checkpoints.save(self.state, self._tensors(), self._write_artefact, best=best)
+                self.watcher.event("checkpoint", f"Checkpoint {path.name}", step=self.state.step, path=str(path))
+            except RunError as caught:
+                error = caught
+                message = f"Checkpoint at step {self.state.step} failed: {error}"
+                self.watcher.event(error.code, message, level="error", step=self.state.step)
+        failed = self.mesh.any(error is not None)
+        if not failed:
+            self.saved = self.checkpoints.path(self.state.step)
+        elif final:
+            raise error or RunError("the final checkpoint could not be written", code="cannot_write")
+        self._clock = Clock()
+
+    def _tensors(self) -> Tensors:
+        ema: dict[str, Tensor] = self.ema.weights if self.ema is not None else {}
+        return Tensors({**self.model.trained()}, self.optimizer.state(), ema)
+
+    def _write_artefact(self, folder: Path) -> None:
+        live = self.ema.swap_in(self.model.trained()) if self.ema is not None else None
+        self.artefact(folder)
+        if live is not None:
+            put(self.model.trained(), live)

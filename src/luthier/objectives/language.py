@@ -1,0 +1,59 @@
+"""Language modelling: pre-training, continued pre-training and SFT are one loss with different weights.
+
+    loss = sum_t weight_t * -log p(token_t | tokens before it) / sum_t weight_t
+
+over every token of the optimizer step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from luthier.base.records import Record, Text
+from luthier.data.batch import Batch, Group
+from luthier.data.render import Renderer
+from luthier.engine.objective import Terms
+from luthier.model.load import Model
+from luthier.objectives.config import Pretrain, Sft
+
+
+class Language:
+    """Next-token prediction on texts and chats.
+
+    Args:
+        config: pretrain trains every token; sft the assistant's, unless a message's own weight says otherwise.
+    """
+
+    def __init__(self, config: Pretrain | Sft, renderer: Renderer):
+        self.renderer = renderer
+        self.train_on: Literal["assistant", "last", "all"] = "all" if isinstance(config, Pretrain) else config.train_on
+
+    @property
+    def key(self) -> str:
+        """What `encode` depends on besides the record: changes exactly when its output may."""
+        return f"language:{self.train_on}:{self.renderer.fingerprint}"
+
+    def encode(self, record: Record) -> Group | None:
+        """One sequence; None when nothing in it is trained.  Raises BadRow for a chat the template cannot render."""
+        if isinstance(record, Text):
+            tokens = self.renderer.text(record)
+        else:
+            tokens = self.renderer.chat(record, train_on=self.train_on)
+        return Group((tokens,)) if tokens.weights.any() else None
+
+    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
+        """Nothing to do: the loss needs no reference and no baseline."""
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return {"lm": batch.weights_T.sum(dtype=torch.float64)}
+
+    def sums(self, model: Model, batch: Batch) -> Terms:
+        logprobs_T, correct_T = model.logprobs(batch)
+        trained_T = batch.weights_T != 0
+        loss = -(logprobs_T * batch.weights_T).sum()
+        accuracy = (correct_T & trained_T).sum(), trained_T.sum()
+        return Terms({"lm": loss}, {"token_accuracy": accuracy})

@@ -1,0 +1,146 @@
+"""Schedules, parameter groups, and optimizer state that saves and loads exactly."""
+
+import pytest
+import torch
+from torch import nn
+
+from luthier.base.errors import MissingExtra
+from luthier.engine.config import OptimConfig
+from luthier.engine.optim import Optimizer, parameter_groups, schedule
+
+NAMES = ["adamw", "adam", "sgd", "adagrad", "adafactor", "muon"]
+
+
+def config(**changes: object) -> OptimConfig:
+    return OptimConfig(**{"learning_rate": 1e-2, **changes})  # pyright: ignore[reportArgumentType]
+
+
+def network() -> dict[str, nn.Parameter]:
+    torch.manual_seed(0)
+    return {
+        "embed_tokens.weight": nn.Parameter(torch.randn(16, 8)),
+        "layer.weight": nn.Parameter(torch.randn(8, 8)),
+        "layer.bias": nn.Parameter(torch.randn(8)),
+    }
+
+
+def run(named: dict[str, nn.Parameter], optimizer: Optimizer, steps: range) -> None:
+    for step in steps:
+        torch.manual_seed(step)
+        for parameter in named.values():
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step(1.0 / (step + 1))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_loaded_state_goes_on_bit_for_bit(name: str):
+    straight, stopped = network(), network()
+    whole = Optimizer(straight, config(name=name), lambda _: 1.0)
+    run(straight, whole, range(6))
+
+    first = Optimizer(stopped, config(name=name), lambda _: 1.0)
+    run(stopped, first, range(3))
+    saved = {key: value.clone() for key, value in first.state().items()}
+    second = Optimizer(stopped, config(name=name), lambda _: 1.0)
+    second.load(saved)
+    run(stopped, second, range(3, 6))
+
+    assert all(torch.equal(straight[key], stopped[key]) for key in straight)
+    assert {key: value.tolist() for key, value in whole.state().items()} == {
+        key: value.tolist() for key, value in second.state().items()
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_moves_every_weight(name: str):
+    named, before = network(), network()
+    run(named, Optimizer(named, config(name=name), lambda _: 1.0), range(2))
+    assert all(not torch.equal(named[key], before[key]) for key in named)
+
+
+def test_adamw_equals_torch_with_its_own_scheduler():
+    ours, theirs = network(), network()
+    settings = config(weight_decay=0.1, schedule="linear", warmup_steps=2)
+    optimizer = Optimizer(ours, settings, lambda _: 1.0)
+    reference = torch.optim.AdamW(
+        [
+            {"params": [theirs["embed_tokens.weight"], theirs["layer.weight"]], "weight_decay": 0.1},
+            {"params": [theirs["layer.bias"]], "weight_decay": 0.0},
+        ],
+        lr=1e-2,
+        betas=(0.9, 0.95),
+        foreach=False,
+    )
+    for step in range(6):
+        factor = schedule(settings, step, 6)
+        for group in reference.param_groups:
+            group["lr"] = 1e-2 * factor
+        for name in ours:
+            torch.manual_seed(step)
+            ours[name].grad = torch.randn_like(ours[name])
+            theirs[name].grad = ours[name].grad.clone()  # pyright: ignore[reportOptionalMemberAccess]
+        optimizer.step(factor)
+        reference.step()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-6, atol=1e-7)
+
+
+def test_groups_split_decay_and_rate():
+    groups = parameter_groups(network(), config(weight_decay=0.5), lambda name: 0.1 if "embed" in name else 1.0)
+    found = {(group["weight_decay"], group["scale"]): len(group["params"]) for group in groups}
+    assert found == {(0.5, 0.1): 1, (0.5, 1.0): 1, (0.0, 1.0): 1}
+
+
+def test_the_scale_reaches_the_step():
+    named = network()
+    before = {name: weight.detach().clone() for name, weight in named.items()}
+    settings = config(name="sgd", weight_decay=0.0, beta1=0.0)
+    optimizer = Optimizer(named, settings, lambda name: 0.5 if name == "layer.bias" else 1.0)
+    for parameter in named.values():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step(1.0)
+    torch.testing.assert_close(before["layer.bias"] - named["layer.bias"], torch.full((8,), 0.005))
+    torch.testing.assert_close(before["layer.weight"] - named["layer.weight"], torch.full((8, 8), 0.01))
+
+
+def test_linear_schedule_is_transformers_own():
+    transformers = pytest.importorskip("transformers")
+    weight = nn.Parameter(torch.zeros(1))
+    reference = torch.optim.SGD([weight], lr=1.0)
+    lr = transformers.get_cosine_schedule_with_warmup(reference, 3, 12)
+    settings = config(schedule="cosine", warmup_steps=3)
+    ours, theirs = [], []
+    for step in range(12):
+        ours.append(schedule(settings, step, 12))
+        theirs.append(lr.get_last_lr()[0])
+        reference.step()
+        lr.step()
+    # Ours starts one warm-up step earlier, so that the first step already moves.
+    assert ours[0] == pytest.approx(1 / 3) and theirs[0] == 0.0
+    assert ours[3:] == pytest.approx(theirs[3:])
+
+
+@pytest.mark.parametrize(
+    ("changes", "step", "expected"),
+    [
+        ({"schedule": "constant"}, 9, 1.0),
+        ({"schedule": "linear"}, 0, 1.0),
+        ({"schedule": "linear"}, 5, 0.5),
+        ({"schedule": "cosine", "min_ratio": 0.1}, 10, 0.1),
+        ({"schedule": "linear", "warmup_ratio": 0.5}, 1, 0.4),
+        ({"schedule": "linear", "warmup_ratio": 0.5, "warmup_steps": 2}, 0, 0.5),
+    ],
+)
+def test_schedule_values(changes: dict[str, object], step: int, expected: float):
+    assert schedule(config(**changes), step, 10) == pytest.approx(expected)
+
+
+def test_eight_bit_adamw_names_the_extra_or_trains():
+    named = network()
+    try:
+        optimizer = Optimizer(named, config(name="adamw_8bit"), lambda _: 1.0)
+    except MissingExtra as error:
+        assert "luthier[quant]" in str(error)
+    else:
+        run(named, optimizer, range(2))
+        assert optimizer.state()
