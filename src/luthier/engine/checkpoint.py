@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -207,11 +207,12 @@ def put(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
             tensor.copy_(values[name])
 
 
-def digest(tensors: Iterable[Tensor]) -> str:
-    """sha256 over the bytes of tensors, in order."""
+def digest(named: Mapping[str, Tensor]) -> str:
+    """sha256 over names and bytes of tensors, in the order of their names."""
     hashed = hashlib.sha256()
-    for tensor in tensors:
-        hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    for name in sorted(named):
+        tensor = named[name].detach().cpu().contiguous().reshape(-1)
+        hashed.update(name.encode() + tensor.view(torch.uint8).numpy().tobytes())
     return hashed.hexdigest()
 
 

@@ -63,6 +63,18 @@ class Mesh:
             return flag
         return bool(self.sum({"flag": torch.tensor(float(flag))})["flag"] > 0)
 
+    def share(self, text: str) -> str:
+        """The leading process's text, on every process."""
+        if self.world == 1:
+            return text
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
+        size = torch.tensor([len(data)], device=self.device)
+        dist.broadcast(size, src=0)
+        if not self.leads:
+            data = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+        dist.broadcast(data, src=0)
+        return bytes(data.tolist()).decode()
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:

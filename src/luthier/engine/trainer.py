@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from luthier.base.errors import RunError
-from luthier.data.batch import Batch
+from luthier.base.errors import ConfigError, RunError
 from luthier.data.loader import Cursor, Share, Source, Step, evaluation_batches, load
 from luthier.data.tokens import Groups
 from luthier.engine.checkpoint import Checkpoints, State, Tensors, put, read
@@ -112,6 +111,8 @@ class Trainer:
                 are all zero, or a final checkpoint that cannot be written.
         """
         with stop_requests() as request:
+            if self.state.step == 0:
+                self._judge()
             reason = None
             while reason is None:
                 with closing(self._steps()) as steps:
@@ -223,8 +224,6 @@ class Trainer:
                 samples=[*samples],
             )
         self._since_log.add({**result.means, "loss": (result.loss, 1.0), "grad_norm": (result.grad_norm, 1.0)})
-        if not self.mesh.leads:
-            return
         self.watcher.step(self._row({"loss": result.loss, "grad_norm": result.grad_norm}))
         if self._due(self.settings.log_every) or self.state.step in (1, self.settings.total_steps):
             self.watcher.log(self._row(self._since_log.read()))
@@ -260,39 +259,41 @@ class Trainer:
         return every is not None and self.state.step % every == 0
 
     def _evaluate(self) -> bool:
-        """Judge the weights on the validation set; whether patience has run out."""
-        if self.data.validation is None:
+        """Judge the weights, keep them if they are the best so far; whether patience has run out."""
+        metrics = self._judge()
+        if metrics is None:
             return False
+        config = self.settings.eval
+        value = metrics[config.metric]
+        if better(value, self.state.best, config):
+            self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
+            self._save(best=True)
+        else:
+            self.state.stale += 1
+        return config.patience is not None and self.state.stale >= config.patience
+
+    def _judge(self) -> dict[str, float] | None:
+        """Loss and metrics of the (averaged) weights on the validation set; None when there is none."""
+        if self.data.validation is None:
+            return None
         config, start = self.settings.eval, time.perf_counter()
         self.model.eval_mode()
         live = self.ema.swap_in(self.model.trained()) if self.ema is not None else None
-        metrics = evaluate(self.model, self.objective, self._validation_batches(), self.mesh)
+        batches = evaluation_batches(self.data.validation, self.data.validation_share)
+        metrics = evaluate(self.model, self.objective, batches, self.mesh)
         if live is not None:
             put(self.model.trained(), live)
         self.model.train_mode(self.settings.gradient_checkpointing)
         if config.metric not in metrics:
-            raise RunError(
+            raise ConfigError(
                 f"there is no metric {config.metric!r}; this objective has {', '.join(metrics)}",
                 where="--metric_for_best_model",
             )
-        value = metrics[config.metric]
-        gain = (value - (self.state.best or 0.0)) * (1 if config.higher_is_better else -1)
-        best = self.state.best is None or gain > config.min_delta
-        if best:
-            self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
-        else:
-            self.state.stale += 1
+        best = self.state.step > 0 and better(metrics[config.metric], self.state.best, config)
         seconds = time.perf_counter() - start
-        if self.mesh.leads:
-            self.watcher.evaluated(EvalRow(self.state.step, self._epoch(), metrics, seconds, best))
-        if best:
-            self._save(best=True)
+        self.watcher.evaluated(EvalRow(self.state.step, self._epoch(), metrics, seconds, best))
         self._clock = Clock()
-        return config.patience is not None and self.state.stale >= config.patience
-
-    def _validation_batches(self) -> Iterator[Batch]:
-        assert self.data.validation is not None
-        return evaluation_batches(self.data.validation, self.data.validation_share)
+        return metrics
 
     def _save(self, *, best: bool = False, final: bool = False) -> None:
         """Write a checkpoint unless this step has one.  A failure ends the run only when it is the final one."""
@@ -323,3 +324,10 @@ class Trainer:
         self.artefact(folder)
         if live is not None:
             put(self.model.trained(), live)
+
+
+def better(value: float, best: float | None, config: EvalConfig) -> bool:
+    """Whether a metric improved by more than `min_delta`."""
+    if best is None:
+        return True
+    return (value - best if config.higher_is_better else best - value) > config.min_delta
