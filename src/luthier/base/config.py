@@ -92,12 +92,28 @@ def validate(kind: type[C], tree: Mapping[str, Any]) -> C:
 
 
 def _explain(kind: type[Config], problem: Mapping[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    path = ".".join(location) or "config"
+    path, member = _dotted(kind, [str(part) for part in problem["loc"]])
     if problem["type"] != "extra_forbidden":
-        return f"{path}: {str(problem['msg']).removeprefix('Value error, ')}"
-    hint = nearest(location[-1], known_names(kind))
+        return f"{path or 'config'}: {str(problem['msg']).removeprefix('Value error, ')}"
+    name = path.rpartition(".")[2]
+    known = known_names(kind)
+    if member is not None and name in known:
+        return f"{path}: not a setting of {member!r}"
+    hint = nearest(name, known - {name})
     return f"{path}: unknown setting" + (f" (did you mean {hint!r}?)" if hint else "")
+
+
+def _dotted(kind: type[Config], location: list[str]) -> tuple[str, str | None]:
+    """An error's place as a dotted path, without the union tags pydantic puts in; and the last such tag."""
+    classes, path, tag = [kind], list[str](), None
+    for part in location:
+        if len(classes) > 1:
+            tag, classes = part, [member for member in classes if member.model_fields["type"].default == part]
+            continue
+        path.append(part)
+        field = classes[0].model_fields.get(part) if classes else None
+        classes = config_classes(field.annotation) if field else []
+    return ".".join(path), tag
 
 
 def known_names(kind: type[Config]) -> set[str]:

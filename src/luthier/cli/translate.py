@@ -30,14 +30,17 @@ Translate = Callable[[str, list[str]], Meant]
 
 @dataclass(frozen=True)
 class Means:
-    """The flag sets `path`; `translate` rewrites its words when they differ from ours."""
+    """The flag sets `path`.  `translate` rewrites its words when they differ from ours; `commas` splits them."""
 
     path: str
     translate: Translate | None = None
+    commas: bool = False
 
     def read(self, flag: str, words: list[str]) -> Meant:
         """What the flag sets."""
-        return self.translate(flag, words) if self.translate else Meant({self.path: words})
+        if self.translate:
+            return self.translate(flag, words)
+        return Meant({self.path: split_commas(words) if self.commas else words})
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,13 @@ def switch(path: str, on: str | None, off: str | None = None) -> Translate:
     return translate
 
 
-def commas(path: str) -> Translate:
+def split_commas(words: list[str]) -> list[str]:
     """Lists may be written with commas or spaces; file names and regular expressions are never cut."""
-
-    def translate(_: str, words: list[str]) -> Meant:
-        parts: list[str] = []
-        for word in words:
-            whole = "," not in word or re.search(r"[({\[]", word) or Path(word).exists()
-            parts += [word] if whole else [part.strip() for part in word.split(",") if part.strip()]
-        return Meant({path: parts})
-
-    return translate
+    parts: list[str] = []
+    for word in words:
+        whole = "," not in word or re.search(r"[({\[]", word) or Path(word).exists()
+        parts += [word] if whole else [part.strip() for part in word.split(",") if part.strip()]
+    return parts
 
 
 def use_hf(flag: str, words: list[str]) -> Meant:

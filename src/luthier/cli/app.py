@@ -1,0 +1,218 @@
+"""The `luthier` command: one thin function per subcommand, heavy imports inside."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import typer
+
+from luthier import __version__
+from luthier.base.config import Config, nearest, validate
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError, DoesNotFit, LuthierError
+from luthier.base.rundir import storage_error
+
+C = TypeVar("C", bound=Config)
+
+_RAW = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Take a language model through its whole working life on your own machines.",
+    epilog="luthier COMMAND -h lists every flag of a command.",
+)
+
+
+@app.command("sft", context_settings=_RAW, add_help_option=False)
+def sft(context: typer.Context) -> None:
+    """Fine-tune on chats."""
+    _train(context, "sft")
+
+
+@app.command("pretrain", context_settings=_RAW, add_help_option=False)
+def pretrain(context: typer.Context) -> None:
+    """Train on every token of plain text."""
+    _train(context, "pretrain")
+
+
+@app.command("pt", context_settings=_RAW, add_help_option=False, hidden=True)
+def pt(context: typer.Context) -> None:
+    """Train on every token of plain text."""
+    _train(context, "pretrain")
+
+
+@app.command("train", context_settings=_RAW, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Run a recipe."""
+    _train(context, None)
+
+
+@app.command("infer", context_settings=_RAW, add_help_option=False)
+def infer(context: typer.Context) -> None:
+    """Chat with a model, or answer a file of prompts."""
+    from luthier.cli.infer import InferConfig, infer
+
+    options = _options(
+        context,
+        InferConfig,
+        "Chat with a model or an adapter, or answer a file of prompts.",
+        (
+            "luthier infer --model ./Qwen2.5-0.5B-Instruct",
+            "luthier infer --adapters runs/luthier/v1-20260101-120000",
+            "luthier infer --model ./base --val_dataset questions.jsonl --result_path answers.jsonl --temperature 0",
+        ),
+    )
+    if options:
+        infer(options)
+
+
+@app.command("preview", context_settings=_RAW, add_help_option=False)
+def preview(context: typer.Context) -> None:
+    """Show rendered rows with the trained tokens coloured."""
+    from luthier.cli.preview import PreviewConfig, preview
+
+    words = context.args
+    if words and not words[0].startswith("-"):  # the data may come first, without a flag
+        words.insert(0, "--dataset")
+    options = _options(
+        context,
+        PreviewConfig,
+        "Show what a model would be trained on, token by token.",
+        (
+            "luthier preview my.jsonl --model ./Qwen2.5-0.5B-Instruct",
+            "luthier preview my.jsonl --model ./base --html preview.html --rows 50",
+            "luthier preview notes.txt --model ./base --stage pretrain",
+        ),
+    )
+    if options:
+        preview(options, context.obj)
+
+
+@app.command("doctor", context_settings=_RAW, add_help_option=False)
+def doctor(context: typer.Context) -> None:
+    """Show versions, devices and what is missing."""
+    from luthier.cli.doctor import DoctorConfig, doctor
+
+    options = _options(
+        context,
+        DoctorConfig,
+        "Show versions, devices, space, and what is missing and how to get it.",
+        (
+            "luthier doctor",
+            "luthier doctor --online",
+            "luthier doctor --json",
+        ),
+    )
+    if options:
+        doctor(options, context.obj)
+
+
+@app.command("quickstart", context_settings=_RAW, add_help_option=False)
+def quickstart(context: typer.Context) -> None:
+    """Watch the whole job once, offline, in a few minutes."""
+    from luthier.cli.quickstart import QuickstartConfig, quickstart
+
+    options = _options(
+        context,
+        QuickstartConfig,
+        "Make a tiny model, teach it a name, and ask before and after.",
+        (
+            "luthier quickstart",
+            "luthier quickstart --model_name Viola --model_author 'My Lab'",
+            "luthier quickstart --output_dir runs/first",
+        ),
+    )
+    if options:
+        quickstart(options, context.obj)
+
+
+def _train(context: typer.Context, objective: Literal["sft", "pretrain"] | None) -> None:
+    from luthier.cli.train import PRETRAIN, SFT, TRAIN, run_command
+
+    command = {"sft": SFT, "pretrain": PRETRAIN, None: TRAIN}[objective]
+    run_command(command, context.args, objective, context.obj)
+
+
+def _options(context: typer.Context, kind: type[C], about: str, examples: tuple[str, ...]) -> C | None:
+    """The settings of a command; None when its help was asked for and printed."""
+    from luthier.cli.flags import choose_members, parse
+    from luthier.cli.help import Command, page
+
+    console: Console = context.obj
+    if "-h" in context.args or "--help" in context.args:
+        switches = {
+            "--json": "Print one JSON object per line on stdout, for programs.",
+            "-h, --help": "Print this page.",
+        }
+        console.result(page(Command(str(context.info_name), "[flags]", about, examples, switches), kind))
+        return None
+    parsed = parse(context.args, kind)
+    choose_members(parsed.tree, kind)
+    for note in parsed.notes:
+        console.warn(note)
+    return validate(kind, parsed.tree)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: see `base.errors`, and 130 when interrupted before training."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    json = "--json" in words
+    words = [word for word in words if word != "--json"]
+    console = Console(json=json, quiet=os.environ.get("RANK", "0") != "0")
+    if words[:1] == ["--version"]:
+        console.result(f"luthier {__version__}", version=__version__)
+        return 0
+    try:
+        _check_command(words)
+        app(args=words, obj=console, standalone_mode=False)
+    except typer.Abort:  # what typer makes of Ctrl-C
+        console.say("interrupted")
+        return 130
+    except Exception as error:
+        if os.environ.get("LUTHIER_DEBUG"):
+            raise
+        known = _explain(error)
+        console.error(known)
+        return known.exit_code
+    return 0
+
+
+def _check_command(words: list[str]) -> None:
+    names = [str(command.name) for command in app.registered_commands]
+    if not words or words[0] in ("-h", "--help", *names):
+        return
+    hint = nearest(words[0].removeprefix("--"), names)
+    raise ConfigError(
+        f"there is no command {words[0]!r}",
+        fix=f"Did you mean {hint!r}?" if hint else "luthier -h lists the commands",
+        code="unknown_command",
+    )
+
+
+def _explain(error: Exception) -> LuthierError:
+    """The error as a person should meet it; what nobody foresaw is a bug, and its traceback is kept in a file."""
+    if isinstance(error, LuthierError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return storage_error(error, Path(error.filename or "."))
+    if isinstance(error, MemoryError):
+        return DoesNotFit("the machine's memory is used up", fix="Lower --max_length or --per_device_train_batch_size")
+    handle, name = tempfile.mkstemp(prefix="luthier-bug-", suffix=".txt")
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(f"luthier {__version__}\n")
+        traceback.print_exception(error, file=file)
+    return LuthierError(
+        f"this is a bug in Luthier: {type(error).__name__}: {error}",
+        fix=f"Please report it with the traceback in {name}",
+        code="bug",
+    )

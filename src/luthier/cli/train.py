@@ -1,0 +1,189 @@
+"""The training commands: from words to one config, and from one process to several."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import orjson
+
+from luthier.base.config import Tree, merge, read_yaml, to_yaml, validate
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError
+from luthier.cli.flags import choose_members, parse
+from luthier.cli.help import Command, page
+from luthier.run.config import RunConfig, resolve
+
+_SWITCHES = {
+    "--config FILE": "Recipe to start from; flags win over it.",
+    "--dry_run": "Print the resolved settings as YAML and exit.",
+    "--schema": "Print the JSON schema of a recipe and exit.",
+    "--json": "Print one JSON object per line on stdout, for programs.",
+    "-h, --help": "Print this page.",
+}
+
+SFT = Command(
+    "sft",
+    "--model MODEL --dataset DATA [DATA ...] [flags]",
+    "Fine-tune a language model on chats. DATA is [hf::|ms::]path-or-hub-id[:subset][#N]; its shape is recognised.",
+    (
+        "luthier sft --model ./Qwen2.5-0.5B-Instruct --dataset my.jsonl",
+        "luthier sft --model Qwen/Qwen2.5-7B-Instruct --train_type lora --lora_rank 16 --dataset 'chats.jsonl#500' "
+        "--val_dataset held_out.jsonl --learning_rate 1e-4",
+        "NPROC_PER_NODE=2 luthier sft --config recipe.yaml --output_dir runs/two",
+    ),
+    _SWITCHES,
+)
+PRETRAIN = Command(
+    "pretrain",
+    "--model MODEL --dataset DATA [DATA ...] [flags]",
+    "Train a language model on every token of plain text or chats, from its present weights. Also called pt.",
+    (
+        "luthier pretrain --model ./base --dataset corpus/ --train_type full --max_length 4096",
+        "luthier pt --model ./base --dataset books.txt.zst notes.jsonl --interleave_prob 0.7 0.3",
+        "luthier pretrain --model ./base --dataset huge.jsonl --streaming --max_steps 1000",
+    ),
+    _SWITCHES,
+)
+TRAIN = Command(
+    "train",
+    "RECIPE.yaml [flags]",
+    "Run a recipe: the settings of one run as YAML, as --dry_run prints them. Flags win over the recipe.",
+    (
+        "luthier train recipe.yaml",
+        "luthier train recipe.yaml --optim.learning_rate 2e-5 --train.epochs 3",
+        "luthier train runs/mine/v1-20260101-120000/config.yaml --resume_from_checkpoint runs/mine/v1-20260101-120000",
+    ),
+    _SWITCHES,
+)
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What a training command does besides training."""
+
+    recipe: Path | None = None
+    dry_run: bool = False
+    schema: bool = False
+    help: bool = False
+
+
+def take_switches(argv: Sequence[str], *, takes_recipe: bool) -> tuple[Switches, list[str]]:
+    """Separate the command's own switches from the flags of settings.
+
+    Raises:
+        ConfigError: no file after --config.
+    """
+    recipe: Path | None = None
+    rest = list(argv)
+    if takes_recipe and rest and not rest[0].startswith("-"):
+        recipe = Path(rest.pop(0))
+    given: set[str] = set()
+    for word in list(rest):
+        name = word.replace("-", "_").removeprefix("__")
+        if word in ("-h", "--help") or (word.startswith("--") and name in ("dry_run", "schema")):
+            rest.remove(word)
+            given.add("help" if word == "-h" else name)
+    if "--config" in rest:
+        at = rest.index("--config")
+        if at + 1 == len(rest):
+            raise ConfigError("expected a file", where="--config", code="bad_value")
+        recipe = Path(rest[at + 1])
+        del rest[at : at + 2]
+    return Switches(recipe, "dry_run" in given, "schema" in given, "help" in given), rest
+
+
+def read_config(
+    recipe: Path | None, argv: Sequence[str], objective: Literal["sft", "pretrain"] | None, console: Console
+) -> RunConfig:
+    """The resolved settings of a run: recipe, then flags, then defaults.
+
+    Raises:
+        ConfigError: for anything that cannot work, before anything heavy is loaded.
+    """
+    parsed = parse(argv, RunConfig)
+    tree: Tree = merge(read_yaml(recipe) if recipe else {}, parsed.tree)
+    if objective is not None:
+        chosen = tree.get("objective")
+        named = chosen.get("type", objective) if isinstance(chosen, dict) else objective
+        if named != objective:
+            raise ConfigError(f"the recipe trains {named!r}, the command {objective!r}", fix="Use luthier train")
+        tree = merge(tree, {"objective": {"type": objective}})
+    choose_members(tree, RunConfig)
+    config = resolve(validate(RunConfig, tree))
+    for note in parsed.notes:
+        console.warn(note)
+    return config
+
+
+def torchrun(argv: Sequence[str], environ: Mapping[str, str]) -> list[str] | None:
+    """The command that runs `luthier argv` in several processes, when the environment asks for them.
+
+    NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT are those of torchrun.
+
+    Raises:
+        ConfigError: a number that is none, or several machines without the address of the first.
+    """
+    if "LOCAL_RANK" in environ:  # this is one of those processes
+        return None
+    processes, nodes, rank = (_count(environ, name, least) for name, least in _COUNTS)
+    if processes * nodes == 1:
+        return None
+    where = ["--standalone"]
+    if nodes > 1 or "MASTER_PORT" in environ:
+        if nodes > 1 and "MASTER_ADDR" not in environ:
+            raise ConfigError("several machines need the first one's address", where="MASTER_ADDR")
+        where = ["--nnodes", str(nodes), "--node_rank", str(rank)]
+        where += ["--master_addr", environ.get("MASTER_ADDR", "127.0.0.1")]
+        where += ["--master_port", environ.get("MASTER_PORT", "29500")]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    return [*launcher, *where, "-m", "luthier", *argv]
+
+
+_COUNTS = (("NPROC_PER_NODE", 1), ("NNODES", 1), ("NODE_RANK", 0))
+
+
+def _count(environ: Mapping[str, str], name: str, least: int) -> int:
+    text = environ.get(name, str(least))
+    if not text.isdecimal() or int(text) < least:
+        raise ConfigError(f"expected a whole number of at least {least}, got {text!r}", where=name, code="bad_value")
+    return int(text)
+
+
+def run_command(
+    command: Command, argv: Sequence[str], objective: Literal["sft", "pretrain"] | None, console: Console
+) -> None:
+    """One training command, from its words to its end.
+
+    Raises:
+        LuthierError: see `luthier.run.train`.
+    """
+    switches, flags = take_switches(argv, takes_recipe=objective is None)
+    if switches.help:
+        console.result(page(command, RunConfig))
+        return
+    if switches.schema:
+        schema = RunConfig.model_json_schema()
+        console.result(orjson.dumps(schema, option=orjson.OPT_INDENT_2).decode(), **schema)
+        return
+    if objective is None and switches.recipe is None:
+        raise ConfigError(
+            "no recipe was named", where="luthier train", fix="luthier train RECIPE.yaml", code="bad_usage"
+        )
+    config = read_config(switches.recipe, flags, objective, console)
+    if switches.dry_run:
+        console.result(to_yaml(config).rstrip(), **config.model_dump(mode="json"))
+        return
+    json = ["--json"] if console.json else []
+    several = torchrun([command.name, *argv, *json], os.environ)
+    if several:
+        console.say("$ " + " ".join(several), style="dim")
+        os.execv(several[0], several)
+    from luthier.run.train import train
+
+    run = train(config, console)
+    console.result(str(run), run_dir=str(run))
