@@ -5,10 +5,10 @@ Legend: T packed tokens, S sequences, L tokens of the longest sequence, R rows, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import transformers
@@ -26,11 +26,27 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from luthier.base.errors import ModelError
-from luthier.data.batch import Batch
 from luthier.model import attention, probe
 from luthier.model.config import ModelConfig
 from luthier.model.folder import check_weights, first_line, model_folder, read_json
 from luthier.model.logprobs import chunk_rows, token_logprobs
+
+
+class Batch(Protocol):
+    """What is read of `data.batch.Batch`, which says what the fields mean."""
+
+    @property
+    def ids_T(self) -> Tensor: ...
+    @property
+    def positions_T(self) -> Tensor: ...
+    @property
+    def targets_T(self) -> Tensor: ...
+    @property
+    def weights_T(self) -> Tensor: ...
+    @property
+    def lengths(self) -> tuple[int, ...]: ...
+    @property
+    def offsets(self) -> tuple[int, ...]: ...
 
 
 class Model:
@@ -41,7 +57,7 @@ class Model:
         base: the transformers model itself; a method changes it in place.
         dtype: the arithmetic's type; weights may be held wider.
         max_length: longest sequence the model can hold, in tokens.
-        source: folder or hub id as the user gave it.
+        config: what the user asked for.
         packed: whether sequences run end to end without padding.
         note: one sentence for the user about how the model is run, if there is something to say.
     """
@@ -54,7 +70,7 @@ class Model:
         device: torch.device,
         dtype: torch.dtype,
         max_length: int,
-        source: str,
+        config: ModelConfig,
         packed: bool,
         note: str | None,
     ):
@@ -63,10 +79,20 @@ class Model:
         self.tokenizer = tokenizer
         self.device, self.dtype = device, dtype
         self.max_length = max_length
-        self.source = source
+        self.config = config
         self.packed, self.note = packed, note
         self.finish = probe.finish_of(network)
-        self.vocabulary = int(network.get_output_embeddings().weight.shape[0])
+        self.vocabulary = int(self.head.weight.shape[0])
+
+    @property
+    def head(self) -> Any:
+        """The module that makes vocabulary scores of hidden states; adapters may have wrapped it."""
+        return self.base.get_output_embeddings()
+
+    @property
+    def adapted(self) -> bool:
+        """Whether adapters are on."""
+        return self.network is not self.base
 
     def hidden(self, batch: Batch) -> Tensor:
         """hidden_TD after the final norm, in the batch's order.  An empty batch gives [0, D] with a graph."""
@@ -88,7 +114,7 @@ class Model:
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """hidden_RD -> logits_RV: the head and the model's own scale or cap."""
         with self._arithmetic():
-            return self.finish(self.base.get_output_embeddings()(hidden_RD))
+            return self.finish(self.head(hidden_RD))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that move, by name, in the network's order."""
@@ -128,7 +154,7 @@ class Model:
         ids_SL = torch.zeros_like(within_SL, dtype=torch.int64).masked_scatter(within_SL, ids_T)
         positions_SL = torch.zeros_like(ids_SL).masked_scatter(within_SL, positions_T)
         with self._arithmetic():
-            hidden_SLD = decoder(
+            hidden_SLD: Tensor = decoder(
                 input_ids=ids_SL, attention_mask=within_SL.long(), position_ids=positions_SL, use_cache=False
             )[0]
         return hidden_SLD[within_SL]
@@ -191,10 +217,15 @@ def load_model(
         device=device,
         dtype=dtype,
         max_length=_max_length(settings, tokenizer),
-        source=config.path,
+        config=config,
         packed=packed,
         note=note,
     )
+
+
+def context_length(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> int:
+    """The longest sequence the model can hold, in tokens, without loading its weights.  Raises ModelError."""
+    return _max_length(_settings(model_folder(config), config), tokenizer)
 
 
 def arithmetic_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -231,7 +262,8 @@ def _settings(folder: Path, config: ModelConfig) -> PreTrainedConfig:
             fix="A newer transformers may",
         )
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    if native and (kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or architectures and causal.isdisjoint(architectures)):
+    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if native and (not known or (architectures and causal.isdisjoint(architectures))):
         raise ModelError(
             f"{', '.join(architectures) or kind} is not a causal language model",
             where=str(folder / "config.json"),
@@ -252,8 +284,9 @@ def _network(
             where="--attn_impl sdpa",
             fix="Use auto or eager",
         )
-    with _quiet():
-        network, report = AutoModelForCausalLM.from_pretrained(
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    with quiet():
+        network, report = load(
             folder,
             config=settings,
             dtype=dtype,
@@ -285,7 +318,7 @@ def _choose_attention(network: PreTrainedModel, config: ModelConfig) -> tuple[bo
         return False, None
     reason = attention.obstacle(network)
     if reason is None:
-        before = network.config._attn_implementation
+        before: Any = network.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
         network.set_attn_implementation(attention.NAME)
         if probe.runs_packed(network):
             return True, None
@@ -303,7 +336,7 @@ def _max_length(settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """transformers' own report of a load is replaced by our errors."""
     level = transformers_logging.get_verbosity()
     progress = transformers_logging.is_progress_bar_enabled()
