@@ -1,0 +1,217 @@
+"""One row of a file: its bytes become a mapping, or the fault that keeps them from being one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol, cast
+
+import orjson
+
+from luthier.base.records import Fault, Json, Where
+from luthier.data.config import BadRows
+
+MAX_DEPTH = 64
+"""Deepest nesting of lists and objects in a row; a chat with tool schemas needs about 15."""
+
+_OPENING = re.compile(rb"[\[{]")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as it was read: a mapping or the fault that hides it.
+
+    `repairs` names what was set right while reading: invalid UTF-8 under `fix`; CRLF, a byte order mark and other
+    encodings, which lose nothing, under `drop` too.
+    """
+
+    where: Where
+    value: dict[str, Json] | Fault
+    repairs: tuple[Fault, ...] = ()
+
+
+class Rows(Protocol):
+    """A data set with random access.  Picklable, safe to share between forked processes."""
+
+    @property
+    def name(self) -> str:
+        """What the set is called in reports."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the bytes read and of the options they are read with; nothing else changes it."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Row: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the UTF-8 bytes of a file are cut into rows.
+
+    lines: one JSON value a line.  document: one JSON array, or values one after the other over many lines.
+    csv: records under `columns`.  text: one document a line.  whole: the file is one document.
+    """
+
+    kind: Literal["lines", "document", "csv", "text", "whole"]
+    delimiter: str = ","
+    columns: tuple[str, ...] = ()
+    header: bool = False
+
+
+def parse(layout: Layout, data: bytes | None, where: Where, column: int, policy: BadRows) -> Row:
+    """Read one row.
+
+    Args:
+        data: the row's bytes, UTF-8; None when they were more than the cap and were not kept.
+        column: 1-based column of the row's first byte in its line.
+        policy: what happens to CRLF and invalid UTF-8.
+    """
+    if data is None:
+        return Row(where, Fault("too_long", where, "the row is longer than max_row_bytes"))
+    repairs: list[Fault] = []
+    if layout.kind in ("lines", "text") and data.endswith(b"\r"):
+        data = data[:-1]
+        repairs.append(Fault("crlf", where, "the line ends with CRLF instead of LF"))
+        if policy == "strict":
+            return Row(where, repairs[0])
+    row = _parse_json(data, where, column) if layout.kind in ("lines", "document") else _parse_text(layout, data, where)
+    if isinstance(row.value, Fault) and row.value.code == "invalid_utf8" and policy == "fix":
+        repairs.append(replace(row.value, message="invalid UTF-8 bytes were replaced by U+FFFD"))
+        repaired = data.decode("utf-8", "replace").encode()
+        row = parse(layout, repaired, where, column, policy)
+    return replace(row, repairs=(*repairs, *row.repairs)) if repairs else row
+
+
+def _parse_json(data: bytes, where: Where, column: int) -> Row:
+    if _too_deep(data):
+        return Row(where, Fault("too_deep", where, f"lists and objects are nested deeper than {MAX_DEPTH}"))
+    try:
+        value = cast(Json, orjson.loads(data))
+    except orjson.JSONDecodeError as error:
+        return Row(where, _explain(data, error, where, column))
+    if not isinstance(value, dict):
+        return Row(where, Fault("not_an_object", where, f"a row must be a JSON object, this is {json_type(value)}"))
+    if b"\\u0000" in data and any("\0" in text for text in _strings(value)):
+        return Row(where, Fault("nul", where, "the row contains the character NUL (\\u0000)"))
+    return Row(where, value)
+
+
+def json_type(value: Json) -> str:
+    """What JSON calls a value, with its article."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case dict():
+            return "an object"
+
+
+def _too_deep(data: bytes) -> bool:
+    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    position = 0
+    while position < len(data):  # outside strings at each turn of the loop
+        found = STRUCTURE.search(data, position)
+        if found is None:
+            return False
+        position = found.end()
+        if _OPENING.match(found[0]):
+            depth += 1
+            if depth > MAX_DEPTH:
+                return True
+        elif found[0] == b'"':
+            position = STRING_REST.match(data, position).end() + 1  # type: ignore[union-attr]  # matches empty too
+        elif found[0] != b",":
+            depth -= 1
+    return False
+
+
+STRUCTURE = re.compile(rb'["\[\]{},]')
+"""What delimits JSON outside of strings."""
+STRING_REST = re.compile(rb'[^"\\]*+(?:\\[\s\S][^"\\]*+)*+')
+"""The inside of a JSON string up to, not including, its closing quote (or a last lone backslash)."""
+
+
+def _explain(data: bytes, error: orjson.JSONDecodeError, where: Where, column: int) -> Fault:
+    """Find out what is wrong with bytes that are not JSON."""
+    invalid = _invalid_utf8(data, where)
+    if invalid is not None:
+        return invalid
+    line = where.line + error.lineno - 1
+    place = f"line {line}, column {error.colno + (column - 1 if error.lineno == 1 else 0)}"
+    if not data.strip():
+        return Fault(
+            "malformed_json", where, f"malformed JSON at {place}: a value is missing or the file ends too early"
+        )
+    if b"\0" in data:
+        return Fault("nul", where, f"the row contains a NUL byte ({place})")
+    if "surrogate" in error.msg:
+        return Fault("lone_surrogate", where, f"half of a surrogate pair at {place}: this is no character")
+    return Fault("malformed_json", where, f"malformed JSON at {place}: {error.msg.split(': line ')[0]}")
+
+
+def _invalid_utf8(data: bytes, where: Where) -> Fault | None:
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return Fault("invalid_utf8", where, f"invalid UTF-8 at byte {error.start + 1} of the row")
+    return None
+
+
+def _parse_text(layout: Layout, data: bytes, where: Where) -> Row:
+    invalid = _invalid_utf8(data, where)
+    if invalid is not None:
+        return Row(where, invalid)
+    if b"\0" in data:
+        return Row(where, Fault("nul", where, "the row contains a NUL byte"))
+    text = data.decode()
+    if layout.kind != "csv":
+        return Row(where, {"text": text})
+    if text.count('"') % 2 and "\n" in text:
+        return Row(where, Fault("malformed_csv", where, "a quotation mark is opened and never closed"))
+    cells = read_cells(text, layout.delimiter)
+    if len(cells) != len(layout.columns):
+        message = f"{len(cells)} cells where there are {len(layout.columns)} columns"
+        return Row(where, Fault("malformed_csv", where, message))
+    return Row(where, dict(zip(layout.columns, cells, strict=True)))
+
+
+def read_cells(text: str, delimiter: str) -> list[str]:
+    """The cells of one CSV record, which may span lines.  A record the csv module refuses gives no cells."""
+    try:
+        return next(csv_reader(io.StringIO(text, newline="\n"), delimiter, len(text)), [])
+    except csv.Error:
+        return []
+
+
+def csv_reader(lines: Iterable[str], delimiter: str, limit: int) -> Iterator[list[str]]:
+    """The csv module's reader for cells of up to `limit` characters (its own cap, process-wide, is 128 KiB)."""
+    csv.field_size_limit(max(csv.field_size_limit(), limit))
+    return csv.reader(lines, delimiter=delimiter)
+
+
+def _strings(value: Json) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _strings(item)

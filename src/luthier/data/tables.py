@@ -1,0 +1,196 @@
+"""Parquet, Arrow and hub data sets as rows, read through `datasets` and `pyarrow`."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import decimal
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet
+
+from luthier.base.errors import DataError, MissingExtra
+from luthier.base.records import Json, Where
+from luthier.data.encoding import BLOCK
+from luthier.data.row import Row
+
+if TYPE_CHECKING:
+    import datasets
+
+SUFFIXES = (".parquet", ".arrow")
+
+
+@dataclass(frozen=True, slots=True)
+class TableRows:
+    """Rows of a memory-mapped Arrow table; `Where.line` is the row's number."""
+
+    name: str
+    fingerprint: str
+    table: datasets.Dataset
+    """In the format `arrow`, so that columns of pictures and sound stay undecoded."""
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> Row:
+        if not 0 <= index < len(self.table):
+            raise IndexError(index)
+        one: pa.Table = self.table[index : index + 1]
+        return _row(self.name, index, one.to_pylist()[0])
+
+
+def _row(name: str, number: int, value: Mapping[str, Any]) -> Row:
+    return Row(Where(name, number + 1), {key: to_json(item) for key, item in value.items()})
+
+
+def to_json(value: Any) -> Json:
+    """An Arrow value as JSON: times in ISO format, bytes in base64, decimals as text."""
+    match value:
+        case None | bool() | int() | float() | str():
+            return value
+        case Mapping():
+            return {str(key): to_json(item) for key, item in value.items()}
+        case list() | tuple():
+            return [to_json(item) for item in value]
+        case bytes():
+            return base64.b64encode(value).decode()
+        case datetime.date() | datetime.time():
+            return value.isoformat()
+        case datetime.timedelta():
+            return value.total_seconds()
+        case decimal.Decimal():
+            return str(value)
+        case _:
+            raise DataError(
+                f"a column of type {type(value).__name__} cannot be read", fix="Convert it to text or numbers"
+            )
+
+
+def open_table(path: Path, name: str, cache: Path) -> TableRows:
+    """A Parquet or Arrow file.
+
+    Raises:
+        DataError: `unreadable_file`, or `empty_file` when there is no row.
+    """
+    import datasets
+    from datasets.exceptions import DatasetGenerationError
+
+    builder = path.suffix.lower().removeprefix(".")
+    _check(path)
+    datasets.disable_progress_bars()
+    try:
+        table = datasets.load_dataset(builder, data_files=[str(path.absolute())], split="train", cache_dir=str(cache))
+    except (DatasetGenerationError, pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error.__cause__ or error) from error
+    if len(table) == 0:
+        raise DataError("the file holds no rows", where=name, code="empty_file")
+    return TableRows(name, _hash_files([path]), table.with_format("arrow"))
+
+
+def _check(path: Path) -> None:
+    """Fail on a damaged file here, with one message, rather than inside the library."""
+    try:
+        if path.suffix.lower() == ".parquet":
+            pyarrow.parquet.read_schema(path)
+        else:
+            next(iter(_arrow_batches(path)), None)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: BaseException) -> DataError:
+    return DataError("the file cannot be read", where=str(path), fix=str(error).splitlines()[0], code="unreadable_file")
+
+
+def _hash_files(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            while block := stream.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def stream_table(path: Path, name: str) -> Iterator[Callable[[], Row]]:
+    """Every row as a call that converts it, a few hundred in memory at a time."""
+    _check(path)
+    if path.suffix.lower() == ".parquet":
+        batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256)
+    else:
+        batches = _arrow_batches(path)
+    number = 0
+    for batch in batches:
+        for value in batch.to_pylist():
+            yield partial(_row, name, number, value)
+            number += 1
+
+
+def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Batches of an Arrow file in either of the format's two framings."""
+    with pa.memory_map(str(path)) as source:
+        try:
+            reader = pa.ipc.open_file(source)
+        except pa.ArrowInvalid:
+            source.seek(0)
+            yield from pa.ipc.open_stream(source)
+            return
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number)
+
+
+def open_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, name: str, cache: Path) -> TableRows:
+    """A data set on a hub: its `train` split, or the only split it has.
+
+    Raises:
+        DataError: `hub_unavailable`, `no_train_split`.
+        MissingExtra: ModelScope's package is not installed.
+    """
+    table = _load_hub(kind, path, subset, cache, streaming=False)
+    digest = _hash_files([Path(file["filename"]) for file in table.cache_files])
+    return TableRows(name, digest, table.with_format("arrow"))
+
+
+def stream_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, name: str, start: int) -> Iterator[Row]:
+    """Rows of a data set on a hub, downloaded as they are needed."""
+    table = _load_hub(kind, path, subset, None, streaming=True)
+    for number, value in enumerate(table.skip(start), start):
+        yield _row(name, number, value)
+
+
+def _load_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, cache: Path | None, *, streaming: bool) -> Any:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    datasets.disable_progress_bars()
+    try:
+        if kind == "ms":
+            found = _modelscope()(path, subset_name=subset, use_streaming=streaming)
+        else:
+            found = datasets.load_dataset(path, subset, streaming=streaming, cache_dir=str(cache) if cache else None)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        hub = {"hf": "Hugging Face", "ms": "ModelScope"}[kind]
+        fix = (
+            f"No local file or folder has this name, and the hub answered: {str(error).splitlines()[0]} "
+            "Check the name and the network, or download the set and give its folder"
+        )
+        raise DataError(f"cannot get the data set from {hub}", where=path, fix=fix, code="hub_unavailable") from error
+    splits = dict(found)
+    if "train" not in splits and len(splits) != 1:
+        raise DataError(
+            "the data set has no train split", where=path, fix=f"It has: {', '.join(splits)}", code="no_train_split"
+        )
+    return splits.get("train", next(iter(splits.values())))
+
+
+def _modelscope() -> Callable[..., Any]:
+    try:
+        from modelscope.msdatasets import MsDataset
+    except ImportError as error:
+        raise MissingExtra("modelscope", "hub", what_for="A data set on ModelScope (ms::)") from error
+    return MsDataset.load
