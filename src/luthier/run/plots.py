@@ -9,11 +9,13 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from luthier.base.records import Json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Rows = Sequence[Mapping[str, Json]]
 Curve = tuple[list[float], list[float]]
@@ -130,7 +132,10 @@ def _draw_panel(axes: Axes, panel: Panel, train: Curve, evaluation: Curve) -> No
 
 
 def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+    # Imported here because the terminal's sparkline needs nothing of it and training should start at once.
     # A Figure of its own, not pyplot's: no global state, no display, safe on any thread.
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(8, 4.2 * panels), dpi=120, layout="constrained", facecolor="white")
     return figure, list(figure.subplots(panels, 1, squeeze=False)[:, 0])
 
