@@ -10,7 +10,7 @@ generation, `packed` is plain SDPA.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 NAME = "packed"
 
 # torch 2.11 infers grouped heads from the shapes, torch 2.13 wants to be told.
-_VARLEN_GQA = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+_VARLEN_GQA: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
 # What masks, attention scores or states a layer may have for `packed` to compute it exactly.
 _EXACT_LAYERS = frozenset({"full_attention", "sliding_attention"})
@@ -52,7 +52,7 @@ class Packing:
 
 
 @contextmanager
-def packed_forward() -> Iterator[None]:
+def packed_forward() -> Generator[None]:
     """Within, no attention mask is built: the packing that travels with the forward says all there is to say."""
     token = _masks_are_needless.set(True)
     try:
@@ -65,9 +65,9 @@ def obstacle(network: PreTrainedModel) -> str | None:
     """Why a model cannot run packed, or None.  A model that passes is still probed after loading."""
     config = network.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ())
-    if not network._supports_attention_backend:
+    if not network._supports_attention_backend:  # pyright: ignore[reportPrivateUsage]
         return "its attention cannot be exchanged"
-    if network._is_stateful or layers - _EXACT_LAYERS:
+    if network._is_stateful or layers - _EXACT_LAYERS:  # pyright: ignore[reportPrivateUsage]
         return "it has layers that are not plain attention"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "it caps attention scores"

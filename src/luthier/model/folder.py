@@ -100,7 +100,7 @@ def _no_weights(folder: Path, name: str) -> ModelError:
 
 def _looks_local(text: str) -> bool:
     """Whether a name that does not exist was meant as a path: hub ids are `name` or `owner/name`."""
-    return text.startswith((".", "/", "~", "\\")) or text.count("/") > 1 or os.sep != "/" and os.sep in text
+    return text.startswith((".", "/", "~", "\\")) or text.count("/") > 1 or (os.sep != "/" and os.sep in text)
 
 
 def _near(path: Path) -> str:
@@ -113,17 +113,15 @@ def _near(path: Path) -> str:
 
 def _from_hugging_face(config: ModelConfig, files: list[str]) -> str:
     # Imported here: a local folder needs no hub.
-    import httpx
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
     try:
         return snapshot_download(config.path, revision=config.revision, allow_patterns=files)
-    except HFValidationError as error:
+    except errors.HFValidationError as error:
         raise ModelError("neither a folder nor a hub id", where=config.path, code="no_model") from error
-    except (LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        if isinstance(error, HfHubHTTPError) and error.response is not None:
-            raise _refused(config, "Hugging Face", error) from error
+    except errors.HfHubHTTPError as error:
+        raise _refused(config, "Hugging Face", error) from error
+    except (errors.HTTPError, OSError) as error:
         raise _unreachable(config, "Hugging Face", error) from error
 
 

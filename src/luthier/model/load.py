@@ -31,6 +31,15 @@ from luthier.model.config import ModelConfig
 from luthier.model.folder import check_weights, first_line, model_folder, read_json
 from luthier.model.logprobs import chunk_rows, token_logprobs
 
+# Renamed in transformers 5.2x; the old name warns there.
+_NEW_NAME = "activation_checkpointing_enable" in vars(PreTrainedModel)
+_CHECKPOINTING_ON: Callable[..., None] = (
+    PreTrainedModel.activation_checkpointing_enable if _NEW_NAME else PreTrainedModel.gradient_checkpointing_enable
+)
+_CHECKPOINTING_OFF: Callable[..., None] = (
+    PreTrainedModel.activation_checkpointing_disable if _NEW_NAME else PreTrainedModel.gradient_checkpointing_disable
+)
+
 
 class Batch(Protocol):
     """What is read of `data.batch.Batch`, which says what the fields mean."""
@@ -81,6 +90,7 @@ class Model:
         self.max_length = max_length
         self.config = config
         self.packed, self.note = packed, note
+        self._checkpointing = False
         self.finish = probe.finish_of(network)
         self.vocabulary = int(self.head.weight.shape[0])
 
@@ -128,11 +138,22 @@ class Model:
         return total
 
     def train_mode(self, gradient_checkpointing: bool) -> None:
-        """Dropout on; with `gradient_checkpointing` each layer is computed again in the backward pass."""
-        if gradient_checkpointing:
-            self.base.gradient_checkpointing_enable({"use_reentrant": False})
-        elif self.base.is_gradient_checkpointing:
-            self.base.gradient_checkpointing_disable()
+        """Dropout on; with `gradient_checkpointing` each layer is computed again in the backward pass.
+
+        Raises:
+            ModelError: the model does not support it.
+        """
+        if gradient_checkpointing and not self.base.supports_gradient_checkpointing:
+            raise ModelError(
+                f"{type(self.base).__name__} cannot compute its layers again",
+                where="--gradient_checkpointing",
+                fix="Set it to false",
+            )
+        if gradient_checkpointing and not self._checkpointing:
+            _CHECKPOINTING_ON(self.base, {"use_reentrant": False})
+        elif self._checkpointing and not gradient_checkpointing:
+            _CHECKPOINTING_OFF(self.base)
+        self._checkpointing = gradient_checkpointing
         self.network.train()
 
     def eval_mode(self) -> None:

@@ -32,8 +32,8 @@ def finish_of(network: PreTrainedModel) -> Finish:
         ModelError: the logits are none of these, or the head is not applied to the decoder's last hidden state.
     """
     seen: dict[str, Tensor] = {}
-    head = network.get_output_embeddings()
-    decoder = network.get_decoder()
+    head: Any = network.get_output_embeddings()
+    decoder: Any = network.get_decoder()
     hooks = [
         head.register_forward_hook(lambda _, inputs, output: seen.update(into=inputs[0], raw=output)),
         decoder.register_forward_hook(lambda _, inputs, output: seen.update(hidden=output[0])),
@@ -57,12 +57,13 @@ def runs_packed(network: PreTrainedModel) -> bool:
     """Whether packed sequences neither see each other nor get wrong positions."""
     total = sum(_LENGTHS)
     ids_T = _ids(network, total)
+    decoder: Any = network.get_decoder()
     other_T = ids_T.roll(1)
     other_T[-_LENGTHS[-1] :] = ids_T[-_LENGTHS[-1] :]
     with torch.no_grad():
         together = packed_hidden(network, ids_T, _LENGTHS)[-_LENGTHS[-1] :]
         neighbours_changed = packed_hidden(network, other_T, _LENGTHS)[-_LENGTHS[-1] :]
-        alone = network.get_decoder()(input_ids=ids_T[None, -_LENGTHS[-1] :], use_cache=False)[0][0]
+        alone = decoder(input_ids=ids_T[None, -_LENGTHS[-1] :], use_cache=False)[0][0]
     return _close(together, neighbours_changed) and _close(together, alone)
 
 
@@ -73,10 +74,9 @@ def packed_hidden(network: PreTrainedModel, ids_T: Tensor, lengths: tuple[int, .
     for length in lengths:
         offsets.append(offsets[-1] + length)
     packing = Packing.of(lengths, tuple(offsets), ids_T.device)
+    decoder: Any = network.get_decoder()
     with packed_forward():
-        return network.get_decoder()(
-            input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, packing=packing
-        )[0][0]
+        return decoder(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, packing=packing)[0][0]
 
 
 def _ids(network: PreTrainedModel, n: int) -> Tensor:

@@ -1,0 +1,312 @@
+"""Low-rank adapters through PEFT: put on, continued, read, written, merged.
+
+PiSSA and OLoRA start from a part of the weight and would leave a changed base behind.  Here the base stays as it is:
+the starting product is subtracted by a second, frozen adapter named `start`, and what is saved is the two side by
+side, a plain LoRA of twice the rank that fits the original base exactly.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from luthier.base.errors import ConfigError, ModelError
+from luthier.model.config import Lora
+from luthier.model.folder import check_weights, first_line, model_folder
+from luthier.model.load import Model
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+    from peft.tuners.lora import LoraLayer
+
+ADAPTER, START = "default", "start"
+FILE, SETTINGS = "adapter_model", "adapter_config.json"
+_HALVES = "luthier.trained_rank"
+"""Metadata of adapters whose second half is the frozen start: the rank of the first."""
+
+# An exact SVD of larger matrices takes minutes; there the leading part is found by subspace iteration.
+_EXACT_SVD = 1024
+
+
+def is_lora_b(name: str) -> bool:
+    """Whether a parameter is a B matrix, which LoRA+ trains at a higher rate."""
+    return ".lora_B." in name or ".lora_embedding_B." in name
+
+
+def put_on(model: Model, method: Lora, earlier: str | None) -> None:
+    """Wrap the model in new adapters, or in those of `earlier` to train them further.
+
+    Raises:
+        ModelError: no layer has the target's name.
+        ConfigError: `earlier` was made with other settings; the message tells the differences.
+    """
+    network = _wrapped(model, _settings(model, method))
+    starts_inside = method.init in ("pissa", "olora")
+    if earlier is None:
+        if starts_inside:
+            _start_inside(network, method)
+        return
+    folder = _adapter_folder(model, earlier)
+    config, state, trained_rank = _read(folder)
+    _check_fit(folder, method, config, trained_rank)
+    if starts_inside:
+        _add_start(network, method)
+        _fill(network, {name: _half(name, value, trained_rank, second=True) for name, value in state.items()}, START)
+        state = {name: _half(name, value, trained_rank, second=False) for name, value in state.items()}
+    _fill(network, state, ADAPTER)
+
+
+def load_adapter(model: Model, folder: str) -> None:
+    """Wrap the model in a saved adapter, to be used and not trained.
+
+    Raises:
+        ModelError: it is no LoRA adapter in safetensors, or does not fit the model.
+    """
+    config, state, _ = _read(_adapter_folder(model, folder))
+    config.base_model_name_or_path = model.config.path
+    network = _wrapped(model, config)
+    _fill(network, state, ADAPTER)
+    network.requires_grad_(False).eval()
+
+
+def save_adapter(model: Model, folder: Path) -> None:
+    """Write adapter_model.safetensors and adapter_config.json, which fit the base model as it was loaded."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    assert isinstance(model.network, PeftModel)
+    config = model.network.peft_config[ADAPTER]
+    settings: dict[str, Any] = config.to_dict()
+    state = get_peft_model_state_dict(model.network, adapter_name=ADAPTER, save_embedding_layers=False)
+    metadata = {"format": "pt"}
+    if START in model.network.peft_config:
+        start = get_peft_model_state_dict(model.network, adapter_name=START, save_embedding_layers=False)
+        for name, frozen in start.items():
+            state[name] = torch.cat([state[name], frozen], dim=_rank_axis(name))
+        metadata[_HALVES] = str(settings["r"])
+        settings["lora_alpha"] *= math.sqrt(2) if settings["use_rslora"] else 2
+        settings["r"] *= 2
+    base = Path(model.config.path).expanduser()
+    settings |= {
+        "base_model_name_or_path": str(base.resolve()) if base.is_dir() else model.config.path,
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
+    # Tied modules share memory, which safetensors refuses.
+    save_file(
+        {name: value.detach().cpu().clone() for name, value in state.items()}, folder / f"{FILE}.safetensors", metadata
+    )
+    text = json.dumps(settings, indent=2, sort_keys=True, default=sorted)
+    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+
+
+def fold_in(model: Model) -> None:
+    """Merge the adapters into the base in float32 and take them off; each weight keeps its type."""
+    from peft import PeftModel
+
+    assert isinstance(model.network, PeftModel)
+    types: dict[str, torch.dtype] = {}
+    for name, layer in _layers(model.network):
+        weight = _weight(layer)
+        types[name], weight.data = weight.dtype, weight.data.float()
+    model.base = model.network = model.network.merge_and_unload(safe_merge=True)
+    model.base.requires_grad_(False)
+    for name, dtype in types.items():
+        module: Any = model.base.get_submodule(name.removeprefix("base_model.model."))
+        module.weight.data = module.weight.data.to(dtype)
+
+
+def _settings(model: Model, method: Lora) -> LoraConfig:
+    from peft import LoraConfig
+
+    all_linear = method.target in ("all-linear", ("all-linear",))
+    embedding: Any = model.base.get_input_embeddings()
+    tied = model.head.weight is embedding.weight
+    saves_vocabulary = any("embed" in name or "lm_head" in name for name in method.modules_to_save)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=model.config.path,
+        r=method.rank,
+        lora_alpha=method.alpha,  # pyright: ignore[reportArgumentType]
+        lora_dropout=method.dropout,
+        target_modules="all-linear"
+        if all_linear
+        else method.target
+        if isinstance(method.target, str)
+        else list(method.target),
+        modules_to_save=list(method.modules_to_save) or None,
+        use_rslora=method.rslora,
+        use_dora=method.dora,
+        init_lora_weights="gaussian" if method.init == "gaussian" else True,
+        ensure_weight_tying=tied and saves_vocabulary,
+    )
+
+
+def _wrapped(model: Model, config: LoraConfig) -> PeftModel:
+    from peft import get_peft_model
+
+    try:
+        with warnings.catch_warnings():
+            # PEFT asks transformers for an attribute under a name that has since changed.
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+            model.network = network = get_peft_model(model.base, config, adapter_name=ADAPTER)
+    except ValueError as error:
+        leaves = {name.rpartition(".")[2] for name, layer in model.base.named_modules() if isinstance(layer, nn.Linear)}
+        raise ModelError(
+            f"the adapters cannot be put on ({first_line(error)})",
+            where="method.target",
+            fix=f"Linear layers of this model: {', '.join(sorted(leaves))}",
+        ) from error
+    return network
+
+
+def _layers(network: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in network.named_modules():
+        if isinstance(layer, LoraLayer):
+            yield name, layer
+
+
+def _weight(layer: LoraLayer) -> Tensor:
+    base: Any = layer.get_base_layer()
+    return base.weight
+
+
+def _start_inside(network: PeftModel, method: Lora) -> None:
+    """Adapters that hold the leading part of each weight, and their frozen opposites.
+
+    PiSSA (Meng et al. 2024): singular vectors and square roots of the largest singular values.  OLoRA
+    (Buyukakyuz 2024): the first columns of Q and rows of R.
+    """
+    _add_start(network, method)
+    for _, layer in _layers(network):
+        base = _weight(layer).detach().float()
+        weight = base.T if layer.fan_in_fan_out else base  # pyright: ignore[reportAttributeAccessIssue]
+        scale = layer.scaling[ADAPTER]
+        b, a = _principal(weight, method.rank) if method.init == "pissa" else _orthogonal(weight, method.rank)
+        if method.init == "pissa":
+            b, a = b / math.sqrt(scale), a / math.sqrt(scale)
+        for name, sign in ((ADAPTER, 1.0), (START, -1.0)):
+            layer.lora_A[name].weight.data.copy_(a)
+            layer.lora_B[name].weight.data.copy_(sign * b)
+
+
+def _add_start(network: PeftModel, method: Lora) -> None:
+    """A second adapter of the same size, always on and never trained."""
+    if method.dora:
+        raise ConfigError(f"DoRA cannot start from {method.init}", where="method.init", fix="Use init default")
+    from peft import LoraConfig
+
+    first = network.peft_config[ADAPTER]
+    assert isinstance(first, LoraConfig)
+    network.add_adapter(START, replace(first, lora_dropout=0.0, modules_to_save=None))
+    for name, layer in _layers(network):
+        if layer.lora_embedding_A or min(_weight(layer).shape) < method.rank:
+            raise ConfigError(f"{name} cannot start from {method.init}", where="method.init", fix="Use init default")
+        layer.set_adapter([ADAPTER, START])
+        layer.lora_A[START].requires_grad_(False)
+        layer.lora_B[START].requires_grad_(False)
+
+
+def _principal(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    if min(weight.shape) <= _EXACT_SVD:
+        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+        u, s, vh = u[:, :rank], s[:rank], vh[:rank]
+    else:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            u, s, v = torch.svd_lowrank(weight, rank, niter=16)
+        vh = v.T
+    root = s.sqrt()
+    return u * root, root[:, None] * vh
+
+
+def _orthogonal(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    q, r = torch.linalg.qr(weight)
+    return q[:, :rank], r[:rank]
+
+
+def _rank_axis(name: str) -> int:
+    return 0 if "lora_A" in name else 1
+
+
+def _half(name: str, value: Tensor, rank: int | None, *, second: bool) -> Tensor:
+    assert rank is not None
+    if "lora_A" not in name and "lora_B" not in name:
+        return value
+    first, other = value.split(rank, dim=_rank_axis(name))
+    return (other if second else first).contiguous()
+
+
+def _adapter_folder(model: Model, path: str) -> Path:
+    folder = model_folder(model.config.model_copy(update={"path": path, "revision": None}))
+    if not (folder / SETTINGS).exists():
+        raise ModelError(f"no {SETTINGS} here", where=str(folder), code="no_adapter", fix="Give an adapter's folder")
+    check_weights(folder, FILE)
+    return folder
+
+
+def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor], int | None]:
+    """Settings, tensors, and the trained rank where the rest is a frozen start."""
+    from peft import LoraConfig, PeftConfig
+
+    config = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(config, LoraConfig):
+        raise ModelError(f"adapters of type {config.peft_type} are not supported", where=str(folder), fix="Use LoRA")
+    with safe_open(folder / f"{FILE}.safetensors", framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        rank = (file.metadata() or {}).get(_HALVES)
+    return config, state, int(rank) if rank else None
+
+
+def _check_fit(folder: Path, method: Lora, config: LoraConfig, trained_rank: int | None) -> None:
+    shrink = 1.0 if trained_rank is None else 1 / math.sqrt(2) if config.use_rslora else 0.5
+    asked_and_found: dict[str, tuple[Any, Any]] = {
+        "rank": (method.rank, trained_rank or config.r),
+        "alpha": (method.alpha, config.lora_alpha * shrink),
+        "rslora": (method.rslora, config.use_rslora),
+        "dora": (method.dora, config.use_dora),
+        "init from the weight": (method.init in ("pissa", "olora"), trained_rank is not None),
+        "modules_to_save": (sorted(method.modules_to_save), sorted(config.modules_to_save or ())),
+    }
+    differences = [
+        f"{name} {found} in the adapter, {asked} asked for"
+        for name, (asked, found) in asked_and_found.items()
+        if (not math.isclose(asked, found) if isinstance(asked, float) else asked != found)
+    ]
+    if differences:
+        raise ConfigError(
+            f"the earlier adapter has other settings: {'; '.join(differences)}",
+            where=str(folder),
+            code="adapter_differs",
+            fix="Ask for the adapter's own settings, or merge it first",
+        )
+
+
+def _fill(network: PeftModel, state: dict[str, Tensor], adapter: str) -> None:
+    """Copy saved tensors into an adapter; every tensor must have its place and every place its tensor."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    places = get_peft_model_state_dict(network, adapter_name=adapter, save_embedding_layers=False)
+    if adapter == START:
+        state = {name: value for name, value in state.items() if name in places}
+    wrong = sorted(places.keys() ^ state.keys())
+    wrong += [name for name in places if name in state and places[name].shape != state[name].shape]
+    if wrong:
+        raise ConfigError(
+            f"the adapter does not fit: {len(wrong)} weights differ, the first is {wrong[0]}",
+            where=network.peft_config[ADAPTER].base_model_name_or_path,
+            code="adapter_differs",
+            fix="Use the model it was trained on, and the same target layers",
+        )
+    set_peft_model_state_dict(network, state, adapter_name=adapter)

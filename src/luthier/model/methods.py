@@ -1,0 +1,137 @@
+"""Which weights move: decide it, hold each weight in the right type, and write what was learned."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from luthier.base.errors import ConfigError
+from luthier.model import adapters as lora
+from luthier.model.adapters import is_lora_b, load_adapter
+from luthier.model.config import Freeze, Full, Lora, Method
+from luthier.model.load import Model, quiet
+
+__all__ = ["apply", "attach", "is_lora_b", "layer_of", "load_adapter", "merge", "num_layers", "save"]
+
+_LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+
+
+def apply(model: Model, method: Method, adapters: Sequence[str] = ()) -> None:
+    """Make the weights that `method` names trainable, in place.
+
+    Weights that move become float32, the others are held in the arithmetic's type.  Earlier adapters are merged in
+    order; with LoRA the last one is trained further.
+
+    Raises:
+        ConfigError: the method leaves nothing to train, or does not fit the earlier adapter.
+        ModelError: an adapter cannot be read, or no layer has the target's name.
+    """
+    if isinstance(method, Lora):
+        _merge_all(model, adapters[:-1])
+        _hold_frozen(model)
+        lora.put_on(model, method, adapters[-1] if adapters else None)
+    else:
+        _widen(model)
+        _merge_all(model, adapters)
+        chosen = _chosen(model, method)
+        for name, weight in model.network.named_parameters():
+            weight.requires_grad_(name in chosen)
+        _hold_frozen(model)
+    for weight in model.trained().values():
+        weight.data = weight.data.float()
+    model.eval_mode()
+
+
+def attach(model: Model, adapters: Sequence[str]) -> None:
+    """Put saved adapters on a model that is used, not trained: all but the last are merged, the last stays live."""
+    _merge_all(model, adapters[:-1])
+    if adapters:
+        load_adapter(model, adapters[-1])
+
+
+def save(model: Model, folder: Path) -> None:
+    """Write what plain transformers (and PEFT) open: adapters, or the whole model; tokenizer and chat template.
+
+    Whole models are written in the arithmetic's type.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if model.adapted:
+        lora.save_adapter(model, folder)
+    else:
+        _save_whole(model, folder)
+    model.tokenizer.save_pretrained(folder)
+
+
+def merge(model: Model, folder: Path) -> None:
+    """Merge the adapters in float32 and write the whole model.  The live model stays merged."""
+    if model.adapted:
+        lora.fold_in(model)
+    save(model, folder)
+
+
+def layer_of(name: str) -> int | None:
+    """The layer (0 at the bottom) that a parameter belongs to; None outside the layers."""
+    found = _LAYER.search(f".{name}")
+    return int(found.group(1)) if found else None
+
+
+def num_layers(model: Model) -> int:
+    """How many layers the model has."""
+    return int(model.base.config.get_text_config().num_hidden_layers)
+
+
+def _chosen(model: Model, method: Full | Freeze) -> set[str]:
+    names = [name for name, _ in model.network.named_parameters()]
+    if isinstance(method, Full):
+        return set(names)
+    layers = num_layers(model)
+    last = max(method.last_layers, math.ceil(method.ratio * layers))
+    chosen: set[str] = set()
+    for name in names:
+        layer = layer_of(name)
+        in_range = layer is not None and (layer < method.first_layers or layer >= layers - last)
+        if in_range or (method.pattern and re.search(method.pattern, name)):
+            chosen.add(name)
+    if not chosen:
+        raise ConfigError(
+            f"no parameter matches {method.pattern!r}", where="method.pattern", fix=f"Names look like {names[-1]}"
+        )
+    return chosen
+
+
+def _merge_all(model: Model, adapters: Sequence[str]) -> None:
+    for adapter in adapters:
+        load_adapter(model, adapter)
+        lora.fold_in(model)
+
+
+def _widen(model: Model) -> None:
+    for weight in model.network.parameters():
+        weight.data = weight.data.float()
+
+
+def _hold_frozen(model: Model) -> None:
+    for weight in model.network.parameters():
+        if not weight.requires_grad:
+            weight.data = weight.data.to(model.dtype)
+
+
+def _save_whole(model: Model, folder: Path) -> None:
+    state = {
+        name: value.detach().to(model.dtype) if value.is_floating_point() else value
+        for name, value in model.base.state_dict().items()
+    }
+    # A base model's own settings may name a temperature and yet not sample, which transformers refuses to save.
+    try:
+        model.base.generation_config.validate(strict=True)
+    except ValueError:
+        model.base.generation_config.do_sample = True
+    with quiet():
+        model.base.save_pretrained(folder, state_dict=state)
+    config = folder / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    settings["dtype"] = str(model.dtype).removeprefix("torch.")
+    config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
