@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -73,7 +74,8 @@ def parse_spec(text: str, default_hub: Literal["hf", "ms"]) -> DatasetSpec:
 
 
 def _exists(path: str) -> bool:
-    return bool(path) and "\0" not in path and Path(path).expanduser().exists()
+    # pathlib raises for names that are too long to exist, os.path does not
+    return os.path.exists(os.path.expanduser(path))  # noqa: PTH110, PTH111
 
 
 def open_rows(spec: DatasetSpec, config: DataConfig) -> Rows:
@@ -85,7 +87,7 @@ def open_rows(spec: DatasetSpec, config: DataConfig) -> Rows:
         MissingExtra: a hub's package is not installed.
     """
     if spec.kind != "local":
-        return tables.open_hub(spec.kind, spec.path, spec.subset, spec.path, cache_root(config) / "hub")
+        return tables.open_hub(spec.kind, spec.path, spec.subset, cache_root(config) / "hub", config.max_row_bytes)
     parts = [_open_file(path, config) for path in _files(spec)]
     return parts[0] if len(parts) == 1 else JoinedRows(spec.path, tuple(parts))
 
@@ -99,7 +101,7 @@ def stream_rows(spec: DatasetSpec, config: DataConfig, start: int = 0) -> Iterat
         DataError, MissingExtra: as `open_rows`, when the first row is asked for.
     """
     if spec.kind != "local":
-        yield from tables.stream_hub(spec.kind, spec.path, spec.subset, spec.path, start)
+        yield from tables.stream_hub(spec.kind, spec.path, spec.subset, start)
         return
     rows = (row for path in _files(spec) for row in _stream_file(path, config))
     for read in islice(rows, start, None):
@@ -109,20 +111,21 @@ def stream_rows(spec: DatasetSpec, config: DataConfig, start: int = 0) -> Iterat
 def _open_file(path: Path, config: DataConfig) -> Rows:
     if kind_of(path) in textfile.SUFFIXES:
         return open_text(path, str(path), config)
-    return tables.open_table(path, str(path), cache_root(config) / "tables")
+    return tables.open_table(path, str(path), cache_root(config) / "tables", config.max_row_bytes)
 
 
 def _stream_file(path: Path, config: DataConfig) -> Iterator[Callable[[], Row]]:
     if kind_of(path) in textfile.SUFFIXES:
         return stream_text(describe(path, str(path), config))
-    return tables.stream_table(path, str(path))
+    return tables.stream_table(path, str(path), config.max_row_bytes)
 
 
 def _files(spec: DatasetSpec) -> list[Path]:
     """The files a local data set is made of."""
-    path = Path(spec.path).expanduser()
-    if not path.exists():
-        near = nearest(path.name, [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else [])
+    path = Path(os.path.expanduser(spec.path))  # noqa: PTH111  (an unknown ~user stays as it is)
+    if not _exists(spec.path):
+        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = nearest(path.name, names)
         fix = f"Did you mean {str(path.parent / near)!r}?" if near else f"Looked in {path.parent.absolute()}"
         raise DataError("no such file or folder", where=spec.path, fix=fix, code="missing_file")
     if path.is_dir():

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from luthier.base.errors import DataError, MissingExtra
-from luthier.base.records import Json, Where
+from luthier.base.records import Fault, Json, Where
 from luthier.data.encoding import BLOCK
 from luthier.data.row import Row
 
@@ -34,6 +35,8 @@ class TableRows:
     fingerprint: str
     table: datasets.Dataset
     """In the format `arrow`, so that columns of pictures and sound stay undecoded."""
+    limit: int
+    """Most bytes of a row; longer ones are faults and are never converted."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -41,12 +44,15 @@ class TableRows:
     def __getitem__(self, index: int) -> Row:
         if not 0 <= index < len(self.table):
             raise IndexError(index)
-        one: pa.Table = self.table[index : index + 1]
-        return _row(self.name, index, one.to_pylist()[0])
+        return _row(self.name, index, self.table[index : index + 1], self.limit)
 
 
-def _row(name: str, number: int, value: Mapping[str, Any]) -> Row:
-    return Row(Where(name, number + 1), {key: to_json(item) for key, item in value.items()})
+def _row(name: str, number: int, one: pa.Table | pa.RecordBatch, limit: int) -> Row:
+    """A table of one row as a Row."""
+    where = Where(name, number + 1)
+    if one.nbytes > limit:
+        return Row(where, Fault("too_long", where, "the row is longer than max_row_bytes"))
+    return Row(where, {key: to_json(item) for key, item in one.to_pylist()[0].items()})
 
 
 def to_json(value: Any) -> Json:
@@ -72,7 +78,7 @@ def to_json(value: Any) -> Json:
             )
 
 
-def open_table(path: Path, name: str, cache: Path) -> TableRows:
+def open_table(path: Path, name: str, cache: Path, limit: int) -> TableRows:
     """A Parquet or Arrow file.
 
     Raises:
@@ -90,7 +96,7 @@ def open_table(path: Path, name: str, cache: Path) -> TableRows:
         raise _unreadable(path, error.__cause__ or error) from error
     if len(table) == 0:
         raise DataError("the file holds no rows", where=name, code="empty_file")
-    return TableRows(name, _hash_files([path]), table.with_format("arrow"))
+    return TableRows(name, _hash_files([path], limit), table.with_format("arrow"), limit)
 
 
 def _check(path: Path) -> None:
@@ -105,11 +111,11 @@ def _check(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: BaseException) -> DataError:
-    return DataError("the file cannot be read", where=str(path), fix=str(error).splitlines()[0], code="unreadable_file")
+    return DataError("the file cannot be read", where=str(path), fix=_first_line(error), code="unreadable_file")
 
 
-def _hash_files(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
+def _hash_files(paths: list[Path], limit: int) -> str:
+    digest = hashlib.sha256(f"{limit} ".encode())
     for path in paths:
         with path.open("rb") as stream:
             while block := stream.read(BLOCK):
@@ -117,7 +123,7 @@ def _hash_files(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def stream_table(path: Path, name: str) -> Iterator[Callable[[], Row]]:
+def stream_table(path: Path, name: str, limit: int) -> Iterator[Callable[[], Row]]:
     """Every row as a call that converts it, a few hundred in memory at a time."""
     _check(path)
     if path.suffix.lower() == ".parquet":
@@ -126,8 +132,8 @@ def stream_table(path: Path, name: str) -> Iterator[Callable[[], Row]]:
         batches = _arrow_batches(path)
     number = 0
     for batch in batches:
-        for value in batch.to_pylist():
-            yield partial(_row, name, number, value)
+        for index in range(batch.num_rows):
+            yield partial(_row, name, number, batch.slice(index, 1), limit)
             number += 1
 
 
@@ -144,7 +150,7 @@ def _arrow_batches(path: Path) -> Iterator[pa.RecordBatch]:
             yield reader.get_batch(number)
 
 
-def open_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, name: str, cache: Path) -> TableRows:
+def open_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, cache: Path, limit: int) -> TableRows:
     """A data set on a hub: its `train` split, or the only split it has.
 
     Raises:
@@ -152,15 +158,15 @@ def open_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, name: str
         MissingExtra: ModelScope's package is not installed.
     """
     table = _load_hub(kind, path, subset, cache, streaming=False)
-    digest = _hash_files([Path(file["filename"]) for file in table.cache_files])
-    return TableRows(name, digest, table.with_format("arrow"))
+    digest = _hash_files([Path(file["filename"]) for file in table.cache_files], limit)
+    return TableRows(path, digest, table.with_format("arrow"), limit)
 
 
-def stream_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, name: str, start: int) -> Iterator[Row]:
+def stream_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, start: int) -> Iterator[Row]:
     """Rows of a data set on a hub, downloaded as they are needed."""
     table = _load_hub(kind, path, subset, None, streaming=True)
-    for number, value in enumerate(table.skip(start), start):
-        yield _row(name, number, value)
+    for number, value in enumerate(islice(table, start, None), start):
+        yield Row(Where(path, number + 1), {key: to_json(item) for key, item in value.items()})
 
 
 def _load_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, cache: Path | None, *, streaming: bool) -> Any:
@@ -168,29 +174,39 @@ def _load_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, cache: P
     from datasets.exceptions import DatasetsError
 
     datasets.disable_progress_bars()
+    folder = str(cache / kind) if cache else None
     try:
         if kind == "ms":
-            found = _modelscope()(path, subset_name=subset, use_streaming=streaming)
+            found = _load_modelscope(path, subset_name=subset, use_streaming=streaming, cache_dir=folder)
         else:
-            found = datasets.load_dataset(path, subset, streaming=streaming, cache_dir=str(cache) if cache else None)
+            found = datasets.load_dataset(path, subset, streaming=streaming, cache_dir=folder)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         hub = {"hf": "Hugging Face", "ms": "ModelScope"}[kind]
         fix = (
-            f"No local file or folder has this name, and the hub answered: {str(error).splitlines()[0]} "
+            f"No local file or folder has this name, and the hub answered: {_first_line(error)}. "
             "Check the name and the network, or download the set and give its folder"
         )
         raise DataError(f"cannot get the data set from {hub}", where=path, fix=fix, code="hub_unavailable") from error
-    splits = dict(found)
+    if not isinstance(found, dict):
+        return found
+    splits = {str(split): table for split, table in found.items()}
     if "train" not in splits and len(splits) != 1:
-        raise DataError(
-            "the data set has no train split", where=path, fix=f"It has: {', '.join(splits)}", code="no_train_split"
-        )
+        fix = f"It has: {', '.join(splits)}"
+        raise DataError("the data set has no train split", where=path, fix=fix, code="no_train_split")
     return splits.get("train", next(iter(splits.values())))
 
 
-def _modelscope() -> Callable[..., Any]:
+def _load_modelscope(path: str, **options: Any) -> Any:
+    """A data set of `datasets`, or a dict of them, from ModelScope."""
     try:
-        from modelscope.msdatasets import MsDataset
+        from modelscope.msdatasets import MsDataset  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise MissingExtra("modelscope", "hub", what_for="A data set on ModelScope (ms::)") from error
-    return MsDataset.load
+    found = MsDataset.load(path, **options)
+    if isinstance(found, dict):
+        return {split: table.ds_instance if isinstance(table, MsDataset) else table for split, table in found.items()}
+    return found.ds_instance if isinstance(found, MsDataset) else found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -1,0 +1,181 @@
+"""From a row to a record that can be trained on: columns, shape, sense, placeholders, and keys to find duplicates."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import orjson
+
+from luthier.base.errors import DataError
+from luthier.base.records import BadRow, Chat, Fault, Json, Message, Record, Text, Where
+from luthier.data.config import BadRows, DataConfig
+from luthier.data.formats import extra_columns, read_record
+from luthier.data.messages import Reader
+from luthier.data.row import Row
+
+_PLACEHOLDER = re.compile(r"\{\{(NAME|AUTHOR|name|author)\}\}")
+_CHINESE = re.compile(r"[\u4e00-\u9fff]")
+_CODE = re.compile(r"```|</?\w")
+
+
+@dataclass(frozen=True, slots=True)
+class RecordOptions:
+    """What the user asked of every row.  The fields are DataConfig's of the same names."""
+
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    system: str | None = None
+    self_name: tuple[str, ...] = ()
+    self_author: tuple[str, ...] = ()
+    bad_rows: BadRows = "fix"
+
+    @classmethod
+    def from_config(cls, config: DataConfig) -> RecordOptions:
+        """The options of a data config."""
+        return cls(config.columns, config.system, config.self_name, config.self_author, config.bad_rows)
+
+
+def to_record(row: Row, options: RecordOptions) -> tuple[Record | Fault, tuple[Fault, ...]]:
+    """A row as a record, or the fault that keeps it from being one; and what was repaired on the way.
+
+    Under `fix`, what has one safe repair is repaired: keys in messages that mean nothing are ignored, numbers become
+    text, a weight on a user turn is ignored, turns after the last answer are left out.  Otherwise any of these is a
+    fault.
+
+    Raises:
+        DataError: `missing_name` when a row has placeholders for a name or author that was not given.
+    """
+    if isinstance(row.value, Fault):
+        return row.value, row.repairs
+    repairs: list[Fault] = []
+    reader = Reader(row.where, repairs if options.bad_rows == "fix" else None)
+    value = _renamed(row.value, options.columns)
+    try:
+        record = read_record(value, row.where, reader.repairs)
+        if isinstance(record, Chat):
+            messages = _sensible(reader, record.messages)
+            messages = _with_names(messages, value.get("tag"), options, row.where)
+            if options.system is not None and messages[0].role != "system":
+                messages = (Message("system", options.system), *messages)
+            record = replace(record, messages=messages)
+    except BadRow as error:
+        return error.fault, row.repairs
+    return record, (*row.repairs, *repairs)
+
+
+def ignored_columns(row: Row, options: RecordOptions) -> tuple[str, ...]:
+    """Columns of a row that have no part in its record."""
+    if isinstance(row.value, Fault):
+        return ()
+    return tuple(key for key in extra_columns(_renamed(row.value, options.columns)) if key != "tag")
+
+
+def _renamed(value: dict[str, Json], columns: Mapping[str, str]) -> dict[str, Json]:
+    """The row under our names; a renamed column displaces one that had the name before."""
+    renamed = {columns[key]: item for key, item in value.items() if key in columns}
+    if not renamed:
+        return value
+    return {**{key: item for key, item in value.items() if key not in columns}, **renamed}
+
+
+def _sensible(reader: Reader, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Check the order of turns; leaves out turns behind the last answer when that repair is wanted.
+
+    Raises:
+        BadRow: `empty_messages`, `only_system`, `no_assistant`, `late_system`, `tool_without_call`,
+            `empty_assistant`, `ends_with_user`, `ends_with_tool`.
+    """
+    if not messages:
+        raise reader.fail("empty_messages", "the chat has no messages")
+    roles = {message.role for message in messages}
+    if roles == {"system"}:
+        raise reader.fail("only_system", "the chat has only a system message")
+    if "assistant" not in roles:
+        raise reader.fail("no_assistant", "the chat has no answer to learn from")
+    calling = False
+    for number, message in enumerate(messages):
+        path = f"messages[{number}]"
+        if message.role == "system" and number > 0:
+            raise reader.fail("late_system", "a system message must come first", path)
+        if message.role == "tool" and not calling:
+            raise reader.fail("tool_without_call", "a tool answers, but no tool was called", path)
+        if message.role == "assistant" and not message.content.strip() and not message.tool_calls:
+            raise reader.fail("empty_assistant", "the assistant says nothing", path)
+        calling = bool(message.tool_calls) or (calling and message.role == "tool")
+    while messages[-1].role != "assistant":
+        role = messages[-1].role
+        what = f"the chat ends with a turn of {role!r} that nobody answers"
+        reader.repair(f"ends_with_{role}", what, f"messages[{len(messages) - 1}]")
+        messages = messages[:-1]
+    return messages
+
+
+def _with_names(messages: tuple[Message, ...], tag: Json, options: RecordOptions, where: Where) -> tuple[Message, ...]:
+    """Fill the placeholders of self-cognition rows, in Chinese or in English.
+
+    `{{name}}` is also what templates of web pages look like, so the lower-case form counts only in turns without code.
+    """
+    if not any("{{" in message.content for message in messages):
+        return messages
+    chinese = tag == "zh" or (tag != "en" and any(_CHINESE.search(message.content) for message in messages))
+
+    def fill(found: re.Match[str]) -> str:
+        if found[1].islower() and _CODE.search(found.string):
+            return found[0]
+        name = found[1].lower() == "name"
+        given = options.self_name if name else options.self_author
+        if not given:
+            fix = f"Give {'--model_name' if name else '--model_author'} (one value, or two: Chinese and English)"
+            what = f"the row has the placeholder {found[0]}"
+            raise DataError(what, where=str(where), fix=fix, code="missing_name")
+        return given[0 if chinese else -1]
+
+    return tuple(replace(message, content=_PLACEHOLDER.sub(fill, message.content)) for message in messages)
+
+
+def identity_key(record: Record) -> bytes:
+    """Hash of what a record says, 16 bytes; where it stands and its weights do not count."""
+    return _hash(_parts(record))
+
+
+def normalised_key(record: Record) -> bytes:
+    """Hash of what a record says but for spelling variants (NFKC), case, white space and punctuation, 16 bytes.
+
+    Records with equal keys are what the data report counts as near duplicates.
+    """
+    ignored = _ignored()
+    return _hash(ignored.sub("", unicodedata.normalize("NFKC", part).casefold()) for part in _parts(record))
+
+
+def _hash(parts: Iterator[str]) -> bytes:
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.digest()
+
+
+def _parts(record: Record) -> Iterator[str]:
+    if isinstance(record, Text):
+        yield record.text
+        return
+    yield orjson.dumps(record.tools).decode()
+    for message in record.messages:
+        yield message.role
+        yield message.content
+        yield message.reasoning or ""
+        yield orjson.dumps([call["function"] for call in message.tool_calls]).decode()
+
+
+@cache
+def _ignored() -> re.Pattern[str]:
+    """Punctuation (P), separators (Z), control and formatting characters (Cc, Cf)."""
+    characters = (chr(code) for code in range(0xD800))  # what lies above is private, or rare beyond counting
+    wanted = ("P", "Z", "Cc", "Cf")
+    found = "".join(character for character in characters if unicodedata.category(character).startswith(wanted))
+    return re.compile(f"[{re.escape(found)}]+")
