@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -76,10 +76,10 @@ class Batch:
             weights_T=self.weights_T.to(device, non_blocking=True),
         )
 
-    @cached_property
+    @property
     def offsets(self) -> tuple[int, ...]:
         """Where each sequence starts, and the end: S + 1 numbers."""
-        return tuple(int(n) for n in np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64))))
+        return tuple(accumulate(self.lengths, initial=0))
 
     @property
     def tokens(self) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,7 +78,9 @@ class Shuffled:
         per_step: units of one optimizer step; a unit is a sample, or a pack of up to `pack_length` tokens.
     """
 
-    def __init__(self, groups: Groups, *, seed: int, per_step: int, pack_length: int | None = None, shuffle: bool = True):
+    def __init__(
+        self, groups: Groups, *, seed: int, per_step: int, pack_length: int | None = None, shuffle: bool = True
+    ):
         self.groups, self.seed, self.per_step = groups, seed, per_step
         self.pack_length, self.shuffle = pack_length, shuffle
 
@@ -147,7 +149,7 @@ def cut(draw: Draw, groups: Sequence[Group], share: Share) -> Step:
     return Step(draw, tuple(batches))
 
 
-def load(source: Source, cursor: Cursor, share: Share, workers: int) -> Iterator[Step]:
+def load(source: Source, cursor: Cursor, share: Share, workers: int) -> Generator[Step]:
     """Steps from `cursor` on, prepared `2 x workers` ahead by threads; the result does not depend on `workers`."""
     drawn = source.draws(cursor)
     if workers == 0:

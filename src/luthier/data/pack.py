@@ -1,4 +1,4 @@
-"""Which samples share a pack, and which packs share a micro-batch.  Pure functions of lengths; no group is ever split."""
+"""Which samples share a pack, and which share a micro-batch.  Pure functions of lengths; no group is ever split."""
 
 from __future__ import annotations
 

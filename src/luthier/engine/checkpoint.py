@@ -228,12 +228,12 @@ def _seal(folder: Path) -> None:
     manifest = folder / MANIFEST
     manifest.write_text(json.dumps({"version": 1, "files": listed}, indent=2), encoding="utf-8")
     for path in [*files, manifest]:
-        with open(path, "rb+") as file:
+        with path.open("rb+") as file:
             os.fsync(file.fileno())
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         fsync_dir(path)
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -89,7 +89,7 @@ def _sum_flat(gradients: list[Tensor]) -> None:
 
 
 @contextmanager
-def open_mesh(device: str) -> Iterator[Mesh]:
+def open_mesh(device: str) -> Generator[Mesh]:
     """Join the processes torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone.
 
     Args:

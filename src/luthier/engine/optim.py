@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ class Optimizer:
 
     def __init__(self, named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]):
         assert config.learning_rate is not None, "the learning rate is filled in when the config is resolved"
-        self.named, self.config, self.peak = dict(named), config, config.learning_rate
+        self.named, self.peak = dict(named), config.learning_rate
         self.parts = _build(self.named, config, scale)
 
     def step(self, factor: float) -> None:
@@ -106,8 +106,9 @@ class Optimizer:
 
 def _build(
     named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]
-) -> list[torch.optim.Optimizer]:
-    lr, betas, eps = config.learning_rate, (config.beta1, config.beta2), config.eps
+) -> Sequence[torch.optim.Optimizer]:
+    # The learning rate given here is never used: every step sets each group's own.
+    betas, eps = (config.beta1, config.beta2), config.eps
     if config.name == "muon":
         # Muon orthogonalises hidden matrices only; embeddings, heads and vectors go to AdamW at the same rate,
         # which `match_rms_adamw` makes comparable (Moonlight, arXiv 2502.16982).
@@ -116,24 +117,25 @@ def _build(
         parts: list[torch.optim.Optimizer] = []
         if hidden:
             groups = parameter_groups(hidden, config, scale)
-            parts.append(torch.optim.Muon(groups, lr=lr, momentum=config.beta1, adjust_lr_fn="match_rms_adamw"))
+            parts.append(torch.optim.Muon(groups, momentum=config.beta1, adjust_lr_fn="match_rms_adamw"))
         if rest:
-            parts.append(torch.optim.AdamW(parameter_groups(rest, config, scale), lr=lr, betas=betas, eps=eps, fused=True))
+            groups = parameter_groups(rest, config, scale)
+            parts.append(torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True))
         return parts
     groups = parameter_groups(named, config, scale)
     match config.name:
         case "adamw":
-            return [torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)]
+            return [torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)]
         case "adam":
-            return [torch.optim.Adam(groups, lr=lr, betas=betas, eps=eps, fused=True)]
+            return [torch.optim.Adam(groups, betas=betas, eps=eps, fused=True)]
         case "sgd":
-            return [torch.optim.SGD(groups, lr=lr, momentum=config.beta1)]
+            return [torch.optim.SGD(groups, momentum=config.beta1)]
         case "adagrad":
-            return [torch.optim.Adagrad(groups, lr=lr, eps=eps)]
+            return [torch.optim.Adagrad(groups, eps=eps)]
         case "adafactor":
-            return [torch.optim.Adafactor(groups, lr=lr)]
+            return [torch.optim.Adafactor(groups)]
         case "adamw_8bit":
-            return [_eight_bit()(groups, lr=lr, betas=betas, eps=eps)]
+            return [_eight_bit()(groups, betas=betas, eps=eps)]
 
 
 def _is_vocabulary(name: str) -> bool:
@@ -142,7 +144,7 @@ def _is_vocabulary(name: str) -> bool:
 
 def _eight_bit() -> Callable[..., torch.optim.Optimizer]:
     try:
-        import bitsandbytes
+        import bitsandbytes  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise MissingExtra("bitsandbytes", "quant", what_for="--optim adamw_8bit") from error
     return bitsandbytes.optim.AdamW8bit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -19,7 +19,7 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
+def stop_requests() -> Generator[StopRequest]:
     """Listen for SIGTERM and SIGINT while the block runs; the handlers of before come back after it."""
     request = StopRequest()
 

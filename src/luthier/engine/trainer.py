@@ -131,20 +131,19 @@ class Trainer:
         while self.state.step < self.settings.total_steps:
             step = next(steps)
             result = self._gradients(step)
-            if not self._sound(result):
-                if self._go_back():
-                    return None
-                self._advance(step, result)
-                continue
-            if result.trained > 0:
+            sound = self._sound(result)
+            if not sound and self._go_back():
+                return None
+            if sound and result.trained > 0:
                 self.optimizer.step(schedule(self.settings.optim, self.state.step, self.settings.total_steps))
                 if self.ema is not None:
                     self.ema.update(self.model.trained())
             self._advance(step, result)
-            self._tell(step, result)
+            if sound:
+                self._tell(step, result)
             if self._due(self.settings.eval.every) and self._evaluate():
                 return "early_stopped"
-            if self._due(self.settings.save.every):
+            if self._due(self.settings.save.every) and self.state.skipped == 0:
                 self._save()
             if self.mesh.any(request.asked is not None):
                 self.watcher.event("stopping", f"{request.asked or 'another process'}: saving and stopping")
@@ -158,9 +157,7 @@ class Trainer:
         torch.manual_seed((self.settings.seed * 1_000_003 + self.state.step) * 1_009 + self.mesh.rank)
         self.optimizer.zero_grad()
         batches = [batch.to(self.mesh.device) for batch in step.batches]
-        return gradients(
-            self.model, self.objective, batches, self.mesh, max_norm=self.settings.optim.max_grad_norm
-        )
+        return gradients(self.model, self.objective, batches, self.mesh, max_norm=self.settings.optim.max_grad_norm)
 
     def _sound(self, result: StepResult) -> bool:
         """Whether the gradient may be used; says what is wrong with it otherwise."""
@@ -182,7 +179,10 @@ class Trainer:
             return True
         self.state.skipped += 1
         self.watcher.event(
-            "skipped_step", f"Step {at} is not finite (loss {result.loss}); its update is skipped", level="warn", step=at
+            "skipped_step",
+            f"Step {at} is not finite (loss {result.loss}); its update is skipped",
+            level="warn",
+            step=at,
         )
         return False
 

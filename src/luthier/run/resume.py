@@ -30,9 +30,13 @@ class Resume:
     """A checkpoint to go on from."""
 
     checkpoint: Path
-    run: Path
     newest: bool
     """Whether it is the run's newest one; an older one starts a run directory of its own."""
+
+    @property
+    def run(self) -> Path:
+        """The run directory it belongs to."""
+        return self.checkpoint.parent.parent
 
 
 def find_resume(config: RunConfig, report: Callable[[str], None]) -> Resume | None:
@@ -52,12 +56,12 @@ def find_resume(config: RunConfig, report: Callable[[str], None]) -> Resume | No
         published = Checkpoints(path.parent, None).all()
         if path not in published:
             raise ConfigError("there is no such checkpoint", where=str(path), code="no_checkpoint", fix=_offer(run))
-        return Resume(path, run, newest=path == published[-1])
+        return Resume(path, newest=path == published[-1])
     runs = sorted((child for child in path.glob("v*") if run_number(child)), key=lambda child: run_number(child) or 0)
     for run in [path] if (path / "checkpoints").is_dir() else reversed(runs):
         good = Checkpoints(run / "checkpoints", None).latest(report)
         if good is not None:
-            return Resume(good, run, newest=True)
+            return Resume(good, newest=True)
     raise ConfigError(
         "there is no checkpoint to resume", where=str(path), code="no_checkpoint", fix="Start without resuming"
     )
@@ -118,9 +122,9 @@ def _under(key: str, paths: tuple[str, ...]) -> bool:
 
 @torch.no_grad()
 def model_fingerprint(model: Model) -> str:
-    """Hash over the names, shapes and first values of every weight."""
+    """Hash over the names, shapes and evenly spaced values of every weight."""
     hashed = hashlib.blake2b(digest_size=16)
     for name, weight in model.network.named_parameters():
-        head = weight.reshape(-1)[:256].float().cpu().numpy().tobytes()
-        hashed.update(f"{name}{tuple(weight.shape)}".encode() + head)
+        sample = weight.reshape(-1)[:: max(1, weight.numel() // 256)].float().cpu().numpy().tobytes()
+        hashed.update(f"{name}{tuple(weight.shape)}".encode() + sample)
     return hashed.hexdigest()

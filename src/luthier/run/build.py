@@ -1,0 +1,165 @@
+"""The builds of a run: data, model, and the trainer around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from luthier.base.config import to_yaml
+from luthier.base.console import Console
+from luthier.base.rundir import RunDir
+from luthier.data import preview, report
+from luthier.data.dataset import Prepared, prepare
+from luthier.data.loader import Share, Shuffled
+from luthier.engine.checkpoint import Checkpoints
+from luthier.engine.mesh import Mesh
+from luthier.engine.optim import Optimizer
+from luthier.engine.trainer import Data, Settings, Trainer
+from luthier.engine.watcher import RunPlan, Watcher
+from luthier.model import methods
+from luthier.model.config import Lora
+from luthier.model.load import Model, load_model
+from luthier.objectives.language import Language
+from luthier.run.config import RunConfig
+from luthier.run.environment import describe_device
+from luthier.run.resume import model_fingerprint
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What every build knows."""
+
+    config: RunConfig
+    console: Console
+    """Silent on all processes but the leading one."""
+    mesh: Mesh
+    directory: RunDir
+    max_length: int
+    """Longest sequence in tokens, after what the model can hold."""
+
+    @property
+    def per_step(self) -> int:
+        """Samples (or packs) of one optimizer step, over all devices."""
+        return self.config.train.micro_batch * self.config.train.accumulation * self.mesh.world
+
+    def share(self, micro_batch: int, model: Model) -> Share:
+        """This process's micro-batches of so many full-length samples."""
+        return Share(micro_batch * self.max_length, self.mesh.rank, self.mesh.world, padded=not model.packed)
+
+
+def build_data(run: Run, objective: Language) -> Prepared:
+    """Tokenise, report, and refuse what cannot be learned from.  Processes take turns: one works, the others reuse."""
+    if not run.mesh.leads:
+        run.mesh.wait()
+    with run.console.progress("Reading and tokenising") as bar:
+        prepared = prepare(
+            run.config.data,
+            encode=objective.encode,
+            encode_key=objective.key,
+            renderer=objective.renderer,
+            max_length=run.max_length,
+            seed=run.config.seed,
+            progress=bar.advance,
+        )
+    if run.mesh.leads:
+        run.mesh.wait()
+        run.directory.write_json("data_report.json", prepared.report.to_json())
+        run.directory.write_text("preview.html", preview.page(prepared.preview, prepared.report))
+        for fault in prepared.rejected:
+            run.directory.append_json("rejected.jsonl", fault)
+        for line in report.lines(prepared.report):
+            run.console.say(line)
+    report.refuse(prepared.report, run.config.data)
+    return prepared
+
+
+def build_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Model, str]:
+    """The model with its method applied, and the fingerprint of the model it started from."""
+    config = run.config
+    model = load_model(config.model, run.mesh.device, tokenizer=tokenizer, trained=True)
+    if model.note:
+        run.console.say(model.note)
+    fingerprint = model_fingerprint(model)
+    torch.manual_seed(config.seed)
+    methods.apply(model, config.method, config.model.adapters)
+    return model, fingerprint
+
+
+def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, watcher: Watcher) -> Trainer:
+    """The trainer of a run, at step 0."""
+    config = run.config
+    source = Shuffled(
+        data.train,
+        seed=config.seed,
+        per_step=run.per_step,
+        pack_length=run.max_length if config.data.packing else None,
+        shuffle=config.data.shuffle,
+    )
+    recompute = config.train.gradient_checkpointing
+    settings = Settings(
+        train=config.train,
+        optim=config.optim,
+        eval=config.eval,
+        save=config.save,
+        log_every=config.log.every,
+        seed=config.seed,
+        loader_workers=config.data.loader_workers,
+        total_steps=config.train.max_steps or source.steps(config.train.epochs),
+        gradient_checkpointing=run.mesh.device.type == "cuda" if recompute is None else recompute,
+    )
+    return Trainer(
+        model,
+        objective,
+        Optimizer(model.trained(), config.optim, lambda name: _rate(name, model, config)),
+        Data(
+            source=source,
+            share=run.share(config.train.micro_batch, model),
+            validation=data.validation,
+            validation_share=run.share(config.eval.micro_batch or config.train.micro_batch, model),
+            per_epoch=len(data.train),
+        ),
+        settings,
+        Checkpoints(run.directory.path / "checkpoints", config.save.total_limit),
+        watcher,
+        run.mesh,
+        lambda folder: _write_artefact(model, config, folder),
+    )
+
+
+def _write_artefact(model: Model, config: RunConfig, folder: Path) -> None:
+    methods.save(model, folder)
+    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+
+
+def _rate(name: str, model: Model, config: RunConfig) -> float:
+    """Learning rate of one parameter relative to the run's: LoRA+ for B matrices, and its depth's decay."""
+    method, decay = config.method, config.optim.layer_decay
+    ratio = method.plus_ratio if isinstance(method, Lora) and methods.is_lora_b(name) else None
+    layers, layer = methods.num_layers(model), methods.layer_of(name)
+    if layer is None:
+        layer = -1 if "embed" in name else layers
+    return (ratio or 1.0) * decay ** (layers - layer)
+
+
+def describe(run: Run, data: Prepared, model: Model, steps: int) -> RunPlan:
+    """What is about to be trained."""
+    trained = sum(weight.numel() for weight in model.trained().values())
+    per_epoch = run.config.train.epochs
+    return RunPlan(
+        model=run.config.model.path,
+        parameters=sum(weight.numel() for weight in model.network.parameters()),
+        trained_parameters=trained,
+        method=run.config.method.type,
+        objective=run.config.objective.type,
+        samples=len(data.train),
+        tokens_per_epoch=int(data.train.lengths.sum()),
+        steps=steps,
+        epochs=per_epoch,
+        global_batch=run.per_step,
+        device=describe_device(run.mesh.device),
+        world_size=run.mesh.world,
+        run_dir=str(run.directory.path),
+    )

@@ -1,0 +1,155 @@
+"""One training run: data, objective, model, trainer, fit, report."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from luthier.base.config import to_yaml
+from luthier.base.console import Console
+from luthier.base.errors import LuthierError, Stopped
+from luthier.base.rundir import RunDir
+from luthier.data.render import Renderer
+from luthier.engine.checkpoint import Checkpoints, read
+from luthier.engine.mesh import Mesh, open_mesh
+from luthier.engine.trainer import Trainer
+from luthier.engine.watcher import RunPlan, Watcher
+from luthier.model.load import context_length, load_tokenizer
+from luthier.objectives.language import Language
+from luthier.run.build import Run, build_data, build_model, build_trainer, describe
+from luthier.run.config import RunConfig, resolve
+from luthier.run.environment import environment, measured_memory
+from luthier.run.report import Ending, usage, write_report
+from luthier.run.resume import Resume, find_resume, refuse_changes, stored_config
+from luthier.run.trackers import TrackedRun, flatten, start_trackers
+from luthier.run.watch import Unwatched, Watch, duration
+
+
+def train(config: RunConfig, console: Console) -> Path:
+    """Train as the config says and return the run directory.
+
+    Raises:
+        ConfigError, DataError, DoesNotFit: before the first step.
+        RunError: training could not go on; what was saved before is intact.
+        Stopped: someone asked for it; the run has been saved and can be resumed.
+    """
+    config = resolve(config)
+    started = time.monotonic()
+    with open_mesh(config.device) as mesh, ExitStack() as stack:
+        voice = console if mesh.leads else Console(quiet=True)
+        resume = _find(config, voice, mesh)
+        tokenizer = load_tokenizer(config.model)
+        renderer = Renderer(tokenizer, template=config.model.template, template_args=config.model.template_args)
+        # The template travels with what is learned: served prompts are then the ones that were trained.
+        tokenizer.chat_template = renderer.template
+        max_length = min(config.data.max_length, context_length(config.model, tokenizer))
+        if max_length < config.data.max_length:
+            voice.warn(f"max_length is {max_length} tokens, the longest the model can hold")
+        directory = _open(config, resume, mesh)
+        stack.callback(directory.close)
+        run = Run(config, voice, mesh, directory, max_length)
+        objective = Language(config.objective, renderer)
+        data = build_data(run, objective)
+        model, fingerprint = build_model(run, tokenizer)
+        watcher = _watch(run, resume, stack) if mesh.leads else Unwatched()
+        trainer = build_trainer(run, data, model, objective, watcher)
+        trainer.state.fingerprints = {
+            "data": data.train.fingerprint,
+            "model": fingerprint,
+            "global_batch": str(run.per_step),
+        }
+        if resume:
+            _restore(trainer, resume, config)
+        _write_beginning(run)
+        plan = describe(run, data, model, trainer.settings.total_steps)
+        return _fit(run, trainer, plan, watcher, started)
+
+
+def _find(config: RunConfig, console: Console, mesh: Mesh) -> Resume | None:
+    """What to resume, found once and known to every process."""
+    found = find_resume(config, console.warn) if mesh.leads else None
+    words = mesh.share(f"{found.newest:d}{found.checkpoint}" if found else "")
+    return Resume(Path(words[1:]), newest=words[0] == "1") if words else None
+
+
+def _open(config: RunConfig, resume: Resume | None, mesh: Mesh) -> RunDir:
+    """The run's directory: a new one, or the resumed run's own.  Only the leading process locks and writes it."""
+    if not mesh.leads:
+        return RunDir(Path(mesh.share("")))
+    run = RunDir.reopen(resume.run) if resume and resume.newest else RunDir.create(Path(config.output_dir))
+    Checkpoints(run.path / "checkpoints", None).clean()
+    mesh.share(str(run.path))
+    return run
+
+
+def _restore(trainer: Trainer, resume: Resume, config: RunConfig) -> None:
+    state, _ = read(resume.checkpoint)
+    now = trainer.state.fingerprints or {}
+    refuse_changes(stored_config(resume.checkpoint), config, state.fingerprints or {}, now)
+    trainer.restore(resume.checkpoint)
+    trainer.state.fingerprints = now
+
+
+def _watch(run: Run, resume: Resume | None, stack: ExitStack) -> Watch:
+    config, path = run.config, run.directory.path
+    step = int(resume.checkpoint.name.removeprefix("step-")) if resume else 0
+    tracked = TrackedRun(
+        project=path.parent.name,
+        name=config.log.run_name or path.name,
+        folder=path,
+        settings=flatten(config.model_dump(mode="json")),
+        resumed_step=step,
+    )
+    trackers = start_trackers(config.log.report_to, tracked, run.console.warn)
+    return stack.enter_context(Watch(run.directory, run.console, trackers, resumed_step=step))
+
+
+def _write_beginning(run: Run) -> None:
+    if run.mesh.leads:
+        run.directory.write_text("config.yaml", to_yaml(run.config))
+        run.directory.write_json("env.json", environment(run.config.seed, run.mesh.device))
+
+
+def _fit(run: Run, trainer: Trainer, plan: RunPlan, watcher: Watcher, started: float) -> Path:
+    """Train, and write down how it went whatever happens."""
+    watcher.started(plan)
+    reason, message = "failed", ""
+    try:
+        reason = trainer.fit().reason
+    except LuthierError as error:
+        message = str(error)
+        watcher.event("failed", message, level="error", code=error.code)
+        raise
+    finally:
+        ending = Ending(
+            reason,
+            trainer.state.step,
+            time.monotonic() - started,
+            trainer.saved,
+            trainer.checkpoints.named("BEST"),
+            message,
+        )
+        if run.mesh.leads:
+            _write_end(run, plan, ending)
+    if ending.complete:
+        took = duration(ending.seconds)
+        watcher.event("finished", f"{reason} after {ending.step} steps in {took}", step=ending.step, reason=reason)
+    commands = usage(run.directory.path, run.config, ending)
+    for title, command in commands.items():
+        run.console.say(f"{title}:\n  {command}")
+    if not ending.complete:
+        raise Stopped(
+            f"stopped by {reason} after step {ending.step}, everything is saved", where=str(run.directory.path)
+        )
+    return run.directory.path
+
+
+def _write_end(run: Run, plan: RunPlan, ending: Ending) -> None:
+    """The report must not hide how the run ended: what cannot be written is said and left."""
+    try:
+        run.directory.write_json("memory.json", measured_memory(run.mesh.device))
+        report = write_report(run.directory, run.config, plan, ending)
+        run.console.say(f"Report: {report}")
+    except LuthierError as error:
+        run.console.warn(str(error))

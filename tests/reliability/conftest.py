@@ -1,0 +1,172 @@
+"""Real training processes, forked from this one so that each starts in milliseconds, run, are killed, and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.engine.checkpoint import Checkpoints, digest, read
+
+
+@dataclass
+class Child:
+    """A running `luthier` command."""
+
+    pid: int
+    output: Path
+
+    def wait(self, timeout: float = 60.0) -> int:
+        """Its exit code, or minus the signal that killed it."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.01)
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        raise AssertionError(f"still running after {timeout} s: {self.said()[-2000:]}")
+
+    def wait_for(self, text: str, timeout: float = 60.0) -> None:
+        """Until it has said `text`."""
+        deadline = time.monotonic() + timeout
+        while text not in self.said():
+            assert time.monotonic() < deadline, self.said()[-2000:]
+            time.sleep(0.01)
+
+    def kill(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def said(self) -> str:
+        """Everything on stdout and stderr so far."""
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+
+class Job:
+    """One command that trains a tiny model on chats, on and on with different flags."""
+
+    def __init__(self, folder: Path, model: Path, data: Path):
+        self.folder, self.model, self.data = folder, model, data
+        self.output_dir = folder / "out"
+        self._count = 0
+
+    def argv(self, **flags: Any) -> list[str]:
+        settings = {
+            "model": self.model,
+            "dataset": self.data,
+            "output_dir": self.output_dir,
+            "max_length": 64,
+            "max_steps": 8,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 1e-2,
+            "lora_dropout": 0.1,
+            "save_steps": 2,
+            "save_total_limit": 100,
+            "logging_steps": 1,
+            "report_to": "none",
+            "data.cache_dir": self.folder / "cache",
+            **flags,
+        }
+        words = ["sft"]
+        for name, value in settings.items():
+            if value is not None:
+                words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+        return words
+
+    def start(self, before: Callable[[], None] | None = None, **flags: Any) -> Child:
+        """Fork a process that runs the command; `before` runs in it first."""
+        self._count += 1
+        output = self.folder / f"output-{self._count}.txt"
+        words = self.argv(**flags)
+        output.touch()
+        with warnings.catch_warnings():
+            # Python 3.12 warns about forking beside threads; this process runs none that hold a lock.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+        if pid:
+            return Child(pid, output)
+        code = 70
+        try:
+            os.setsid()
+            handle = os.open(output, os.O_WRONLY | os.O_TRUNC)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+            if before is not None:
+                before()
+            from luthier.cli.app import main
+
+            try:
+                sys.argv = ["luthier", *words]
+                main()
+                code = 0
+            except SystemExit as end:
+                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+
+    def run(self, before: Callable[[], None] | None = None, *, expect: int = 0, **flags: Any) -> str:
+        """Run to the end; returns what was said."""
+        child = self.start(before, **flags)
+        code = child.wait()
+        assert code == expect, f"exit {code}, expected {expect}:\n{child.said()[-4000:]}"
+        return child.said()
+
+    def runs(self) -> list[Path]:
+        """Run directories, oldest first."""
+        return sorted(self.output_dir.glob("v*"), key=lambda path: int(path.name.split("-")[0][1:]))
+
+    def checkpoints(self) -> Checkpoints:
+        """Those of the newest run."""
+        return Checkpoints(self.runs()[-1] / "checkpoints", None)
+
+    def final(self) -> tuple[str, str]:
+        """sha256 of the trained weights and of the optimizer in the newest run's last checkpoint."""
+        latest = self.checkpoints().named("LATEST")
+        assert latest is not None
+        _, tensors = read(latest)
+        return digest(tensors.trained), digest(tensors.optimizer)
+
+    def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """Rows of a file of the newest run."""
+        return [json.loads(line) for line in (self.runs()[-1] / name).read_text().splitlines()]
+
+    def losses(self) -> dict[int, float]:
+        """Logged loss of each step."""
+        return {row["step"]: row["loss"] for row in self.rows() if "loss" in row}
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short chats in two languages, all different."""
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    rows: list[str] = []
+    for number in range(40):
+        question, answer = (
+            (f"What is {number} and one?", f"It is {number + 1}. " * (1 + number % 3))
+            if number % 2
+            else (f"{number} 加一等于多少？", f"等于 {number + 1}。" * (1 + number % 3))
+        )
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        rows.append(json.dumps({"messages": messages}, ensure_ascii=False))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_model_dir: Callable[..., Path], chats: Path) -> Job:
+    """A job in an empty folder."""
+    return Job(tmp_path, tiny_model_dir("qwen2"), chats)

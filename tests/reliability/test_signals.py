@@ -1,0 +1,133 @@
+"""R6, R7, R10, R12: killed at any instant, asked to stop, refused a place to write, two at once."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.engine.checkpoint import verify
+
+
+def test_killed_at_random_instants_it_always_resumes_and_ends_exact(job: Any, tmp_path: Path):
+    flags: dict[str, Any] = {"max_steps": 60, "save_steps": 1, "save_total_limit": 3}
+    started = time.monotonic()
+    job.run(**flags)
+    length = time.monotonic() - started
+    straight = job.final()
+    job.output_dir = tmp_path / "killed"
+    chance = random.Random(0)
+    in_save = 0
+    kills = 0
+    while kills < 30:
+        inside = kills % 3 == 0
+        marker = tmp_path / f"saving-{kills}"
+        resume = {"resume_from_checkpoint": "true"} if has_checkpoint(job) else {}
+        child = job.start((lambda marker=marker: dawdle_in_saves(marker)) if inside else None, **flags, **resume)
+        if inside:
+            while not marker.exists() and os.waitpid(child.pid, os.WNOHANG) == (0, 0):
+                time.sleep(0.001)
+            time.sleep(chance.uniform(0.0, 0.03))
+        else:
+            time.sleep(chance.uniform(0.3, 1.0) * length / 4)
+        child.kill(signal.SIGKILL)
+        if child.wait() == 0:  # it was done before the signal came
+            break
+        kills += 1
+        in_save += bool(list(job.output_dir.glob("v*/checkpoints/.staging-*")))
+        for run in job.runs():
+            latest = run / "checkpoints" / "LATEST"
+            if latest.exists():
+                assert verify(run / "checkpoints" / latest.read_text().strip()) is None
+    assert kills == 30, f"finished after {kills} kills; make the run longer"
+    assert in_save >= 8, f"only {in_save} kills hit a save"
+    job.run(**flags, **({"resume_from_checkpoint": "true"} if has_checkpoint(job) else {}))
+    assert job.final() == straight
+
+
+def has_checkpoint(job: Any) -> bool:
+    return bool(list(job.output_dir.glob("v*/checkpoints/step-*/MANIFEST.json")))
+
+
+def dawdle_in_saves(marker: Path) -> None:
+    """Make the third save of this process slow at every file, and say when it begins."""
+    from luthier.engine import checkpoint
+
+    real, seal = os.fsync, checkpoint._seal
+    count = 0
+
+    def slow_seal(folder: Path) -> None:
+        nonlocal count
+        count += 1
+        if count == 3:
+            marker.touch()
+            os.fsync = lambda handle: (time.sleep(0.004), real(handle))[1]
+        seal(folder)
+
+    checkpoint._seal = slow_seal
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_finishes_the_step_saves_and_exits_75(job: Any, number: int):
+    flags = {"max_steps": 40, "save_steps": 1000}
+    job.run(**flags)
+    straight = job.final()
+    child = job.start(**flags)
+    child.wait_for("step  5/40")
+    child.kill(number)
+    assert child.wait() == 75
+    assert "--resume_from_checkpoint" in child.said()
+    stopped = job.checkpoints().named("LATEST")
+    assert stopped is not None and 5 <= int(stopped.name[-8:]) < 40
+    report = (job.runs()[-1] / "report.md").read_text()
+    assert "can be resumed" in report
+    job.run(resume_from_checkpoint=job.runs()[-1], **flags)
+    assert job.final() == straight
+    assert sorted(job.losses()) == list(range(1, 41))
+
+
+def test_a_second_signal_leaves_within_two_seconds(job: Any):
+    child = job.start(hang_in_step, max_steps=40)
+    child.wait_for("hanging")
+    child.kill(signal.SIGTERM)
+    time.sleep(0.2)
+    began = time.monotonic()
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 75
+    assert time.monotonic() - began < 2.0
+
+
+def hang_in_step() -> None:
+    from luthier.objectives.language import Language
+
+    def hang(*arguments: object) -> None:
+        os.write(1, b"hanging\n")
+        while True:
+            time.sleep(0.1)
+
+    Language.sums = hang  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_two_trainers_do_not_share_an_output_directory(job: Any):
+    child = job.start(hang_in_step)
+    child.wait_for("hanging")
+    try:
+        said = job.run(expect=2)
+        assert f"process {child.pid}" in said
+    finally:
+        child.kill(signal.SIGKILL)
+        child.wait()
+    job.run()  # the dead one does not block
+
+
+@pytest.mark.parametrize("place", ["file", "proc"])
+def test_an_output_directory_that_cannot_be_written_is_named_before_training(job: Any, tmp_path: Path, place: str):
+    (tmp_path / "file").write_text("")
+    job.output_dir = tmp_path / "file" / "out" if place == "file" else Path("/proc/luthier/out")
+    said = job.run(expect=2)
+    assert str(job.output_dir) in said and "--output_dir" in said and "step" not in said
