@@ -92,9 +92,7 @@ def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path):
 
 
 @pytest.mark.parametrize("failure", ["artefact", "tensors", "seal", "rename"])
-def test_a_full_disk_publishes_nothing_and_loses_nothing(
-    tmp_path: Path, failure: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_full_disk_publishes_nothing_and_loses_nothing(tmp_path: Path, failure: str, monkeypatch: pytest.MonkeyPatch):
     store = Checkpoints(tmp_path, 1)
     good = save(store, 1)
 

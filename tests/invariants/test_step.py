@@ -70,7 +70,8 @@ def same(first: tuple[StepResult, torch.Tensor], second: tuple[StepResult, torch
     assert second[0].loss == pytest.approx(first[0].loss, rel=1e-6)
     assert second[0].grad_norm == pytest.approx(first[0].grad_norm, rel=1e-6)
     assert second[0].trained == first[0].trained
-    assert float((first[1] - second[1]).norm() / first[1].norm()) < 2e-6
+    # Not only as long but the same direction; other kernels round differently in every element.
+    assert float((first[1] - second[1]).norm() / first[1].norm()) < 1e-5
 
 
 @pytest.mark.parametrize("method", METHODS)

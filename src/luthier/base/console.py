@@ -19,7 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from luthier.base.errors import LuthierError
+from luthier.base.errors import LuthierError, Stopped
 from luthier.base.records import Json
 
 _REPAINT = 0.1  # seconds between repaints of the live lines
@@ -119,7 +119,8 @@ class Console:
             fields = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
             self._write_json({"type": "error", **fields, "exit_code": error.exit_code})
         else:
-            self._print(self._err, Text.assemble(("error: ", "bold red"), str(error), (f" [{error.code}]", "dim")))
+            label = "stopped: " if isinstance(error, Stopped) else "error: "
+            self._print(self._err, Text.assemble((label, "bold red"), str(error), (f" [{error.code}]", "dim")))
 
     def result(self, text: str | Text, **fields: Json) -> None:
         """Print what was asked for, on stdout.  With --json the fields, or the text when there are none."""

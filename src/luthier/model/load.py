@@ -123,7 +123,7 @@ class Model:
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """hidden_RD -> logits_RV: the head and the model's own scale or cap."""
-        with self._arithmetic():
+        with self.arithmetic():
             return self.finish(self.head(hidden_RD))
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -160,21 +160,22 @@ class Model:
         """Dropout off."""
         self.network.eval()
 
-    def _arithmetic(self) -> torch.autocast:
+    def arithmetic(self) -> torch.autocast:
+        """The context in which the network is to be run."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths: tuple[int, ...], offsets: tuple[int, ...]) -> Tensor:
         decoder: Callable[..., Any] = self.base.get_decoder()
         if self.packed:
             packing = attention.Packing.of(lengths, offsets, self.device)
-            with self._arithmetic(), attention.packed_forward():
+            with self.arithmetic(), attention.packed_forward():
                 return decoder(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, packing=packing)[
                     0
                 ][0]
         within_SL = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
         ids_SL = torch.zeros_like(within_SL, dtype=torch.int64).masked_scatter(within_SL, ids_T)
         positions_SL = torch.zeros_like(ids_SL).masked_scatter(within_SL, positions_T)
-        with self._arithmetic():
+        with self.arithmetic():
             hidden_SLD: Tensor = decoder(
                 input_ids=ids_SL, attention_mask=within_SL.long(), position_ids=positions_SL, use_cache=False
             )[0]
