@@ -104,7 +104,7 @@ def test_the_loss_is_the_weighted_mean_of_transformers_own(tiny_model_dir: Calla
         tokens = group.sequences[0]
         logits = model.base(input_ids=torch.from_numpy(tokens.ids.astype(np.int64))[None]).logits[0, :-1]
         losses = torch.nn.functional.cross_entropy(
-            logits, torch.from_numpy(tokens.ids[1:].astype(np.int64)), reduction="none"
+            logits.detach(), torch.from_numpy(tokens.ids[1:].astype(np.int64)), reduction="none"
         )
         weights = torch.from_numpy(tokens.weights[1:])
         total, count = total + float((losses * weights).sum()), count + float(weights.sum())
