@@ -41,6 +41,10 @@ _CHECKPOINTING_OFF: Callable[..., None] = (
 )
 
 
+# Without any of these transformers would make up an empty tokenizer.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+
+
 class Batch(Protocol):
     """What is read of `data.batch.Batch`, which says what the fields mean."""
 
@@ -165,18 +169,17 @@ class Model:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths: tuple[int, ...], offsets: tuple[int, ...]) -> Tensor:
-        decoder: Callable[..., Any] = self.base.get_decoder()
+        decoder: Any = self.base.get_decoder()
         if self.packed:
             packing = attention.Packing.of(lengths, offsets, self.device)
+            inputs = {"input_ids": ids_T[None], "position_ids": positions_T[None], "packing": packing}
             with self.arithmetic(), attention.packed_forward():
-                return decoder(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, packing=packing)[
-                    0
-                ][0]
+                return decoder(**inputs, use_cache=False)[0][0]
         within_SL = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
         ids_SL = torch.zeros_like(within_SL, dtype=torch.int64).masked_scatter(within_SL, ids_T)
         positions_SL = torch.zeros_like(ids_SL).masked_scatter(within_SL, positions_T)
         with self.arithmetic():
-            hidden_SLD: Tensor = decoder(
+            hidden_SLD = decoder(
                 input_ids=ids_SL, attention_mask=within_SL.long(), position_ids=positions_SL, use_cache=False
             )[0]
         return hidden_SLD[within_SL]
@@ -189,14 +192,21 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
         ModelError: there is none, it is not a fast one, or it needs code of its own.
     """
     folder = model_folder(config)
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        raise ModelError(
+            "no tokenizer here",
+            where=str(folder),
+            code="no_tokenizer",
+            fix="Put its tokenizer.json and tokenizer_config.json beside the weights",
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
-            "the model has no usable tokenizer",
+            f"the tokenizer cannot be read ({first_line(error)})",
             where=str(folder),
             code="no_tokenizer",
-            fix=f"Put its tokenizer.json and tokenizer_config.json beside the weights ({first_line(error)})",
+            fix="Download its files again",
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ModelError(
@@ -225,7 +235,8 @@ def load_model(
     dtype = arithmetic_dtype(config.dtype, device)
     network = _network(folder, config, settings, "auto" if trained else dtype)
     network.requires_grad_(False).eval().to(device)  # pyright: ignore[reportArgumentType]
-    rows = network.get_input_embeddings().weight.shape[0]
+    embedding: Any = network.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     if len(tokenizer) > rows:
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} tokens, the model's embedding {rows} rows",
@@ -316,6 +327,7 @@ def _network(
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with all else that is wrong
         )
     faults = {
         "missing": report["missing_keys"],

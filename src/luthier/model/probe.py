@@ -80,7 +80,8 @@ def packed_hidden(network: PreTrainedModel, ids_T: Tensor, lengths: tuple[int, .
 
 
 def _ids(network: PreTrainedModel, n: int) -> Tensor:
-    vocabulary = network.get_input_embeddings().weight.shape[0]
+    embedding: Any = network.get_input_embeddings()
+    vocabulary = embedding.weight.shape[0]
     return (torch.arange(n, device=network.device) * 7 + 3) % vocabulary
 
 
