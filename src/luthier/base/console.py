@@ -7,6 +7,7 @@ call prints one JSON object per line on stdout: {"type": "message" | "warning" |
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,8 +85,8 @@ class Console:
 
     def __init__(self, *, json: bool = False, quiet: bool = False):
         self.json, self.quiet = json, quiet
-        self._err = _rich(stderr=True)
-        self._out = _rich(stderr=False)
+        self._err = _Stream(stderr=True)
+        self._out = _Stream(stderr=False)
         self._warned: set[str] = set()
         self._lines: list[Line] = []
         self._live: Live | None = None
@@ -186,21 +187,27 @@ class Console:
     def _write_json(self, row: Mapping[str, Json]) -> None:
         self._print(self._out, Text(orjson.dumps(row).decode()))
 
-    def _print(self, console: RichConsole, content: str | Text | Table) -> None:
+    def _print(self, stream: RichConsole, content: str | Text | Table) -> None:
         try:
-            console.print(content, soft_wrap=not isinstance(content, Table))
-            console.file.flush()
-        except OSError:  # the reader or the terminal has gone; that is no reason to stop training
-            self.quiet = True
+            stream.print(content, soft_wrap=not isinstance(content, Table))
+            stream.file.flush()
+        except OSError:  # the terminal has gone; that is no reason to stop training
+            stream.quiet = True
 
 
-def _rich(*, stderr: bool) -> RichConsole:
-    console = RichConsole(stderr=stderr, markup=False, highlight=False, emoji=False)
-    return (
-        console
-        if console.is_terminal
-        else RichConsole(stderr=stderr, markup=False, highlight=False, emoji=False, width=_PLAIN_WIDTH)
-    )
+class _Stream(RichConsole):
+    """One of the two streams.  A reader who leaves silences it, and never ends the process as rich would."""
+
+    def __init__(self, *, stderr: bool):
+        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+        if not self.is_terminal:
+            self.width = _PLAIN_WIDTH
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())  # what is still buffered goes there when Python exits
+        os.close(nowhere)
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Json]]) -> Table:

@@ -116,6 +116,7 @@ class Lock:
         """Let others in.  Releasing twice is harmless."""
         if self._handle in Lock._held:
             Lock._held.remove(self._handle)
+            fcntl.flock(self._handle, fcntl.LOCK_UN)
             os.close(self._handle)
 
     @classmethod
