@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import orjson
 from rich import box
@@ -22,6 +23,7 @@ from rich.text import Text
 
 from luthier.base.errors import LuthierError, Stopped
 from luthier.base.records import Json
+from luthier.base.rundir import storage_error
 
 _REPAINT = 0.1  # seconds between repaints of the live lines
 _REPORT = {"json": 1.0, "plain": 10.0}  # seconds between reports of progress where nothing can be repainted
@@ -191,8 +193,10 @@ class Console:
         try:
             stream.print(content, soft_wrap=not isinstance(content, Table))
             stream.file.flush()
-        except OSError:  # the terminal has gone; that is no reason to stop training
+        except OSError as error:  # a terminal that has gone is no reason to stop training; a lost answer is
             stream.quiet = True
+            if stream is self._out and not self.json:
+                raise storage_error(error, Path("standard output")) from error
 
 
 class _Stream(RichConsole):
