@@ -103,10 +103,8 @@ def detect(path: Path) -> str:
         return "gb18030"
     best = charset_normalizer.from_bytes(sample).best()
     if best is None:
-        raise DataError(
-            "neither UTF-8 nor any other known text encoding", where=str(path), fix="Is this a text file?",
-            code="undecodable",
-        )  # fmt: skip
+        what = "neither UTF-8 nor any other known text encoding"
+        raise DataError(what, where=str(path), fix="Is this a text file?", code="undecodable")
     return best.encoding
 
 
@@ -133,9 +131,7 @@ def _is_utf8(sample: bytes) -> bool:
 
 
 def _is_chinese(sample: bytes) -> bool:
-    try:
-        text = codecs.getincrementaldecoder("gb18030")().decode(sample)
-    except UnicodeDecodeError:
-        return False
+    text = codecs.getincrementaldecoder("gb18030")("replace").decode(sample)
     wide = [character for character in text if ord(character) >= 0x80]
-    return sum(character in _FREQUENT for character in wide) * 20 >= len(wide)
+    damaged = wide.count("\ufffd")
+    return damaged * 50 <= len(wide) and sum(character in _FREQUENT for character in wide) * 20 >= len(wide)

@@ -53,18 +53,18 @@ def parse_spec(text: str, default_hub: Literal["hf", "ms"]) -> DatasetSpec:
     """
     if _exists(text):
         return DatasetSpec(text, "local", text)
-    prefix, path = text[:4], text
-    hub = {"hf::": "hf", "ms::": "ms"}.get(prefix)
-    path = text[4:] if hub else text
-    take = None
-    if marked := re.fullmatch(r"(.*)#(\d*)", path, re.DOTALL):
+    path, take, subset = text, None, None
+    if marked := re.fullmatch(r"(.*)#(\d*)", text, re.DOTALL):
         path = marked[1]
         if not marked[2] or int(marked[2]) == 0:
             raise ConfigError("#N needs a number of rows above 0", where=text, fix="Write for example data.jsonl#500")
         take = int(marked[2])
-    subset = None
-    if (hub or not _exists(path)) and ":" in path:
-        path, _, subset = path.rpartition(":")
+    hub = None
+    if not _exists(path):
+        if path.startswith(("hf::", "ms::")):
+            hub, path = path[:2], path[4:]
+        if ":" in path:
+            path, _, subset = path.rpartition(":")
     if not path or subset == "":
         raise ConfigError("not a data set", where=text, fix="Write [hf::|ms::]path-or-hub-id[:subset][#N]")
     if hub == "hf" or hub == "ms":

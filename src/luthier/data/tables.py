@@ -175,11 +175,9 @@ def _load_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, cache: P
 
     datasets.disable_progress_bars()
     folder = str(cache / kind) if cache else None
+    load = _modelscope() if kind == "ms" else datasets.load_dataset
     try:
-        if kind == "ms":
-            found = _load_modelscope(path, subset_name=subset, use_streaming=streaming, cache_dir=folder)
-        else:
-            found = datasets.load_dataset(path, subset, streaming=streaming, cache_dir=folder)
+        found = load(path, subset, streaming=streaming, cache_dir=folder)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         hub = {"hf": "Hugging Face", "ms": "ModelScope"}[kind]
         fix = (
@@ -196,16 +194,23 @@ def _load_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, cache: P
     return splits.get("train", next(iter(splits.values())))
 
 
-def _load_modelscope(path: str, **options: Any) -> Any:
-    """A data set of `datasets`, or a dict of them, from ModelScope."""
+def _modelscope() -> Callable[..., Any]:
+    """ModelScope's loader, with the signature and the results of `datasets.load_dataset`."""
     try:
         from modelscope.msdatasets import MsDataset  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise MissingExtra("modelscope", "hub", what_for="A data set on ModelScope (ms::)") from error
-    found = MsDataset.load(path, **options)
-    if isinstance(found, dict):
-        return {split: table.ds_instance if isinstance(table, MsDataset) else table for split, table in found.items()}
-    return found.ds_instance if isinstance(found, MsDataset) else found
+
+    def unwrapped(table: Any) -> Any:
+        return table.ds_instance if isinstance(table, MsDataset) else table
+
+    def load(path: str, subset: str | None, *, streaming: bool, cache_dir: str | None) -> Any:
+        found = MsDataset.load(path, subset_name=subset, use_streaming=streaming, cache_dir=cache_dir)
+        return (
+            {split: unwrapped(table) for split, table in found.items()} if isinstance(found, dict) else unwrapped(found)
+        )
+
+    return load
 
 
 def _first_line(error: BaseException) -> str:
