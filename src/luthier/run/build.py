@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from luthier.base.config import to_yaml
 from luthier.base.console import Console
-from luthier.base.rundir import RunDir
-from luthier.data import preview, report
-from luthier.data.dataset import Prepared, prepare
-from luthier.data.loader import Share, Shuffled
+from luthier.base.rundir import RunDir, write_atomic
+from luthier.data import report
+from luthier.data.dataset import Prepared, encoding_of, prepare, stream
+from luthier.data.loader import Share, Shuffled, Source, Streamed
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
@@ -54,26 +55,25 @@ def build_data(run: Run, objective: Language) -> Prepared:
     """Tokenise, report, and refuse what cannot be learned from.  Processes take turns: one works, the others reuse."""
     if not run.mesh.leads:
         run.mesh.wait()
-    with run.console.progress("Reading and tokenising") as bar:
-        prepared = prepare(
-            run.config.data,
-            encode=objective.encode,
-            encode_key=objective.key,
-            renderer=objective.renderer,
-            max_length=run.max_length,
-            seed=run.config.seed,
-            progress=bar.advance,
-        )
+    config, renderer = run.config, objective.renderer
+    encoding = encoding_of(config.data, objective.encode, objective.key, renderer, run.max_length)
+    with run.console.progress("Reading and tokenising rows") as bar:
+        prepared = prepare(config.data, encoding, template_note=renderer.note, seed=config.seed, progress=bar.advance)
     if run.mesh.leads:
         run.mesh.wait()
-        run.directory.write_json("data_report.json", prepared.report.to_json())
-        run.directory.write_text("preview.html", preview.page(prepared.preview, prepared.report))
-        for fault in prepared.rejected:
-            run.directory.append_json("rejected.jsonl", fault)
-        for line in report.lines(prepared.report):
-            run.console.say(line)
-    report.refuse(prepared.report, run.config.data)
+        _show_data(run, prepared)
+    report.refuse(prepared.report, config.data)
     return prepared
+
+
+def _show_data(run: Run, prepared: Prepared) -> None:
+    run.directory.write_json("data_report.json", prepared.report.to_json())
+    if prepared.rejected:
+        lines = [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in prepared.rejected]
+        write_atomic(run.directory.file("rejected.jsonl"), b"".join(lines))
+    run.console.table("Data", report.table(prepared.report))
+    for line in report.notes(prepared.report):
+        run.console.say(line)
 
 
 def build_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Model, str]:
@@ -91,13 +91,7 @@ def build_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Model, st
 def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, watcher: Watcher) -> Trainer:
     """The trainer of a run, at step 0."""
     config = run.config
-    source = Shuffled(
-        data.train,
-        seed=config.seed,
-        per_step=run.per_step,
-        pack_length=run.max_length if config.data.packing else None,
-        shuffle=config.data.shuffle,
-    )
+    source = _source(run, data, objective)
     recompute = config.train.gradient_checkpointing
     settings = Settings(
         train=config.train,
@@ -107,7 +101,7 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
         log_every=config.log.every,
         seed=config.seed,
         loader_workers=config.data.loader_workers,
-        total_steps=config.train.max_steps or source.steps(config.train.epochs),
+        total_steps=config.train.max_steps or source.steps(config.train.epochs) or 0,
         gradient_checkpointing=run.mesh.device.type == "cuda" if recompute is None else recompute,
     )
     return Trainer(
@@ -119,13 +113,27 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
             share=run.share(config.train.micro_batch, model),
             validation=data.validation,
             validation_share=run.share(config.eval.micro_batch or config.train.micro_batch, model),
-            per_epoch=len(data.train),
+            per_epoch=None if config.data.streaming else len(data.train),
         ),
         settings,
         Checkpoints(run.directory.path / "checkpoints", config.save.total_limit),
         watcher,
         run.mesh,
         lambda folder: _write_artefact(model, config, folder),
+    )
+
+
+def _source(run: Run, data: Prepared, objective: Language) -> Source:
+    config = run.config
+    if config.data.streaming:
+        encoding = encoding_of(config.data, objective.encode, objective.key, objective.renderer, run.max_length)
+        return Streamed(stream(config.data, encoding, seed=config.seed), per_step=run.per_step)
+    return Shuffled(
+        data.train,
+        seed=config.seed,
+        per_step=run.per_step,
+        pack_length=run.max_length if config.data.packing else None,
+        shuffle=config.data.shuffle,
     )
 
 
@@ -146,18 +154,17 @@ def _rate(name: str, model: Model, config: RunConfig) -> float:
 
 def describe(run: Run, data: Prepared, model: Model, steps: int) -> RunPlan:
     """What is about to be trained."""
-    trained = sum(weight.numel() for weight in model.trained().values())
-    per_epoch = run.config.train.epochs
+    streaming = run.config.data.streaming
     return RunPlan(
         model=run.config.model.path,
         parameters=sum(weight.numel() for weight in model.network.parameters()),
-        trained_parameters=trained,
+        trained_parameters=sum(weight.numel() for weight in model.trained().values()),
         method=run.config.method.type,
         objective=run.config.objective.type,
-        samples=len(data.train),
-        tokens_per_epoch=int(data.train.lengths.sum()),
+        samples=0 if streaming else len(data.train),
+        tokens_per_epoch=None if streaming else int(data.train.lengths.sum()),
         steps=steps,
-        epochs=per_epoch,
+        epochs=run.config.train.epochs,
         global_batch=run.per_step,
         device=describe_device(run.mesh.device),
         world_size=run.mesh.world,
