@@ -11,6 +11,7 @@ import torch
 
 from luthier.base.rundir import RunDir
 from luthier.data.config import DataConfig
+from luthier.data.report import DataReport, SetReport
 from luthier.engine.watcher import RunPlan
 from luthier.model.config import Full, ModelConfig
 from luthier.run.config import RunConfig, resolve
@@ -36,6 +37,28 @@ PLAN = RunPlan(
 ENDING = Ending("finished", 50, 65.0, Path("runs/v1/checkpoints/step-00000050"), None)
 
 
+SET = SetReport(
+    name="a.jsonl#500",
+    use="train",
+    rows=500,
+    kept=490,
+    dropped={"empty_messages": 10},
+    repaired={},
+    truncated=0,
+    split=0,
+    samples=490,
+    exact_duplicates=0,
+    near_duplicates=0,
+    tokens=1000,
+    trained_tokens=400,
+    lengths=[1, 2, 3, 4, 5],
+    stop_share=1.0,
+    chats=490,
+    ignored_columns=[],
+)
+DATA = DataReport([SET], overlap=0, max_length=2048)
+
+
 def train_row(step: int, loss: float) -> dict:
     return {"step": step, "loss": loss, "token_accuracy": 0.5, "tokens": step * 10, "tokens_per_second": 100.0}
 
@@ -45,9 +68,14 @@ def eval_row(step: int, loss: float) -> dict:
 
 
 def facts(
-    metrics: list[dict], *, ending: Ending = ENDING, plan: RunPlan = PLAN, events: list[dict] | None = None
+    metrics: list[dict],
+    *,
+    ending: Ending = ENDING,
+    plan: RunPlan = PLAN,
+    events: list[dict] | None = None,
+    data: DataReport | None = None,
 ) -> Facts:
-    return Facts(Path("runs/v1"), CONFIG, plan, ending, metrics, events or [], {}, {}, {}, [])
+    return Facts(Path("runs/v1"), CONFIG, plan, ending, metrics, events or [], data, {}, {}, [])
 
 
 GOOD = [
@@ -68,7 +96,7 @@ def test_a_good_run_says_what_how_well_and_what_next() -> None:
     assert "| loss | 4.0000 | 1.5000 | -2.5000 |" in text  # before and after
     assert "luthier infer --adapters runs/v1/checkpoints/step-00000050" in text
     assert "resume" not in text
-    assert cautions(facts(GOOD)) == []
+    assert cautions(facts(GOOD, data=DATA)) == []
 
 
 def test_a_rising_evaluation_loss_is_called_overfitting() -> None:
@@ -84,6 +112,10 @@ def test_a_rising_evaluation_loss_is_called_overfitting() -> None:
         ({"metrics": [train_row(1, 2.0), train_row(50, 2.5), eval_row(50, 1.0)]}, "did not fall"),
         ({"metrics": [train_row(1, 2.0), train_row(50, 1.5)]}, "No evaluation data"),
         ({"ending": replace(ENDING, reason="SIGTERM", step=20)}, "not complete"),
+        ({"data": replace(DATA, sets=[replace(SET, kept=400)])}, "100 of 500 rows were left out"),
+        ({"data": replace(DATA, sets=[replace(SET, truncated=20)])}, "longer than 2048 tokens"),
+        ({"data": replace(DATA, sets=[replace(SET, exact_duplicates=50)])}, "50 of 490 rows repeat"),
+        ({"data": replace(DATA, overlap=3)}, "3 evaluation samples were also trained on"),
         ({"events": [{"data": {"event": "skipped_step", "step": 3}}] * 2}, "2 steps had a loss or gradient"),
     ],
 )
@@ -118,8 +150,11 @@ def test_report_and_pictures_are_written_into_the_run(tmp_path: Path) -> None:
         run.append_json("metrics.jsonl", row)
     run.write_json("env.json", environment(7, torch.device("cpu")))
     run.write_json("memory.json", measured_memory(torch.device("cpu")))
+    run.write_json("data_report.json", DATA.to_json())
     path = write_report(run, CONFIG, PLAN, ENDING)
     text = path.read_text()
+    assert "| a.jsonl#500 | train | 500 | 490 |" in text
+    assert "10 rows left out (empty_messages 10)" in text
     for name in ("loss", "evaluation"):
         assert f"(plots/{name}.png)" in text
         assert (tmp_path / "plots" / f"{name}.png").stat().st_size > 1000

@@ -10,12 +10,13 @@ import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import orjson
 
 from luthier.base.records import Json
 from luthier.base.rundir import RunDir, write_atomic
+from luthier.data.report import DataReport, SetReport, notes, table
 from luthier.engine.watcher import RunPlan
 from luthier.model.config import Lora
 from luthier.run.config import RunConfig
@@ -63,7 +64,7 @@ class Facts:
     ending: Ending
     metrics: Rows
     events: Rows
-    data: Mapping[str, Json]
+    data: DataReport | None
     environment: Mapping[str, Json]
     memory: Mapping[str, Json]
     pictures: Sequence[str]
@@ -86,7 +87,7 @@ def write_report(run: RunDir, config: RunConfig, plan: RunPlan, ending: Ending) 
         ending=ending,
         metrics=metrics,
         events=run.read_rows(EVENTS),
-        data=_read_json(run.path / "data_report.json"),
+        data=_read_data(run.path / "data_report.json"),
         environment=_read_json(run.path / "env.json"),
         memory=_read_json(run.path / "memory.json"),
         pictures=list(pictures),
@@ -98,6 +99,14 @@ def _read_json(path: Path) -> dict[str, Json]:
     return orjson.loads(path.read_bytes()) if path.exists() else {}
 
 
+def _read_data(path: Path) -> DataReport | None:
+    stored: dict[str, Any] = dict(_read_json(path))
+    if not stored:
+        return None
+    stored["sets"] = [SetReport(**part) for part in stored["sets"]]
+    return DataReport(**stored)
+
+
 def compose(facts: Facts) -> str:
     """The report as Markdown."""
     sections: dict[str, Callable[[Facts], list[str]]] = {
@@ -106,6 +115,7 @@ def compose(facts: Facts) -> str:
         "Before and after": _before_after,
         "What to be careful about": _cautions,
         "How to use the result": _usage,
+        "Data": _data,
         "Time, memory, environment": _costs,
     }
     lines = [f"# {facts.run.name}: {headline(facts)}", ""]
@@ -204,7 +214,29 @@ def cautions(facts: Facts) -> list[str]:
             f"The evaluation loss rose from {values[best]:.4f} at step {steps[best]:.0f} to {values[-1]:.4f}: the "
             "model is learning the training rows by heart. Use the best checkpoint, or fewer epochs, or more data."
         )
-    return found + _event_cautions(facts.events)
+    return found + _data_cautions(facts.data) + _event_cautions(facts.events)
+
+
+def _data_cautions(data: DataReport | None) -> list[str]:
+    train = [part for part in data.sets if part.use == "train"] if data else []
+    kept = sum(part.kept for part in train)
+    found: list[str] = []
+    if data is None or kept == 0:
+        return found
+    dropped, truncated = sum(part.rows - part.kept for part in train), sum(part.truncated for part in train)
+    repeated = sum(part.exact_duplicates + part.near_duplicates for part in train)
+    if dropped > 0.05 * (kept + dropped):
+        found.append(f"{dropped:,} of {kept + dropped:,} rows were left out; rejected.jsonl says why.")
+    if truncated > 0.01 * kept:
+        found.append(
+            f"{truncated:,} rows were longer than {data.max_length} tokens and lost their end: the model saw answers "
+            "that break off. Raise --max_length, or drop them with --truncation_strategy drop."
+        )
+    if repeated > 0.05 * kept:
+        found.append(f"{repeated:,} of {kept:,} rows repeat another row and weigh twice.")
+    if data.overlap:
+        found.append(f"{data.overlap:,} evaluation samples were also trained on; their numbers flatter.")
+    return found
 
 
 def _event_cautions(events: Rows) -> list[str]:
@@ -242,6 +274,15 @@ def usage(run: Path, config: RunConfig, ending: Ending) -> dict[str, str]:
     teach = ["luthier", config.objective.type, *base, "--train_type", config.method.type]
     commands["Teach it more, from other data"] = f"{shlex.join(teach)} --dataset MORE.jsonl"
     return commands
+
+
+def _data(facts: Facts) -> list[str]:
+    if facts.data is None:
+        return []
+    rows = table(facts.data)
+    lines = _table(list(rows[0]), ([str(cell) for cell in row.values()] for row in rows))
+    remarks = [f"- {note}" for note in notes(facts.data)]
+    return [*lines, "", *remarks, *([""] if remarks else []), "preview.html shows rows as the model saw them."]
 
 
 def _costs(facts: Facts) -> list[str]:
