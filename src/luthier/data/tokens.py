@@ -211,6 +211,7 @@ class TokenSet:
 
     def __init__(self, shards: Sequence[Shard], fingerprint: str):
         self.shards, self.fingerprint = shards, fingerprint
+        self.lengths = np.concatenate([np.empty(0, np.int64), *(shard.lengths for shard in shards)])
         self._starts = [0, *accumulate(len(shard) for shard in shards)]
 
     def __len__(self) -> int:
@@ -219,10 +220,6 @@ class TokenSet:
     def __getitem__(self, index: int) -> Group:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self.shards[shard][index - self._starts[shard]]
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.concatenate([np.empty(0, np.int64), *(shard.lengths for shard in self.shards)])
 
     @cached_property
     def rows(self) -> NDArray[np.int64]:
@@ -254,6 +251,14 @@ class Selected:
 
     def __init__(self, sets: Sequence[Groups], picks: NDArray[np.int64]):
         self.sets, self.picks = sets, picks
+        self.lengths = np.zeros(len(picks), dtype=np.int64)
+        hashed = hashlib.blake2b(digest_size=16)
+        for number, part in enumerate(sets):
+            mine = picks[:, 0] == number
+            self.lengths[mine] = part.lengths[picks[mine, 1]]
+            hashed.update(part.fingerprint.encode())
+        hashed.update(np.ascontiguousarray(picks).tobytes())
+        self.fingerprint = hashed.hexdigest()
 
     def __len__(self) -> int:
         return len(self.picks)
@@ -261,22 +266,6 @@ class Selected:
     def __getitem__(self, index: int) -> Group:
         number, group = self.picks[index].tolist()
         return self.sets[number][group]
-
-    @cached_property
-    def lengths(self) -> NDArray[np.int64]:
-        found = np.zeros(len(self.picks), dtype=np.int64)
-        for number, part in enumerate(self.sets):
-            mine = self.picks[:, 0] == number
-            found[mine] = part.lengths[self.picks[mine, 1]]
-        return found
-
-    @cached_property
-    def fingerprint(self) -> str:
-        hashed = hashlib.blake2b(digest_size=16)
-        for part in self.sets:
-            hashed.update(part.fingerprint.encode())
-        hashed.update(np.ascontiguousarray(self.picks).tobytes())
-        return hashed.hexdigest()
 
 
 def encode_rows(
