@@ -186,7 +186,8 @@ def test_a_folder_is_its_data_files_in_order(tmp_path: Path, config: DataConfig)
     (folder / "sub").mkdir(parents=True)
     for name in ("b.jsonl", "a.json", "sub/c.jsonl", "README.md", "LICENSE.txt", "notes.txt", ".hidden.jsonl", "x.pkl"):
         written(folder / name, json.dumps({"text": name}) + "\n")
-    written(folder / "dataset_info.json", "{}")
+    for name in ("dataset_info.json", "dataset_dict.json", "state.json", "cache-12ab.arrow", "empty.jsonl"):
+        written(folder / name, "{}" * (name != "empty.jsonl"))
     assert values(folder, config) == [{"text": "a.json"}, {"text": "b.jsonl"}, {"text": "sub/c.jsonl"}]
     assert values(f"{folder}:sub", config) == [{"text": "sub/c.jsonl"}]
     assert values(f"{folder}:b", config) == [{"text": "b.jsonl"}]
@@ -218,6 +219,7 @@ def test_a_missing_file_is_named_with_its_neighbour(tmp_path: Path, config: Data
         ("a.jsonl", b" \n\n", "empty_file"),
         ("a.json", b"[ ]", "empty_file"),
         ("a.csv", b"text,label\n", "empty_file"),
+        ("a.csv", b"text,id,text\na,b,c\n", "malformed_csv"),
         ("a.xyz", b"data", "unknown_format"),
         ("a.pkl", b"\x80\x04]", "unknown_format"),
         ("a.jsonl.gz", b"not gzip", "unreadable_file"),

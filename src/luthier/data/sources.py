@@ -28,7 +28,8 @@ __all__ = ["DatasetSpec", "Row", "Rows", "open_rows", "parse_spec", "stream_rows
 SUFFIXES = (*textfile.SUFFIXES, *tables.SUFFIXES)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _ABOUT_DATA = re.compile(
-    r"(readme|license|licence|notice|changelog)\b.*|dataset_infos?\.json|state\.json", re.IGNORECASE
+    r"(readme|license|licence|notice|changelog)\b.*|dataset_(infos?|dict)\.json|state\.json|cache-.*\.arrow",
+    re.IGNORECASE,
 )
 """Files that lie beside data without being data."""
 

@@ -18,7 +18,6 @@ import pyarrow.parquet
 
 from luthier.base.errors import DataError, MissingExtra
 from luthier.base.records import Fault, Json, Where
-from luthier.data.encoding import BLOCK
 from luthier.data.row import Row
 
 if TYPE_CHECKING:
@@ -115,12 +114,11 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
 
 
 def _hash_files(paths: list[Path], limit: int) -> str:
-    digest = hashlib.sha256(f"{limit} ".encode())
+    digests = [str(limit)]
     for path in paths:
         with path.open("rb") as stream:
-            while block := stream.read(BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
 def stream_table(path: Path, name: str, limit: int) -> Iterator[Callable[[], Row]]:

@@ -26,7 +26,7 @@ from luthier.base.errors import DataError
 from luthier.base.records import Fault, Where
 from luthier.data.config import BadRows, DataConfig
 from luthier.data.cut import BLANK, Cut, cut
-from luthier.data.encoding import BLOCK, COMPRESSED, detect, utf8_blocks
+from luthier.data.encoding import COMPRESSED, detect, utf8_blocks
 from luthier.data.row import Layout, Row, csv_reader, parse
 
 _VERSION = 1
@@ -109,15 +109,16 @@ def describe(path: Path, name: str, config: DataConfig) -> TextFile:
             break
     if not head.strip(BLANK) and len(head) < _HEAD:
         raise DataError("the file is empty", where=name, code="empty_file")
-    return TextFile(path, name, encoding, _layout(kind_of(path), head, config), config.max_row_bytes, config.bad_rows)
+    layout = _layout(kind_of(path), head, name, config)
+    return TextFile(path, name, encoding, layout, config.max_row_bytes, config.bad_rows)
 
 
-def _layout(suffix: str, head: bytes, config: DataConfig) -> Layout:
+def _layout(suffix: str, head: bytes, name: str, config: DataConfig) -> Layout:
     match _KINDS[suffix]:
         case "json":
             return Layout("lines" if _is_lines(head) else "document")
         case "csv":
-            return _table_layout(suffix, head.decode("utf-8", "replace"), config)
+            return _table_layout(suffix, head.decode("utf-8", "replace"), name, config)
         case "text":
             return Layout("text")
         case _:
@@ -136,21 +137,22 @@ def _is_lines(head: bytes) -> bool:
     return rest.startswith(b"{") or not rest
 
 
-def _table_layout(suffix: str, head: str, config: DataConfig) -> Layout:
+def _table_layout(suffix: str, head: str, name: str, config: DataConfig) -> Layout:
     line = head.lstrip().partition("\n")[0]
     delimiter = "\t" if suffix == ".tsv" else ","
     if delimiter not in line:
         delimiter = next((mark for mark in "\t;," if mark in line), delimiter)
     try:
         records = csv_reader((line + "\n" for line in head.split("\n")), delimiter, _HEAD)
-        cells = next(cells for cells in records if cells)
+        columns = tuple(cell.strip() for cell in next((cells for cells in records if cells), []))
     except csv.Error as error:
-        raise DataError(f"the header is not CSV: {error}", code="malformed_csv") from error
-    names = tuple(cell.strip() for cell in cells)
-    known = _NAMES | {name.lower() for name in (*config.columns, *config.columns.values())}
-    if len(names) == 2 and not any(name.lower() in known for name in names):
+        raise DataError(f"the header is not CSV: {error}", where=name, code="malformed_csv") from error
+    known = _NAMES | {column.lower() for column in (*config.columns, *config.columns.values())}
+    if len(columns) == 2 and not any(column.lower() in known for column in columns):
         return Layout("csv", delimiter, ("text", "label"))
-    return Layout("csv", delimiter, names, header=True)
+    if len(set(columns)) < len(columns):
+        raise DataError("two columns have the same name", where=name, fix="Rename one", code="malformed_csv")
+    return Layout("csv", delimiter, columns, header=True)
 
 
 def stream_text(file: TextFile) -> Iterator[Callable[[], Row]]:
@@ -202,10 +204,9 @@ def open_text(path: Path, name: str, config: DataConfig) -> TextRows:
         DataError: as `describe`, and `empty_file` when there is no row.
     """
     file = describe(path, name, config)
-    digest = hashlib.sha256()
-    for block in _stored_blocks(path):
-        digest.update(block)
-    options = [_VERSION, digest.hexdigest(), file.encoding, repr(file.layout), file.limit]
+    with path.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    options = [_VERSION, digest, file.encoding, repr(file.layout), file.limit]
     key = hashlib.sha256(orjson.dumps(options)).hexdigest()
     folder = cache_root(config) / "rows" / key[:2] / key
     plain = file.encoding == "utf-8" and path.suffix.lower() not in COMPRESSED
@@ -216,12 +217,6 @@ def open_text(path: Path, name: str, config: DataConfig) -> TextRows:
     if len(rows) == 0:
         raise DataError("the file holds no rows", where=name, code="empty_file")
     return rows
-
-
-def _stored_blocks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as stream:
-        while block := stream.read(BLOCK):
-            yield block
 
 
 def _build(file: TextFile, folder: Path, *, copy: bool) -> None:
