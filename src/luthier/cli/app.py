@@ -174,17 +174,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         _check_command(words)
-        app(args=words, obj=console, standalone_mode=False)
-    except typer.Abort:  # what typer makes of Ctrl-C
-        console.say("interrupted")
-        return 130
+        interrupted = bool(app(args=words, obj=console, standalone_mode=False))  # typer returns 130 after Ctrl-C
+    except typer.Abort:  # or raises this, in older versions
+        interrupted = True
     except Exception as error:
         if os.environ.get("LUTHIER_DEBUG"):
             raise
         known = _explain(error)
         console.error(known)
         return known.exit_code
-    return 0
+    if interrupted:
+        console.say("interrupted")
+    return 130 if interrupted else 0
 
 
 def _check_command(words: list[str]) -> None:

@@ -1,0 +1,215 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from luthier.base.config import validate
+from luthier.cli import app as cli
+from luthier.cli.train import take_switches, torchrun
+from luthier.run.config import RunConfig, resolve
+
+GIVEN = ["--model", "m", "--dataset", "d.jsonl"]
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch):
+    for name in ("NPROC_PER_NODE", "NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "LUTHIER_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(capsys, *argv):
+    code = cli.main(argv)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["sft", "--help"], ["sft", *GIVEN, "--dry_run"], ["doctor", "-h"]])
+def test_nothing_heavy_is_imported_for_help(words):
+    code = f"""
+import sys
+from luthier.cli.app import main
+assert main({words!r}) == 0
+heavy = {{"torch", "transformers", "peft", "datasets", "numpy", "pyarrow", "matplotlib"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_help_is_instant():
+    def seconds():  # of computing, so that a busy machine does not matter
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "luthier", "--help"], check=True, stdout=subprocess.DEVNULL)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_help_lists_the_commands(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for name in ("pretrain", "sft", "train", "infer", "preview", "doctor", "quickstart"):
+        assert f" {name} " in out
+
+
+def test_help_of_sft_shows_every_setting(capsys):
+    code, out, _ = run(capsys, "sft", "-h")
+    assert code == 0
+    from luthier.cli.leaves import leaves
+
+    missing = [path for path in leaves(RunConfig) if f"--{path}" not in out]
+    assert missing == []
+    assert "--lora_rank N" in out
+    assert "--per_device_train_batch_size" in out
+    assert out.count("\n  luthier sft") >= 2  # examples
+
+
+def test_version(capsys):
+    from luthier import __version__
+
+    assert run(capsys, "--version") == (0, f"luthier {__version__}\n", "")
+
+
+def test_dry_run_prints_a_recipe_that_gives_the_same_run(capsys, tmp_path):
+    flags = [*GIVEN, "--lora_rank", "4", "--columns", '{"a": "b"}']
+    code, out, _ = run(capsys, "sft", *flags, "--dry-run")
+    assert code == 0
+    config = validate(RunConfig, yaml.safe_load(out))
+    assert config.method.rank == 4
+    assert resolve(config) == config
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(out)
+    for words in (["train", str(recipe)], ["sft", "--config", str(recipe)]):
+        assert run(capsys, *words, "--dry_run") == (0, out, "")
+    code, changed, _ = run(capsys, "train", str(recipe), "--optim.learning_rate", "2e-5", "--dry_run")
+    assert yaml.safe_load(changed)["optim"]["learning_rate"] == 2e-5
+
+
+def test_pretrain_and_pt_are_one_command(capsys):
+    _, long, _ = run(capsys, "pretrain", *GIVEN, "--dry_run")
+    _, short, _ = run(capsys, "pt", *GIVEN, "--dry_run")
+    assert long == short
+    assert yaml.safe_load(long)["objective"]["type"] == "pretrain"
+
+
+def test_a_recipe_of_another_objective_is_refused(capsys, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("objective: {type: pretrain}")
+    code, _, err = run(capsys, "sft", "--config", str(recipe), *GIVEN, "--dry_run")
+    assert code == 2
+    assert "pretrain" in err
+
+
+def test_schema_describes_a_recipe(capsys):
+    code, out, _ = run(capsys, "train", "--schema")
+    schema = json.loads(out)
+    assert code == 0
+    assert {"model", "method", "data", "optim"} <= set(schema["properties"])
+    assert "Rank of the adapters." in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sftt"], "Did you mean 'sft'"),
+        (["--verson"], "no command '--verson'"),
+        (["sft", *GIVEN, "--lorarank", "3"], "--lora_rank"),
+        (["sft", "--dataset", "d"], "no model was named"),
+        (["sft", "--model", "m"], "no training data was named"),
+        (["train"], "no recipe was named"),
+        (["train", "/nowhere.yaml"], "/nowhere.yaml"),
+        (["sft", "--config"], "expected a file"),
+        (["sft", *GIVEN, "--train_type", "full", "--lora_rank", "3"], "method.rank: not a setting of 'full'"),
+        (["doctor", "--onlin"], "--online"),
+    ],
+)
+def test_bad_usage_is_one_message_and_exit_2(capsys, words, said):
+    code, out, err = run(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+def test_errors_for_programs(capsys):
+    for words in (["--json", "sft"], ["sft", "--json"]):
+        code, out, err = run(capsys, *words)
+        assert (code, err) == (2, "")
+        assert json.loads(out)["where"] == "--model"
+
+
+def test_a_bug_is_admitted_and_its_traceback_kept(capsys, monkeypatch, tmp_path):
+    def broken(config, console):
+        return {}["missing"]
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("luthier.run.train.train", broken)
+    code, _, err = run(capsys, "sft", *GIVEN)
+    assert code == 1
+    assert "this is a bug in Luthier: KeyError: 'missing'" in err
+    (report,) = tmp_path.glob("luthier-bug-*.txt")
+    assert str(report) in err
+    assert "broken" in report.read_text()
+    monkeypatch.setenv("LUTHIER_DEBUG", "1")
+    with pytest.raises(KeyError):
+        cli.main(["sft", *GIVEN])
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "x.bin"), 1, "disk_full"),
+        (MemoryError(), 4, "out_of_memory"),
+    ],
+)
+def test_what_can_happen_to_any_command(capsys, monkeypatch, raised, code, said):
+    def fail(config, console):
+        raise raised
+
+    monkeypatch.setattr("luthier.run.train.train", fail)
+    found, _, err = run(capsys, "sft", *GIVEN)
+    assert found == code
+    assert said in err
+
+
+def test_training_prints_the_run_directory_alone(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("luthier.run.train.train", lambda config, console: tmp_path)
+    assert run(capsys, "sft", *GIVEN) == (0, f"{tmp_path}\n", "")
+
+
+def test_several_processes_are_started_by_torchrun(capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr("os.execv", lambda path, words: started.append(words))
+    monkeypatch.setattr("luthier.run.train.train", lambda config, console: "x")
+    monkeypatch.setenv("NPROC_PER_NODE", "2")
+    _, _, err = run(capsys, "sft", *GIVEN)
+    words = started[0]
+    assert words[1:6] == ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    assert words[6:] == ["-m", "luthier", "sft", *GIVEN]
+    assert " ".join(words) in err
+
+
+def test_torchrun_on_several_machines():
+    several = {"NPROC_PER_NODE": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29"}
+    line = " ".join(torchrun(["pt"], several))
+    assert "--nproc_per_node 8 --nnodes 2 --node_rank 1 --master_addr 10.0.0.1 --master_port 29 -m luthier pt" in line
+    assert torchrun(["pt"], {**several, "LOCAL_RANK": "0"}) is None
+    assert torchrun(["pt"], {}) is None
+    for wrong in ({"NPROC_PER_NODE": "two"}, {"NPROC_PER_NODE": "0"}, {"NNODES": "2"}):
+        with pytest.raises(ValueError, match=r"NPROC_PER_NODE|MASTER_ADDR"):
+            torchrun(["pt"], wrong)
+
+
+def test_switches_are_separated_from_settings():
+    switches, rest = take_switches(["r.yaml", "--dry_run", "--seed", "3"], takes_recipe=True)
+    assert (str(switches.recipe), switches.dry_run, rest) == ("r.yaml", True, ["--seed", "3"])
+
+
+def test_module_runs_as_the_command():
+    env = {**os.environ, "RANK": "1"}
+    quiet = subprocess.run([sys.executable, "-m", "luthier", "--version"], env=env, capture_output=True, check=True)
+    assert quiet.stdout == b""  # processes other than the first keep silent
