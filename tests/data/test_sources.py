@@ -181,6 +181,21 @@ def test_parquet_and_arrow(tmp_path: Path, config: DataConfig) -> None:
         assert values(tmp_path / name, config) == expected
 
 
+def test_a_table_is_read_anew_when_only_its_content_changed(tmp_path: Path, config: DataConfig) -> None:
+    path = tmp_path / "a.parquet"
+    for text in ("a", "b"):
+        pq.write_table(pa.Table.from_pylist([{"text": text}]), path)
+        os.utime(path, (1, 1))
+        assert values(path, config) == [{"text": text}]
+
+
+def test_a_long_table_row_is_a_fault(tmp_path: Path, config: DataConfig) -> None:
+    config = config.model_copy(update={"max_row_bytes": 2000})
+    pq.write_table(pa.Table.from_pylist([{"text": "a"}, {"text": "b" * 3000}]), tmp_path / "a.parquet")
+    first, second = values(tmp_path / "a.parquet", config)
+    assert first == {"text": "a"} and isinstance(second, Fault) and second.code == "too_long"
+
+
 def test_a_folder_is_its_data_files_in_order(tmp_path: Path, config: DataConfig) -> None:
     folder = tmp_path / "set"
     (folder / "sub").mkdir(parents=True)

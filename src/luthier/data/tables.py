@@ -88,14 +88,16 @@ def open_table(path: Path, name: str, cache: Path, limit: int) -> TableRows:
 
     builder = path.suffix.lower().removeprefix(".")
     _check(path)
+    fingerprint = _hash_files([path], limit)
+    folder = str(cache / fingerprint)  # the library's own cache goes by path and time, which content may outlive
     datasets.disable_progress_bars()
     try:
-        table = datasets.load_dataset(builder, data_files=[str(path.absolute())], split="train", cache_dir=str(cache))
+        table = datasets.load_dataset(builder, data_files=[str(path.absolute())], split="train", cache_dir=folder)
     except (DatasetGenerationError, pa.ArrowException, OSError) as error:
         raise _unreadable(path, error.__cause__ or error) from error
     if len(table) == 0:
         raise DataError("the file holds no rows", where=name, code="empty_file")
-    return TableRows(name, _hash_files([path], limit), table.with_format("arrow"), limit)
+    return TableRows(name, fingerprint, table.with_format("arrow"), limit)
 
 
 def _check(path: Path) -> None:
