@@ -10,15 +10,15 @@ from luthier.base.config import Config
 class SamplingConfig(Config):
     """How the next token is chosen, and when to stop."""
 
-    max_new_tokens: int = Field(2048, ge=1)
+    max_new_tokens: int = Field(default=2048, ge=1)
     """Most tokens of an answer; never more than fit behind the prompt."""
-    temperature: float = Field(0.0, ge=0)
+    temperature: float = Field(default=0.0, ge=0)
     """0 always takes the likeliest token; higher is more varied."""
-    top_p: float = Field(1.0, gt=0, le=1)
+    top_p: float = Field(default=1.0, gt=0, le=1)
     """Choose among the likeliest tokens that together have this probability. 1: all."""
-    top_k: int = Field(0, ge=0)
+    top_k: int = Field(default=0, ge=0)
     """Choose among this many likeliest tokens. 0: all."""
-    repetition_penalty: float = Field(1.0, gt=0)
+    repetition_penalty: float = Field(default=1.0, gt=0)
     """Above 1, tokens seen before become less likely."""
     stop: tuple[str, ...] = ()
     """An answer ends before any of these strings."""

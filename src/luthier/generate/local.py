@@ -32,7 +32,7 @@ class Local:
     def __init__(self, model: Model, *, stop_ids: Collection[int] = (), batch: int = 8):
         self.model, self.batch = model, batch
         own: Any = model.base.generation_config.eos_token_id
-        ends = {*stop_ids, model.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])}
+        ends: list[Any] = [*stop_ids, model.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
         self.stop_ids = frozenset(token for token in ends if isinstance(token, int))
 
     def stream(self, prompt: Sequence[int], sampling: SamplingConfig) -> Iterator[str]:

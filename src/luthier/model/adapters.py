@@ -197,8 +197,9 @@ def _start_inside(network: PeftModel, method: Lora) -> None:
         if method.init == "pissa":
             b, a = b / math.sqrt(scale), a / math.sqrt(scale)
         for name, sign in ((ADAPTER, 1.0), (START, -1.0)):
-            layer.lora_A[name].weight.data.copy_(a)
-            layer.lora_B[name].weight.data.copy_(sign * b)
+            pair: tuple[Any, Any] = layer.lora_A[name], layer.lora_B[name]
+            pair[0].weight.data.copy_(a)
+            pair[1].weight.data.copy_(sign * b)
 
 
 def _add_start(network: PeftModel, method: Lora) -> None:

@@ -1,0 +1,136 @@
+"""Answering a file of questions, a line each, so that an interrupted run can go on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from luthier.base.errors import ConfigError, DataError
+from luthier.base.records import BadRow, Chat, Fault, Json, Message
+from luthier.base.rundir import RunDir
+from luthier.data.config import DataConfig
+from luthier.data.formats import read_record
+from luthier.data.render import Renderer
+from luthier.data.row import Row
+from luthier.data.sources import open_rows, parse_spec
+from luthier.generate.config import SamplingConfig
+from luthier.generate.sampler import Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A chat up to the answer that is wanted, and the answer the data has, if any."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Json], ...]
+    reference: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answerer:
+    """What answers questions: a sampler, the renderer of its prompts, and how many go at once."""
+
+    sampler: Sampler
+    renderer: Renderer
+    sampling: SamplingConfig
+    system: str | None
+    batch: int
+
+
+def answer_file(dataset: str, result: Path, answerer: Answerer) -> str:
+    """Answer every row of a data set into a JSON-lines file, one line a row; returns what was done, in a sentence.
+
+    Rows whose line is there already are skipped, so an interrupted file is finished by the same command.  A row
+    that asks nothing gets a line with its `error`.
+
+    Raises:
+        DataError: the data set cannot be read, or a question does not fit the model's context.
+        ConfigError: the file holds answers to other questions.
+    """
+    data = DataConfig()
+    result.parent.mkdir(parents=True, exist_ok=True)
+    rows = open_rows(parse_spec(dataset, data.hub), data)
+    results = RunDir(result.parent)
+    done = {line["index"]: line for line in results.read_rows(result.name) if "index" in line}
+    waiting: list[tuple[int, Question, list[int]]] = []
+    for index in range(len(rows)):
+        try:
+            asked = question_of(rows[index], answerer.system)
+            if index in done:
+                _check_same(done[index], asked, result)
+            else:
+                waiting.append((index, asked, answerer.renderer.prompt(asked.messages, asked.tools)))
+        except BadRow as error:
+            if index not in done:
+                results.append_json(result.name, {"index": index, "error": str(error)})
+        if len(waiting) == answerer.batch or index == len(rows) - 1:
+            _answer(waiting, answerer, results, result.name)
+            waiting = []
+    failed = sum("error" in line for line in results.read_rows(result.name))
+    return f"{len(rows)} rows, {len(rows) - failed} answered, {len(done)} of them earlier: {result}"
+
+
+def _answer(waiting: list[tuple[int, Question, list[int]]], answerer: Answerer, results: RunDir, name: str) -> None:
+    try:
+        completions = answerer.sampler.generate([prompt for _, _, prompt in waiting], answerer.sampling)
+    except DataError as error:  # one question is too long: find out which
+        if len(waiting) == 1:
+            results.append_json(name, {"index": waiting[0][0], "error": str(error)})
+        else:
+            for question in waiting:
+                _answer([question], answerer, results, name)
+        return
+    for (index, asked, _), completion in zip(waiting, completions, strict=True):
+        row: dict[str, Json] = {
+            "index": index,
+            "messages": _plain(asked),
+            "response": completion.text,
+            "label": asked.reference,
+            "finish_reason": completion.finish_reason,
+        }
+        results.append_json(name, row)
+
+
+def _plain(asked: Question) -> list[Json]:
+    return [{"role": message.role, "content": message.content} for message in asked.messages]
+
+
+def _check_same(line: dict[str, Json], asked: Question, result: Path) -> None:
+    if "error" not in line and line.get("messages") != _plain(asked):
+        raise ConfigError(
+            f"row {line['index']} of this file answers another question",
+            where=str(result),
+            code="other_results",
+            fix="Give another --result_path, or remove the file",
+        )
+
+
+def question_of(row: Row, system: str | None) -> Question:
+    """What to ask for one row: everything before its last answer, or a question that has none.
+
+    Raises:
+        BadRow: the row is broken, or no chat.
+    """
+    if isinstance(row.value, Fault):
+        raise BadRow(row.value)
+    value: dict[str, Json] = {key: item for key, item in row.value.items() if item is not None}
+    record = read_record(next(_with_answer(value), value), row.where, [])
+    if not isinstance(record, Chat):
+        raise BadRow(Fault("not_a_question", row.where, "the row is plain text, not a question"))
+    messages = [message for message in record.messages if message.content or message.tool_calls]
+    reference = messages.pop().content if messages and messages[-1].role == "assistant" else None
+    if not messages or messages[-1].role in ("system", "assistant"):
+        raise BadRow(Fault("not_a_question", row.where, "nothing is asked"))
+    if messages[0].role != "system":
+        messages = [*([Message("system", system)] if system else []), *messages]
+    plain = tuple(replace(message, weight=None) for message in messages)
+    return Question(plain, record.tools, reference)
+
+
+def _with_answer(value: dict[str, Json]) -> Iterator[dict[str, Json]]:
+    """A row that asks without answering, with an empty answer so that its shape is known."""
+    answers = {"query": "response", "question": "answer", "prompt": "completion", "instruction": "output"}
+    for asks, answer in answers.items():
+        if asks in value and not value.keys() & {"response", "answer", "output", "completion", "messages"}:
+            yield {**value, answer: ""}

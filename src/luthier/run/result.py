@@ -1,0 +1,91 @@
+"""Opening what a run made, from its directory or one of its checkpoints alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from luthier.base.config import read_yaml, validate
+from luthier.base.errors import ConfigError, ModelError
+from luthier.engine.checkpoint import Checkpoints, verify
+from luthier.model.config import ModelConfig
+from luthier.run.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """What to load, where its tokenizer and template lie, and the system message it was trained with."""
+
+    model: ModelConfig
+    tokenizer: ModelConfig
+    system: str | None
+
+
+def find(model: ModelConfig) -> Usable:
+    """Follow a run directory or checkpoint named as model or as last adapter to all it needs.
+
+    What the user named goes before what the run's config.yaml says.  Other models are left as they are.
+
+    Raises:
+        ConfigError: the run has no checkpoint, or no model was named and the adapter does not say one.
+    """
+    if model.path:
+        model = model.model_copy(update={"path": str(_checkpoint(model.path))})
+    if not model.adapters:
+        if not model.path:
+            raise ConfigError("no model was named", where="--model", fix="Give a folder or hub id, or --adapters")
+        return Usable(model, model, _system(Path(model.path)))
+    *earlier, last = model.adapters
+    folder = _checkpoint(last)
+    trained = _config(folder)
+    if trained is None:
+        base = model.path or _base_of(folder)
+        model = model.model_copy(update={"path": base, "adapters": (*earlier, str(folder))})
+        return Usable(model, model, None)
+    if not model.path:
+        path = trained.model.path if Path(trained.model.path).is_dir() else _base_of(folder)
+        own = {"path": path, "hub": trained.model.hub, "revision": trained.model.revision}
+        # With LoRA the last earlier adapter is the one that was trained further: this one takes its place.
+        model = model.model_copy(update={**own, "adapters": trained.model.adapters[:-1]})
+        earlier = list(model.adapters)
+    update = {
+        "adapters": (*earlier, str(folder)),
+        "template_args": {**trained.model.template_args, **model.template_args},
+        "trust_remote_code": model.trust_remote_code or trained.model.trust_remote_code,
+    }
+    model = model.model_copy(update=update)
+    return Usable(model, model.model_copy(update={"path": str(folder), "revision": None}), trained.data.system)
+
+
+def _checkpoint(named: str) -> Path | str:
+    """The folder to open: the best (else latest) checkpoint of a run directory; anything else as it was named."""
+    path = Path(named).expanduser()
+    if not (path / "checkpoints").is_dir():
+        return named
+    checkpoints = Checkpoints(path / "checkpoints", None)
+    for pointer in ("BEST", "LATEST"):
+        found = checkpoints.named(pointer)
+        if found is not None and verify(found) is None:
+            return found
+    raise ConfigError("this run has no whole checkpoint yet", where=named, code="no_checkpoint")
+
+
+def _config(folder: Path | str) -> RunConfig | None:
+    """The run's settings beside a checkpoint, if it is one of ours."""
+    file = Path(folder).expanduser() / "config.yaml"
+    return validate(RunConfig, read_yaml(file)) if file.exists() else None
+
+
+def _system(folder: Path) -> str | None:
+    trained = _config(folder)
+    return trained.data.system if trained else None
+
+
+def _base_of(folder: Path | str) -> str:
+    """The base model that an adapter names."""
+    file = Path(folder).expanduser() / "adapter_config.json"
+    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.exists() else None
+    if not base:
+        raise ModelError("names no base model", where=str(folder), fix="Give the base as --model")
+    return str(base)

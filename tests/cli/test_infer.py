@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.base.config import to_yaml
+from luthier.base.errors import ConfigError
+from luthier.cli import conversation
+from luthier.cli.infer import InferConfig, infer
+from luthier.generate.local import Local
+from luthier.model import methods
+from luthier.model.config import Lora, ModelConfig
+from luthier.model.load import load_model, load_tokenizer
+from luthier.run.config import RunConfig
+
+GREEDY = {"max_new_tokens": 6}
+
+
+def options(model: Path | None = None, **settings: Any) -> InferConfig:
+    named = {"path": str(model)} if model else {}
+    return InferConfig.model_validate({"model": named, "sampling": GREEDY, **settings})
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    rows: list[dict[str, Any]] = [
+        {"messages": [{"role": "user", "content": "你叫什么名字？"}, {"role": "assistant", "content": "小琴"}]},
+        {"query": "What is your name?"},
+        {"instruction": "Count.", "input": "1 2 3", "output": "4"},
+        {"text": "plain text asks nothing"},
+        {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Numbers?"}]},
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> Path:
+    """A run directory with one adapter that answers differently from its base."""
+    from luthier.engine.checkpoint import Checkpoints, State, Tensors
+
+    base = ModelConfig(path=str(tiny_model_dir("qwen2")), template_args={"mood": "bright"})
+    model = load_model(base, torch.device("cpu"), tokenizer=load_tokenizer(base), trained=True)
+    method = Lora(rank=4)
+    methods.apply(model, method)
+    for name, weight in model.trained().items():
+        weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(len(name)))
+    model.tokenizer.chat_template = str(model.tokenizer.chat_template).replace("assistant", "luthier")
+    config = RunConfig.model_validate(
+        {"model": base.model_dump(), "method": method.model_dump(), "data": {"system": "You build violins."}}
+    )
+
+    def artefact(folder: Path) -> None:
+        methods.save(model, folder)
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    Checkpoints(folder / "checkpoints", None).save(State(step=3), Tensors({}, {}, {}), artefact, best=False)
+    return folder
+
+
+def test_answers_a_file_and_goes_on_where_it_stopped(
+    tiny_model_dir: Callable[..., Path], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = tmp_path / "answers" / "out.jsonl"
+    asked = options(tiny_model_dir("qwen2"), val_dataset=str(questions), result_path=str(result), batch_size=2)
+    infer(asked)
+    whole = {row["index"]: row for row in lines(result)}
+    assert sorted(whole) == [0, 1, 2, 3, 4]
+    assert whole[0]["label"] == "小琴" and whole[1]["label"] is None and whole[2]["label"] == "4"
+    assert whole[2]["messages"] == [{"role": "user", "content": "Count.\n1 2 3"}]
+    assert "plain text" in whole[3]["error"] and "questions.jsonl:4" in whole[3]["error"]
+    assert [m["role"] for m in whole[4]["messages"]] == ["system", "user"]
+    kept = [json.dumps(whole[index], ensure_ascii=False) for index in (0, 3)]
+    result.write_text("\n".join([*kept, '{"index": 1, "respo']), encoding="utf-8")
+    generated: list[int] = []
+    generate = Local.generate
+
+    def counted(self: Local, prompts: Any, sampling: Any) -> Any:
+        generated.append(len(prompts))
+        return generate(self, prompts, sampling)
+
+    monkeypatch.setattr(Local, "generate", counted)
+    infer(asked)
+    assert sum(generated) == 3
+    assert {row["index"]: row for row in RunRows(result)} == whole
+
+
+def RunRows(result: Path) -> list[dict[str, Any]]:
+    from luthier.base.rundir import RunDir
+
+    return [dict(row) for row in RunDir(result.parent).read_rows(result.name)]
+
+
+def test_answers_to_other_questions_are_not_mixed(
+    tiny_model_dir: Callable[..., Path], questions: Path, tmp_path: Path
+) -> None:
+    result = tmp_path / "out.jsonl"
+    asked = options(tiny_model_dir("qwen2"), val_dataset=str(questions), result_path=str(result))
+    infer(asked)
+    questions.write_text('{"query": "Something else?"}\n')
+    with pytest.raises(ConfigError, match="another question") as caught:
+        infer(asked)
+    assert caught.value.code == "other_results"
+
+
+def test_a_question_that_is_too_long_costs_only_itself(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    file, result = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps({"query": text}) + "\n" for text in ("Short?", "number " * 300, "Name?")))
+    infer(options(tiny_model_dir("qwen2"), val_dataset=str(file), result_path=str(result)))
+    found = {row["index"]: row for row in lines(result)}
+    assert "response" in found[0] and "response" in found[2] and "no room for an answer" in found[1]["error"]
+
+
+def test_a_run_directory_alone_is_enough(
+    run: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text('{"query": "Who are you?"}\n')
+    found: dict[str, dict[str, Any]] = {}
+    named: dict[str, dict[str, Any]] = {
+        "run": {"adapters": [str(run)]},
+        "checkpoint": {"adapters": [str(run / "checkpoints" / "step-00000003")]},
+        "both": {"path": str(tiny_model_dir("qwen2")), "adapters": [str(run)]},
+        "base": {"path": str(tiny_model_dir("qwen2"))},
+    }
+    for name, model in named.items():
+        result = tmp_path / f"{name}.jsonl"
+        infer(
+            options(val_dataset=str(file), result_path=str(result)).model_copy(update={"model": ModelConfig(**model)})
+        )
+        found[name] = lines(result)[0]
+    assert found["run"] == found["checkpoint"] == found["both"]
+    assert found["run"]["messages"][0] == {"role": "system", "content": "You build violins."}
+    assert found["run"]["response"] != found["base"]["response"]
+    assert found["base"]["messages"][0]["role"] == "user"
+
+
+def test_talking(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts: list[str] = []
+    stream = Local.stream
+
+    def recorded(self: Local, prompt: Any, sampling: Any) -> Any:
+        prompts.append(str(self.model.tokenizer.decode(prompt)))
+        return stream(self, prompt, sampling)
+
+    monkeypatch.setattr(Local, "stream", recorded)
+    typed = iter(["One.", "Two.", "clear", "multi-line", "Three", "and four.#", "single-line", "reset-system", "Sing.", "Five.", "", "quit"])  # noqa: E501  # fmt: skip
+    monkeypatch.setattr(conversation, "typed", lambda _: next(typed))
+    infer(options().model_copy(update={"model": ModelConfig(adapters=(str(run),))}))
+    assert "You build violins." in prompts[0] and prompts[0].endswith("<|im_start|>luthier\n")
+    assert "One." in prompts[1] and "Two." in prompts[1]
+    assert "One." not in prompts[2] and "Three\nand four." in prompts[2] and "You build violins." in prompts[2]
+    assert "Sing." in prompts[3] and "violins" not in prompts[3] and len(prompts) == 4
+    assert next(typed, None) is None
+
+
+def test_what_cannot_work_is_said(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match="no model was named"):
+        infer(options())
+    with pytest.raises(ConfigError, match="belong together"):
+        infer(options(tiny_model_dir(), val_dataset="x.jsonl"))
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="no whole checkpoint"):
+        infer(options().model_copy(update={"model": ModelConfig(adapters=(str(tmp_path / "run"),))}))
