@@ -152,8 +152,9 @@ class Encoding:
         return groups, record
 
     def _stops(self, tokens: Tokens) -> bool:
-        trained = np.flatnonzero(tokens.weights)
-        return trained.size > 0 and int(tokens.ids[trained[-1]]) in self.stop_ids
+        # The last but one counts too: when all of a chat is trained, ChatML's line break comes behind the stop.
+        ends = tokens.ids[np.flatnonzero(tokens.weights)[-2:]].tolist()
+        return any(end in self.stop_ids for end in ends)
 
     def _reject(self, fault: Fault, row: Row, facts: Facts) -> list[Group]:
         if self.options.bad_rows == "strict" and fault.code not in ("too_long", "no_target_left", "nothing_to_train"):
