@@ -26,7 +26,9 @@ def run(capsys, *argv):
     return code, out, err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["sft", "--help"], ["sft", *GIVEN, "--dry_run"], ["doctor", "-h"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["sft", "--help"], ["sft", *GIVEN, "--dry_run"], ["infer", "-h"], ["doctor", "-h"]]
+)
 def test_nothing_heavy_is_imported_for_help(words):
     code = f"""
 import sys

@@ -10,6 +10,7 @@ from luthier.base.config import Config, merge, validate
 from luthier.base.errors import ConfigError
 from luthier.cli.familiar import FAMILIAR, WORDS
 from luthier.cli.flags import choose_members, parse
+from luthier.cli.infer import InferConfig
 from luthier.cli.leaves import leaves
 from luthier.cli.translate import Ignored, Means, Refused
 from luthier.model.config import Freeze, Lora
@@ -197,7 +198,7 @@ def test_flags_without_meaning_are_noted():
 
 
 def test_every_familiar_name_leads_to_a_setting():
-    known = set(leaves(RunConfig)) | {"backend"}  # `backend` is a setting of infer
+    known = {*leaves(RunConfig), *leaves(InferConfig)}
     lost = {
         name: entry.path for name, entry in FAMILIAR.items() if isinstance(entry, Means) and entry.path not in known
     }
@@ -242,3 +243,20 @@ def test_a_name_of_the_command_wins_over_a_familiar_one():
 
     config, _ = read("--model_name y --val-dataset v.jsonl --steps 2", Options)
     assert config == Options(model_name="y", val_dataset="v.jsonl", steps=2)
+
+
+def test_infer_as_people_type_it():
+    line = (
+        "--model M --adapters A --stream true --max_new_tokens 2048 --temperature 0 --infer_backend pt "
+        "--val_dataset f.jsonl --result_path out.jsonl --system hi"
+    )
+    config, notes = read(line, InferConfig)
+    assert notes == []
+    assert (config.model.path, config.model.adapters, config.backend) == ("M", ("A",), "pt")
+    assert (config.sampling.max_new_tokens, config.sampling.temperature) == (2048, 0)
+    assert (config.val_dataset, config.result_path, config.system, config.stream) == (
+        "f.jsonl",
+        "out.jsonl",
+        "hi",
+        True,
+    )

@@ -25,7 +25,7 @@ def _not_yet(what: str) -> Refused:
     return Refused(f"{what} is not there yet")
 
 
-_QUANT = _not_yet("training on a quantised base")
+_QUANT = _not_yet("a quantised base model")
 _SHARDING = Refused(
     "training on several devices is started with torchrun, not configured for another library",
     fix="Set NPROC_PER_NODE=<devices>; sharding with FSDP2 replaces DeepSpeed and is not there yet",
