@@ -70,7 +70,7 @@ class Job:
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 2,
             "learning_rate": 1e-2,
-            "lora_dropout": 0.1,
+            "lora_dropout": 0.1 if flags.get("train_type", "lora") == "lora" else None,
             "save_steps": 2,
             "save_total_limit": 100,
             "logging_steps": 1,
@@ -107,12 +107,7 @@ class Job:
                 before()
             from luthier.cli.app import main
 
-            try:
-                sys.argv = ["luthier", *words]
-                main()
-                code = 0
-            except SystemExit as end:
-                code = end.code if isinstance(end.code, int) else int(end.code is not None)
+            code = main(words)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -24,7 +24,7 @@ class StepResult:
     loss: float
     """Every loss term over its own count, added up."""
     means: Pairs
-    """Each loss term and each metric."""
+    """Each metric, and each loss term where there are several."""
     grad_norm: float
     """Before clipping."""
     trained: float
@@ -62,7 +62,7 @@ def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: M
     means = _pairs(numbers)
     return StepResult(
         loss=_loss(means, total),
-        means=means,
+        means=_without_sole(means, total),
         grad_norm=grad_norm,
         trained=sum(means[name][1] for name in total),
         tokens=round(numbers["tokens"]),
@@ -71,7 +71,7 @@ def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: M
 
 @torch.no_grad()
 def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh: Mesh) -> dict[str, float]:
-    """`loss`, every loss term and every metric over a whole set, each as one sum over one count."""
+    """`loss` and every metric (and loss term, where there are several) over a set, each as one sum over one count."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for batch in batches:
@@ -82,7 +82,8 @@ def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh:
     total = mesh.sum(counts)
     numbers = {name: float(value) for name, value in mesh.sum(sums).items()}
     means = _pairs({**numbers, **{f"count/{name}": float(value) for name, value in total.items()}})
-    return {"loss": _loss(means, total), **{name: ratio(pair) for name, pair in means.items()}}
+    told = _without_sole(means, total)
+    return {"loss": _loss(means, total), **{name: ratio(pair) for name, pair in told.items()}}
 
 
 def ratio(pair: tuple[float, float]) -> float:
@@ -113,6 +114,11 @@ def _add(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 def _pairs(numbers: Mapping[str, float]) -> Pairs:
     names = [name.removeprefix("sum/") for name in numbers if name.startswith("sum/")]
     return {name: (numbers[f"sum/{name}"], numbers[f"count/{name}"]) for name in names}
+
+
+def _without_sole(means: Pairs, terms: Mapping[str, Tensor]) -> Pairs:
+    """A single loss term is the loss itself and is not told twice."""
+    return {name: pair for name, pair in means.items() if len(terms) > 1 or name not in terms}
 
 
 def _loss(means: Pairs, terms: Iterable[str]) -> float:
