@@ -207,8 +207,8 @@ def test_a_template_that_refuses_a_row_says_why() -> None:
 
 
 def test_a_template_that_says_nothing_exact_is_refused() -> None:
-    backwards = "{% for m in messages %}{{ m.content | reverse }} {% endfor %}{{ messages | length }}"
-    odd = Renderer(tokenizer("chatml"), template=backwards)
+    counted = "{% for m in messages %}{{ m.content | length }} {% endfor %}{{ messages | length }}"
+    odd = Renderer(tokenizer("chatml"), template=counted)
     with pytest.raises(BadRow) as found:
         odd.chat(conversation("a", "ß", "c", "d"), train_on="assistant")
     assert found.value.fault.code == "unmaskable_template"
