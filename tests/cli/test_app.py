@@ -8,7 +8,7 @@ import yaml
 
 from luthier.base.config import validate
 from luthier.cli import app as cli
-from luthier.cli.train import take_switches, torchrun
+from luthier.cli.train import take_switches
 from luthier.run.config import RunConfig, resolve
 
 GIVEN = ["--model", "m", "--dataset", "d.jsonl"]
@@ -185,25 +185,14 @@ def test_training_prints_the_run_directory_alone(capsys, monkeypatch, tmp_path):
 
 def test_several_processes_are_started_by_torchrun(capsys, monkeypatch):
     started = []
-    monkeypatch.setattr("os.execv", lambda path, words: started.append(words))
-    monkeypatch.setattr("luthier.run.train.train", lambda config, console: "x")
+    monkeypatch.setattr("luthier.cli.train.supervise", lambda words, environ: started.append(words) or 75)
     monkeypatch.setenv("NPROC_PER_NODE", "2")
-    _, _, err = run(capsys, "sft", *GIVEN)
+    code, out, err = run(capsys, "sft", *GIVEN)
+    assert (code, out) == (75, "")
     words = started[0]
     assert words[1:6] == ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     assert words[6:] == ["-m", "luthier", "sft", *GIVEN]
     assert " ".join(words) in err
-
-
-def test_torchrun_on_several_machines():
-    several = {"NPROC_PER_NODE": "8", "NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29"}
-    line = " ".join(torchrun(["pt"], several))
-    assert "--nproc_per_node 8 --nnodes 2 --node_rank 1 --master_addr 10.0.0.1 --master_port 29 -m luthier pt" in line
-    assert torchrun(["pt"], {**several, "LOCAL_RANK": "0"}) is None
-    assert torchrun(["pt"], {}) is None
-    for wrong in ({"NPROC_PER_NODE": "two"}, {"NPROC_PER_NODE": "0"}, {"NNODES": "2"}):
-        with pytest.raises(ValueError, match=r"NPROC_PER_NODE|MASTER_ADDR"):
-            torchrun(["pt"], wrong)
 
 
 def test_switches_are_separated_from_settings():

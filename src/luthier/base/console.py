@@ -117,7 +117,9 @@ class Console:
             self._print(self._err, Text.assemble(("warning: ", "yellow"), text))
 
     def error(self, error: LuthierError) -> None:
-        """Say what ended the command; also when quiet."""
+        """Say what ended the command; also when quiet, unless it is a stop, which all processes agree on."""
+        if self.quiet and isinstance(error, Stopped):
+            return
         if self.json:
             fields = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}
             self._write_json({"type": "error", **fields, "exit_code": error.exit_code})
@@ -215,7 +217,8 @@ class _Stream(RichConsole):
 
 
 def _table(title: str, rows: Sequence[Mapping[str, Json]]) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD)
+    named = any(name.strip() for name in rows[0])
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_header=named)
     for name, value in rows[0].items():
         table.add_column(Text(name), justify="right" if isinstance(value, int | float) else "left", overflow="fold")
     for row in rows:

@@ -34,27 +34,27 @@ app = typer.Typer(
 
 
 @app.command("sft", context_settings=_RAW, add_help_option=False)
-def sft(context: typer.Context) -> None:
+def sft(context: typer.Context) -> int:
     """Fine-tune on chats."""
-    _train(context, "sft")
+    return _train(context, "sft")
 
 
 @app.command("pretrain", context_settings=_RAW, add_help_option=False)
-def pretrain(context: typer.Context) -> None:
+def pretrain(context: typer.Context) -> int:
     """Train on every token of plain text."""
-    _train(context, "pretrain")
+    return _train(context, "pretrain")
 
 
 @app.command("pt", context_settings=_RAW, add_help_option=False, hidden=True)
-def pt(context: typer.Context) -> None:
+def pt(context: typer.Context) -> int:
     """Train on every token of plain text."""
-    _train(context, "pretrain")
+    return _train(context, "pretrain")
 
 
 @app.command("train", context_settings=_RAW, add_help_option=False)
-def train(context: typer.Context) -> None:
+def train(context: typer.Context) -> int:
     """Run a recipe."""
-    _train(context, None)
+    return _train(context, None)
 
 
 @app.command("infer", context_settings=_RAW, add_help_option=False)
@@ -136,11 +136,11 @@ def quickstart(context: typer.Context) -> None:
         quickstart(options, context.obj)
 
 
-def _train(context: typer.Context, objective: Literal["sft", "pretrain"] | None) -> None:
+def _train(context: typer.Context, objective: Literal["sft", "pretrain"] | None) -> int:
     from luthier.cli.train import PRETRAIN, SFT, TRAIN, run_command
 
     command = {"sft": SFT, "pretrain": PRETRAIN, None: TRAIN}[objective]
-    run_command(command, context.args, objective, context.obj)
+    return run_command(command, context.args, objective, context.obj)
 
 
 def _options(context: typer.Context, kind: type[C], about: str, examples: tuple[str, ...]) -> C | None:
@@ -174,18 +174,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         _check_command(words)
-        interrupted = bool(app(args=words, obj=console, standalone_mode=False))  # typer returns 130 after Ctrl-C
-    except typer.Abort:  # or raises this, in older versions
-        interrupted = True
+        code = app(args=words, obj=console, standalone_mode=False) or 0
+    except typer.Abort:  # Ctrl-C, which newer versions of typer turn into 130
+        code = 130
     except Exception as error:
         if os.environ.get("LUTHIER_DEBUG"):
             raise
         known = _explain(error)
         console.error(known)
-        return known.exit_code
-    if interrupted:
+        code = known.exit_code
+    if code == 130:
         console.say("interrupted")
-    return 130 if interrupted else 0
+    return code
 
 
 def _check_command(words: list[str]) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +15,7 @@ from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.cli.flags import choose_members, parse
 from luthier.cli.help import Command, page
+from luthier.cli.launch import supervise, torchrun
 from luthier.run.config import RunConfig, resolve
 
 _SWITCHES = {
@@ -120,44 +120,10 @@ def read_config(
     return config
 
 
-def torchrun(argv: Sequence[str], environ: Mapping[str, str]) -> list[str] | None:
-    """The command that runs `luthier argv` in several processes, when the environment asks for them.
-
-    NPROC_PER_NODE, NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT are those of torchrun.
-
-    Raises:
-        ConfigError: a number that is none, or several machines without the address of the first.
-    """
-    if "LOCAL_RANK" in environ:  # this is one of those processes
-        return None
-    processes, nodes, rank = (_count(environ, name, least) for name, least in _COUNTS)
-    if processes * nodes == 1:
-        return None
-    where = ["--standalone"]
-    if nodes > 1 or "MASTER_PORT" in environ:
-        if nodes > 1 and "MASTER_ADDR" not in environ:
-            raise ConfigError("several machines need the first one's address", where="MASTER_ADDR")
-        where = ["--nnodes", str(nodes), "--node_rank", str(rank)]
-        where += ["--master_addr", environ.get("MASTER_ADDR", "127.0.0.1")]
-        where += ["--master_port", environ.get("MASTER_PORT", "29500")]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
-    return [*launcher, *where, "-m", "luthier", *argv]
-
-
-_COUNTS = (("NPROC_PER_NODE", 1), ("NNODES", 1), ("NODE_RANK", 0))
-
-
-def _count(environ: Mapping[str, str], name: str, least: int) -> int:
-    text = environ.get(name, str(least))
-    if not text.isdecimal() or int(text) < least:
-        raise ConfigError(f"expected a whole number of at least {least}, got {text!r}", where=name, code="bad_value")
-    return int(text)
-
-
 def run_command(
     command: Command, argv: Sequence[str], objective: Literal["sft", "pretrain"] | None, console: Console
-) -> None:
-    """One training command, from its words to its end.
+) -> int:
+    """One training command, from its words to its exit code.
 
     Raises:
         LuthierError: see `luthier.run.train`.
@@ -165,11 +131,11 @@ def run_command(
     switches, flags = take_switches(argv, takes_recipe=objective is None)
     if switches.help:
         console.result(page(command, RunConfig))
-        return
+        return 0
     if switches.schema:
         schema = RunConfig.model_json_schema()
         console.result(orjson.dumps(schema, option=orjson.OPT_INDENT_2).decode(), **schema)
-        return
+        return 0
     if objective is None and switches.recipe is None:
         raise ConfigError(
             "no recipe was named", where="luthier train", fix="luthier train RECIPE.yaml", code="bad_usage"
@@ -177,13 +143,14 @@ def run_command(
     config = read_config(switches.recipe, flags, objective, console)
     if switches.dry_run:
         console.result(to_yaml(config).rstrip(), **config.model_dump(mode="json"))
-        return
+        return 0
     json = ["--json"] if console.json else []
     several = torchrun([command.name, *argv, *json], os.environ)
     if several:
         console.say("$ " + " ".join(several), style="dim")
-        os.execv(several[0], several)
+        return supervise(several, os.environ)
     from luthier.run.train import train
 
     run = train(config, console)
     console.result(str(run), run_dir=str(run))
+    return 0
