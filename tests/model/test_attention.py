@@ -12,6 +12,7 @@ from torch import Tensor
 
 from luthier.base.errors import ModelError
 from luthier.data.batch import Batch, Group, Tokens, collate
+from luthier.model import attention
 from luthier.model.attention import Packing, packed_attention
 from luthier.model.config import Full, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -134,7 +135,9 @@ def test_what_is_not_computed_is_refused() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [None, 5])
-def test_kernel_equals_plain_on_cuda(window: int | None) -> None:
+@pytest.mark.parametrize("limit", [2**31, 20_000])
+def test_kernel_equals_plain_on_cuda(window: int | None, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "_KERNEL_LIMIT", limit)
     torch.manual_seed(0)
     device = torch.device("cuda")
     lengths = (40, 7, 64, 1)

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 from luthier.base.errors import DataError
 from luthier.generate.config import SamplingConfig
 from luthier.generate.sampler import Answer, Completion
-from luthier.model.load import Model
+from luthier.model.causal import Model
 
 
 class Local:

@@ -1,17 +1,10 @@
-"""Low-rank adapters through PEFT: put on, continued, read, written, merged.
-
-PiSSA and OLoRA start from a part of the weight and would leave a changed base behind.  Here the base stays as it is:
-the starting product is subtracted by a second, frozen adapter named `start`, and what is saved is the two side by
-side, a plain LoRA of twice the rank that fits the original base exactly.
-"""
+"""Low-rank adapters through PEFT: put on, continued, read, written, merged."""
 
 from __future__ import annotations
 
 import json
 import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from luthier.base.errors import ConfigError, ModelError
+from luthier.model.causal import Model
 from luthier.model.config import Lora
 from luthier.model.folder import check_weights, first_line, model_folder
-from luthier.model.load import Model
+from luthier.model.inits import ADAPTER, START, add_start, base_weight, half, lora_layers, rank_axis, start_inside
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
-    from peft.tuners.lora import LoraLayer
 
-ADAPTER, START = "default", "start"
 FILE, SETTINGS = "adapter_model", "adapter_config.json"
 _HALVES = "luthier.trained_rank"
 """Metadata of adapters whose second half is the frozen start: the rank of the first."""
-
-# An exact SVD of larger matrices takes minutes; there the leading part is found by subspace iteration.
-_EXACT_SVD = 1024
 
 
 def is_lora_b(name: str) -> bool:
@@ -54,15 +43,15 @@ def put_on(model: Model, method: Lora, earlier: str | None) -> None:
     starts_inside = method.init in ("pissa", "olora")
     if earlier is None:
         if starts_inside:
-            _start_inside(network, method)
+            start_inside(network, method)
         return
     folder = _adapter_folder(model, earlier)
     config, state, trained_rank = _read(folder)
     _check_fit(folder, method, config, trained_rank)
     if starts_inside:
-        _add_start(network, method)
-        _fill(network, {name: _half(name, value, trained_rank, second=True) for name, value in state.items()}, START)
-        state = {name: _half(name, value, trained_rank, second=False) for name, value in state.items()}
+        add_start(network, method)
+        _fill(network, {name: half(name, value, trained_rank, second=True) for name, value in state.items()}, START)
+        state = {name: half(name, value, trained_rank, second=False) for name, value in state.items()}
     _fill(network, state, ADAPTER)
 
 
@@ -91,7 +80,7 @@ def save_adapter(model: Model, folder: Path) -> None:
     if START in model.network.peft_config:
         start = get_peft_model_state_dict(model.network, adapter_name=START, save_embedding_layers=False)
         for name, frozen in start.items():
-            state[name] = torch.cat([state[name], frozen], dim=_rank_axis(name))
+            state[name] = torch.cat([state[name], frozen], dim=rank_axis(name))
         metadata[_HALVES] = str(settings["r"])
         settings["lora_alpha"] *= math.sqrt(2) if settings["use_rslora"] else 2
         settings["r"] *= 2
@@ -115,8 +104,8 @@ def fold_in(model: Model) -> None:
 
     assert isinstance(model.network, PeftModel)
     types: dict[str, torch.dtype] = {}
-    for name, layer in _layers(model.network):
-        weight = _weight(layer)
+    for name, layer in lora_layers(model.network):
+        weight = base_weight(layer)
         types[name], weight.data = weight.dtype, weight.data.float()
     model.base = model.network = model.network.merge_and_unload(safe_merge=True)
     model.base.requires_grad_(False)
@@ -128,7 +117,9 @@ def fold_in(model: Model) -> None:
 def _settings(model: Model, method: Lora) -> LoraConfig:
     from peft import LoraConfig
 
-    all_linear = method.target in ("all-linear", ("all-linear",))
+    target = method.target
+    if not isinstance(target, str):
+        target = "all-linear" if target == ("all-linear",) else list(target)
     embedding: Any = model.base.get_input_embeddings()
     tied = model.head.weight is embedding.weight
     saves_vocabulary = any("embed" in name or "lm_head" in name for name in method.modules_to_save)
@@ -138,11 +129,7 @@ def _settings(model: Model, method: Lora) -> LoraConfig:
         r=method.rank,
         lora_alpha=method.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=method.dropout,
-        target_modules="all-linear"
-        if all_linear
-        else method.target
-        if isinstance(method.target, str)
-        else list(method.target),
+        target_modules=target,
         modules_to_save=list(method.modules_to_save) or None,
         use_rslora=method.rslora,
         use_dora=method.dora,
@@ -167,86 +154,6 @@ def _wrapped(model: Model, config: LoraConfig) -> PeftModel:
             fix=f"Linear layers of this model: {', '.join(sorted(leaves))}",
         ) from error
     return network
-
-
-def _layers(network: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
-    from peft.tuners.lora import LoraLayer
-
-    for name, layer in network.named_modules():
-        if isinstance(layer, LoraLayer):
-            yield name, layer
-
-
-def _weight(layer: LoraLayer) -> Tensor:
-    base: Any = layer.get_base_layer()
-    return base.weight
-
-
-def _start_inside(network: PeftModel, method: Lora) -> None:
-    """Adapters that hold the leading part of each weight, and their frozen opposites.
-
-    PiSSA (Meng et al. 2024): singular vectors and square roots of the largest singular values.  OLoRA
-    (Buyukakyuz 2024): the first columns of Q and rows of R.
-    """
-    _add_start(network, method)
-    for _, layer in _layers(network):
-        base = _weight(layer).detach().float()
-        weight = base.T if layer.fan_in_fan_out else base  # pyright: ignore[reportAttributeAccessIssue]
-        scale = layer.scaling[ADAPTER]
-        b, a = _principal(weight, method.rank) if method.init == "pissa" else _orthogonal(weight, method.rank)
-        if method.init == "pissa":
-            b, a = b / math.sqrt(scale), a / math.sqrt(scale)
-        for name, sign in ((ADAPTER, 1.0), (START, -1.0)):
-            pair: tuple[Any, Any] = layer.lora_A[name], layer.lora_B[name]
-            pair[0].weight.data.copy_(a)
-            pair[1].weight.data.copy_(sign * b)
-
-
-def _add_start(network: PeftModel, method: Lora) -> None:
-    """A second adapter of the same size, always on and never trained."""
-    if method.dora:
-        raise ConfigError(f"DoRA cannot start from {method.init}", where="method.init", fix="Use init default")
-    from peft import LoraConfig
-
-    first = network.peft_config[ADAPTER]
-    assert isinstance(first, LoraConfig)
-    network.add_adapter(START, replace(first, lora_dropout=0.0, modules_to_save=None))
-    for name, layer in _layers(network):
-        if layer.lora_embedding_A or min(_weight(layer).shape) < method.rank:
-            raise ConfigError(f"{name} cannot start from {method.init}", where="method.init", fix="Use init default")
-        layer.set_adapter([ADAPTER, START])
-        layer.lora_A[START].requires_grad_(False)
-        layer.lora_B[START].requires_grad_(False)
-
-
-def _principal(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    if min(weight.shape) <= _EXACT_SVD:
-        u, s, vh = torch.linalg.svd(weight, full_matrices=False)
-        u, s, vh = u[:, :rank], s[:rank], vh[:rank]
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            u, s, v = torch.svd_lowrank(weight, rank, niter=16)
-        vh = v.T
-    root = s.sqrt()
-    return u * root, root[:, None] * vh
-
-
-def _orthogonal(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    q, r = torch.linalg.qr(weight)
-    return q[:, :rank], r[:rank]
-
-
-def _rank_axis(name: str) -> int:
-    return 0 if "lora_A" in name else 1
-
-
-def _half(name: str, value: Tensor, rank: int | None, *, second: bool) -> Tensor:
-    assert rank is not None
-    if "lora_A" not in name and "lora_B" not in name:
-        return value
-    first, other = value.split(rank, dim=_rank_axis(name))
-    return (other if second else first).contiguous()
 
 
 def _adapter_folder(model: Model, path: str) -> Path:

@@ -30,6 +30,9 @@ NAME = "packed"
 # torch 2.11 infers grouped heads from the shapes, torch 2.13 wants to be told.
 _VARLEN_GQA: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
 
+# The kernel's backward pass indexes a padded buffer of this many numbers with 32 bits.
+_KERNEL_LIMIT = 2**31
+
 # What masks, attention scores or states a layer may have for `packed` to compute it exactly.
 _EXACT_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
@@ -44,6 +47,8 @@ class Packing:
     """tokens of each sequence"""
     offsets_S1: Tensor
     """int32 [S + 1] on the model's device: start of each sequence, and the end"""
+    windows: list[int | None] | None = None
+    """filled, when a list, with the sliding window of each layer that computes attention"""
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], offsets: tuple[int, ...], device: torch.device) -> Packing:
@@ -101,6 +106,8 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if packing.windows is not None:
+        packing.windows.append(sliding_window)
     for name in ("s_aux", "softcap", "position_bias"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"packed attention does not compute {name}")
@@ -119,6 +126,17 @@ def packed_mask(**kwargs: Any) -> Tensor | None:
 def _by_kernel(
     query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None, window: int | None
 ) -> Tensor:
+    sequences, (_, heads, tokens, width) = len(packing.lengths), query.shape
+    if sequences > 1 and (tokens + 128 * sequences) * heads * (width + 31) // 32 * 32 >= _KERNEL_LIMIT:
+        half = sequences // 2
+        at = sum(packing.lengths[:half])
+        first = Packing(packing.lengths[:half], packing.offsets_S1[: half + 1])
+        second = Packing(packing.lengths[half:], packing.offsets_S1[half:] - at)
+        parts = [
+            _by_kernel(query[:, :, :at], key[:, :, :at], value[:, :, :at], first, scaling, window),
+            _by_kernel(query[:, :, at:], key[:, :, at:], value[:, :, at:], second, scaling, window),
+        ]
+        return torch.cat(parts, dim=1)
     longest = max(packing.lengths)
     output_THE = varlen_attn(
         query[0].transpose(0, 1),

@@ -1,18 +1,14 @@
-"""Loading a tokenizer and a model, and the Model that every other room works with.
-
-Legend: T packed tokens, S sequences, L tokens of the longest sequence, R rows, V vocabulary, D width.
-"""
+"""Loading a tokenizer and a model: safetensors only, no code that was not asked for, no weight left to chance."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 import transformers
-from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -27,162 +23,14 @@ from transformers.utils import logging as transformers_logging
 
 from luthier.base.errors import ModelError
 from luthier.model import attention, probe
+from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
 from luthier.model.folder import check_weights, first_line, model_folder, read_json
-from luthier.model.logprobs import chunk_rows, token_logprobs
 
-# Renamed in transformers 5.2x; the old name warns there.
-_NEW_NAME = "activation_checkpointing_enable" in vars(PreTrainedModel)
-_CHECKPOINTING_ON: Callable[..., None] = (
-    PreTrainedModel.activation_checkpointing_enable if _NEW_NAME else PreTrainedModel.gradient_checkpointing_enable
-)
-_CHECKPOINTING_OFF: Callable[..., None] = (
-    PreTrainedModel.activation_checkpointing_disable if _NEW_NAME else PreTrainedModel.gradient_checkpointing_disable
-)
-
+__all__ = ["Model", "arithmetic_dtype", "context_length", "load_model", "load_tokenizer", "quiet"]
 
 # Without any of these transformers would make up an empty tokenizer.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-
-
-class Batch(Protocol):
-    """What is read of `data.batch.Batch`, which says what the fields mean."""
-
-    @property
-    def ids_T(self) -> Tensor: ...
-    @property
-    def positions_T(self) -> Tensor: ...
-    @property
-    def targets_T(self) -> Tensor: ...
-    @property
-    def weights_T(self) -> Tensor: ...
-    @property
-    def lengths(self) -> tuple[int, ...]: ...
-    @property
-    def offsets(self) -> tuple[int, ...]: ...
-
-
-class Model:
-    """A causal language model with its tokenizer: hidden states and log-probabilities of packed batches.
-
-    Attributes:
-        network: the transformers model, or the PEFT model around it once a method has wrapped it.
-        base: the transformers model itself; a method changes it in place.
-        dtype: the arithmetic's type; weights may be held wider.
-        max_length: longest sequence the model can hold, in tokens.
-        config: what the user asked for.
-        packed: whether sequences run end to end without padding.
-        note: one sentence for the user about how the model is run, if there is something to say.
-    """
-
-    def __init__(
-        self,
-        network: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        max_length: int,
-        config: ModelConfig,
-        packed: bool,
-        note: str | None,
-    ):
-        self.network: nn.Module = network
-        self.base = network
-        self.tokenizer = tokenizer
-        self.device, self.dtype = device, dtype
-        self.max_length = max_length
-        self.config = config
-        self.packed, self.note = packed, note
-        self._checkpointing = False
-        self.finish = probe.finish_of(network)
-        self.vocabulary = int(self.head.weight.shape[0])
-
-    @property
-    def head(self) -> Any:
-        """The module that makes vocabulary scores of hidden states; adapters may have wrapped it."""
-        return self.base.get_output_embeddings()
-
-    @property
-    def adapted(self) -> bool:
-        """Whether adapters are on."""
-        return self.network is not self.base
-
-    def hidden(self, batch: Batch) -> Tensor:
-        """hidden_TD after the final norm, in the batch's order.  An empty batch gives [0, D] with a graph."""
-        if not batch.lengths:
-            # One token goes through and is cut away, so every rank of a step makes the same collectives.
-            token_T = torch.zeros(1, dtype=torch.int64, device=self.device)
-            return self._hidden(token_T, token_T, (1,), (0, 1))[:0]
-        return self._hidden(batch.ids_T, batch.positions_T, batch.lengths, batch.offsets)
-
-    def logprobs(self, batch: Batch, hidden_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """logprobs_T (float32) of the targets and correct_T (bool: the target is the argmax), where weights_T != 0.
-
-        Both are 0 elsewhere.  See `model.logprobs`.
-        """
-        hidden_TD = self.hidden(batch) if hidden_TD is None else hidden_TD
-        rows = chunk_rows(self.vocabulary, self.device)
-        return token_logprobs(self.logits, hidden_TD, batch.targets_T, batch.weights_T, rows_at_once=rows)
-
-    def logits(self, hidden_RD: Tensor) -> Tensor:
-        """hidden_RD -> logits_RV: the head and the model's own scale or cap."""
-        with self.arithmetic():
-            return self.finish(self.head(hidden_RD))
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that move, by name, in the network's order."""
-        return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
-
-    def anchor(self) -> Tensor:
-        """A scalar 0 with a graph through every trained weight.  []"""
-        total = torch.zeros((), device=self.device)
-        for weight in self.trained().values():
-            total = total + weight.flatten()[:0].sum()
-        return total
-
-    def train_mode(self, gradient_checkpointing: bool) -> None:
-        """Dropout on; with `gradient_checkpointing` each layer is computed again in the backward pass.
-
-        Raises:
-            ModelError: the model does not support it.
-        """
-        if gradient_checkpointing and not self.base.supports_gradient_checkpointing:
-            raise ModelError(
-                f"{type(self.base).__name__} cannot compute its layers again",
-                where="--gradient_checkpointing",
-                fix="Set it to false",
-            )
-        if gradient_checkpointing and not self._checkpointing:
-            _CHECKPOINTING_ON(self.base, {"use_reentrant": False})
-        elif self._checkpointing and not gradient_checkpointing:
-            _CHECKPOINTING_OFF(self.base)
-        self._checkpointing = gradient_checkpointing
-        self.network.train()
-
-    def eval_mode(self) -> None:
-        """Dropout off."""
-        self.network.eval()
-
-    def arithmetic(self) -> torch.autocast:
-        """The context in which the network is to be run."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths: tuple[int, ...], offsets: tuple[int, ...]) -> Tensor:
-        decoder: Any = self.base.get_decoder()
-        if self.packed:
-            packing = attention.Packing.of(lengths, offsets, self.device)
-            inputs = {"input_ids": ids_T[None], "position_ids": positions_T[None], "packing": packing}
-            with self.arithmetic(), attention.packed_forward():
-                return decoder(**inputs, use_cache=False)[0][0]
-        within_SL = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
-        ids_SL = torch.zeros_like(within_SL, dtype=torch.int64).masked_scatter(within_SL, ids_T)
-        positions_SL = torch.zeros_like(ids_SL).masked_scatter(within_SL, positions_T)
-        with self.arithmetic():
-            hidden_SLD = decoder(
-                input_ids=ids_SL, attention_mask=within_SL.long(), position_ids=positions_SL, use_cache=False
-            )[0]
-        return hidden_SLD[within_SL]
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
@@ -201,7 +49,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more precise
         raise ModelError(
             f"the tokenizer cannot be read ({first_line(error)})",
             where=str(folder),

@@ -11,8 +11,9 @@ from pathlib import Path
 from luthier.base.errors import ConfigError
 from luthier.model import adapters as lora
 from luthier.model.adapters import is_lora_b, load_adapter
+from luthier.model.causal import Model
 from luthier.model.config import Freeze, Full, Lora, Method
-from luthier.model.load import Model, quiet
+from luthier.model.load import quiet
 
 __all__ = ["apply", "attach", "is_lora_b", "layer_of", "load_adapter", "merge", "num_layers", "save"]
 

@@ -6,6 +6,7 @@ Legend: T packed tokens, R rows, V vocabulary, D width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,7 @@ from luthier.model.attention import Packing, packed_forward
 Finish = Callable[[Tensor], Tensor]
 """What a model does to the product of its head before calling it logits."""
 
-# Three sequences: the first and the last two differ in length, so a leak or a wrong position shows.
+# Sequences of different lengths, so that a leak or a wrong position shows.
 _LENGTHS = (3, 2, 4)
 
 
@@ -43,9 +44,10 @@ def finish_of(network: PreTrainedModel) -> Finish:
     for hook in hooks:
         hook.remove()
     if seen and seen["into"].shape == seen["hidden"].shape and _close(seen["into"], seen["hidden"]):
-        for finish in _finishes(network.config.get_text_config()):
-            if _close(finish(seen["raw"]), logits):
-                return finish
+        finishes = _finishes(network.config.get_text_config())
+        best = min(finishes, key=lambda finish: _distance(finish(seen["raw"]), logits))
+        if _close(best(seen["raw"]), logits):
+            return best
     raise ModelError(
         f"the logits of {type(network).__name__} are not its head applied to its last hidden state",
         code="unknown_head",
@@ -54,29 +56,40 @@ def finish_of(network: PreTrainedModel) -> Finish:
 
 
 def runs_packed(network: PreTrainedModel) -> bool:
-    """Whether packed sequences neither see each other nor get wrong positions."""
-    total = sum(_LENGTHS)
-    ids_T = _ids(network, total)
+    """Whether packed sequences neither see each other nor get wrong positions, and every layer tells its window."""
+    ids_T = _ids(network, sum(_LENGTHS))
+    last = _LENGTHS[-1]
+    others_T = torch.cat([ids_T[1:-last], ids_T[:1], ids_T[-last:]])
     decoder: Any = network.get_decoder()
-    other_T = ids_T.roll(1)
-    other_T[-_LENGTHS[-1] :] = ids_T[-_LENGTHS[-1] :]
     with torch.no_grad():
-        together = packed_hidden(network, ids_T, _LENGTHS)[-_LENGTHS[-1] :]
-        neighbours_changed = packed_hidden(network, other_T, _LENGTHS)[-_LENGTHS[-1] :]
-        alone = decoder(input_ids=ids_T[None, -_LENGTHS[-1] :], use_cache=False)[0][0]
-    return _close(together, neighbours_changed) and _close(together, alone)
+        together, windows = _packed(network, ids_T)
+        neighbours_changed, _ = _packed(network, others_T)
+        alone = decoder(input_ids=ids_T[None, -last:], use_cache=False)[0][0]
+    # The sequences are shorter than any window, so that windows arrive has to be counted instead.
+    return (
+        windows == _windows(network.config.get_text_config())
+        and _close(together[-last:], neighbours_changed[-last:])
+        and _close(together[-last:], alone)
+    )
 
 
-def packed_hidden(network: PreTrainedModel, ids_T: Tensor, lengths: tuple[int, ...]) -> Tensor:
-    """hidden_TD of sequences laid end to end."""
-    positions_T = torch.cat([torch.arange(length, device=ids_T.device) for length in lengths])
-    offsets = [0]
-    for length in lengths:
-        offsets.append(offsets[-1] + length)
-    packing = Packing.of(lengths, tuple(offsets), ids_T.device)
+def _packed(network: PreTrainedModel, ids_T: Tensor) -> tuple[Tensor, list[int | None]]:
+    """hidden_TD of the probe's sequences laid end to end, and the window of each layer."""
+    positions_T = torch.cat([torch.arange(length, device=ids_T.device) for length in _LENGTHS])
+    windows: list[int | None] = []
+    offsets = tuple(sum(_LENGTHS[:n]) for n in range(len(_LENGTHS) + 1))
+    packing = replace(Packing.of(_LENGTHS, offsets, ids_T.device), windows=windows)
     decoder: Any = network.get_decoder()
+    inputs = {"input_ids": ids_T[None], "position_ids": positions_T[None], "packing": packing}
     with packed_forward():
-        return decoder(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False, packing=packing)[0][0]
+        return decoder(**inputs, use_cache=False)[0][0], windows
+
+
+def _windows(config: Any) -> list[int | None]:
+    """The sliding window that each layer should have by the settings."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return [window if kind == "sliding_attention" else None for kind in kinds]
 
 
 def _ids(network: PreTrainedModel, n: int) -> Tensor:
@@ -88,8 +101,13 @@ def _ids(network: PreTrainedModel, n: int) -> Tensor:
 def _close(left: Tensor, right: Tensor) -> bool:
     """Equal within the rounding of the coarser type."""
     tolerance = 1e-4 if left.dtype == right.dtype == torch.float32 else 5e-2
+    return _distance(left, right) <= tolerance
+
+
+def _distance(left: Tensor, right: Tensor) -> float:
+    """Norm of the difference relative to the norm of `right`."""
     left, right = left.float(), right.float()
-    return bool((left - right).norm() <= tolerance * right.norm() + 1e-6)
+    return float((left - right).norm() / right.norm().clamp(min=1e-6))
 
 
 def _finishes(config: Any) -> Iterator[Finish]:
