@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.backends.backend_agg
+import peft
 import pytest
+import transformers.models.qwen2.modeling_qwen2
 
+import luthier.cli.app
+import luthier.cli.train
+import luthier.run.train
 from luthier.engine.checkpoint import Checkpoints, digest, read
+
+LOADED = (matplotlib.backends.backend_agg, peft, transformers.models.qwen2.modeling_qwen2, luthier.run.train)
+"""What every child needs, imported once before it is forked."""
 
 
 @dataclass
@@ -37,12 +46,16 @@ class Child:
         os.waitpid(self.pid, 0)
         raise AssertionError(f"still running after {timeout} s: {self.said()[-2000:]}")
 
-    def wait_for(self, text: str, timeout: float = 60.0) -> None:
+    def wait_for(self, text: str) -> None:
         """Until it has said `text`."""
+        self.wait_until(lambda: text in self.said())
+
+    def wait_until(self, condition: Callable[[], bool], timeout: float = 60.0) -> None:
+        """Until something it does is seen."""
         deadline = time.monotonic() + timeout
-        while text not in self.said():
+        while not condition():
             assert time.monotonic() < deadline, self.said()[-2000:]
-            time.sleep(0.01)
+            time.sleep(0.002)
 
     def kill(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -105,9 +118,7 @@ class Job:
             sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
             if before is not None:
                 before()
-            from luthier.cli.app import main
-
-            code = main(words)
+            code = luthier.cli.app.main(words)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

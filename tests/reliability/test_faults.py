@@ -10,8 +10,12 @@ from luthier.engine.checkpoint import digest, read
 from luthier.engine.objective import Terms
 
 
+ONE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+"""One micro-batch makes a step."""
+
+
 def poison(steps: range, value: float) -> None:
-    """Multiply the loss of some 1-based calls by `value`; one micro-batch makes a step here."""
+    """Multiply the loss of some 1-based steps by `value`."""
     from luthier.objectives.language import Language
 
     real, count = Language.sums, 0
@@ -32,7 +36,7 @@ def kinds(job: Any) -> list[str]:
 
 
 def test_a_step_that_is_not_a_number_changes_nothing(job: Any):
-    job.run(lambda: poison(range(7, 8), float("nan")), save_steps=1)
+    job.run(lambda: poison(range(7, 8), float("nan")), save_steps=1, **ONE)
     assert kinds(job).count("skipped_step") == 1
     folder = job.runs()[-1] / "checkpoints"
     saved = {int(path.name[-8:]): read(path)[1] for path in folder.glob("step-*")}
@@ -42,7 +46,7 @@ def test_a_step_that_is_not_a_number_changes_nothing(job: Any):
 
 
 def test_five_in_a_row_go_back_once_and_then_give_up(job: Any):
-    said = job.run(lambda: poison(range(4, 1000), float("inf")), expect=1, max_steps=20, save_steps=2)
+    said = job.run(lambda: poison(range(4, 1000), float("inf")), expect=1, max_steps=20, save_steps=2, **ONE)
     events = kinds(job)
     assert events.count("rolled_back") == 1
     assert "not finite" in said and "non_finite_loss" in said
@@ -50,13 +54,13 @@ def test_five_in_a_row_go_back_once_and_then_give_up(job: Any):
 
 
 def test_five_in_a_row_that_pass_are_survived(job: Any):
-    job.run(lambda: poison(range(4, 9), float("nan")), max_steps=8, save_steps=2)
+    job.run(lambda: poison(range(4, 9), float("nan")), max_steps=8, save_steps=2, **ONE)
     assert kinds(job).count("rolled_back") == 1
     assert job.checkpoints().named("LATEST") == job.checkpoints().path(8)
 
 
 def test_a_loss_that_stands_out_is_flagged_with_its_samples(job: Any):
-    job.run(lambda: poison(range(30, 31), 100.0), max_steps=32, save_steps=100)
+    job.run(lambda: poison(range(30, 31), 100.0), max_steps=32, save_steps=100, **ONE)
     spikes = [row for row in job.rows("events.jsonl") if row["data"].get("event") == "loss_spike"]
     assert [row["data"]["step"] for row in spikes] == [30]
     assert len(spikes[0]["data"]["samples"]) == 4

@@ -15,61 +15,60 @@ from luthier.engine.checkpoint import verify
 
 
 def test_killed_at_random_instants_it_always_resumes_and_ends_exact(job: Any, tmp_path: Path):
-    flags: dict[str, Any] = {"max_steps": 60, "save_steps": 1, "save_total_limit": 3}
-    started = time.monotonic()
+    flags: dict[str, Any] = {"max_steps": 150, "save_steps": 1, "save_total_limit": 3}
     job.run(**flags)
-    length = time.monotonic() - started
     straight = job.final()
     job.output_dir = tmp_path / "killed"
     chance = random.Random(0)
     in_save = 0
-    kills = 0
-    while kills < 30:
-        inside = kills % 3 == 0
-        marker = tmp_path / f"saving-{kills}"
-        resume = {"resume_from_checkpoint": "true"} if has_checkpoint(job) else {}
-        child = job.start((lambda marker=marker: dawdle_in_saves(marker)) if inside else None, **flags, **resume)
-        if inside:
-            while not marker.exists() and os.waitpid(child.pid, os.WNOHANG) == (0, 0):
-                time.sleep(0.001)
-            time.sleep(chance.uniform(0.0, 0.03))
-        else:
-            time.sleep(chance.uniform(0.3, 1.0) * length / 4)
+    for number in range(30):
+        marker = tmp_path / f"there-{number}"
+        place = ("start", "step", "save")[number % 3]
+        child = job.start(lambda place=place, marker=marker: touch_at(place, marker), **flags, **resuming(job))
+        child.wait_until(marker.exists)
+        time.sleep(chance.uniform(0.0, {"start": 0.5, "step": 0.1, "save": 0.03}[place]))
         child.kill(signal.SIGKILL)
-        if child.wait() == 0:  # it was done before the signal came
-            break
-        kills += 1
-        in_save += bool(list(job.output_dir.glob("v*/checkpoints/.staging-*")))
-        for run in job.runs():
-            latest = run / "checkpoints" / "LATEST"
-            if latest.exists():
-                assert verify(run / "checkpoints" / latest.read_text().strip()) is None
-    assert kills == 30, f"finished after {kills} kills; make the run longer"
-    assert in_save >= 8, f"only {in_save} kills hit a save"
-    job.run(**flags, **({"resume_from_checkpoint": "true"} if has_checkpoint(job) else {}))
+        assert child.wait() == -signal.SIGKILL, child.said()[-2000:]
+        in_save += bool(list(job.output_dir.glob("v*/checkpoints/.staging-0*")))
+        for latest in job.output_dir.glob("v*/checkpoints/LATEST"):
+            assert verify(latest.parent / latest.read_text().strip()) is None
+    assert in_save >= 10, f"only {in_save} kills hit a save"
+    job.run(**flags, **resuming(job))
     assert job.final() == straight
 
 
-def has_checkpoint(job: Any) -> bool:
-    return bool(list(job.output_dir.glob("v*/checkpoints/step-*/MANIFEST.json")))
+def resuming(job: Any) -> dict[str, str]:
+    published = list(job.output_dir.glob("v*/checkpoints/step-*/MANIFEST.json"))
+    return {"resume_from_checkpoint": "true"} if published else {}
 
 
-def dawdle_in_saves(marker: Path) -> None:
-    """Make the third save of this process slow at every file, and say when it begins."""
+def touch_at(place: str, marker: Path) -> None:
+    """Say that the process has begun, or has made a step, or is in its third save, which takes its time."""
     from luthier.engine import checkpoint
+    from luthier.engine.trainer import Trainer
 
-    real, seal = os.fsync, checkpoint._seal
-    count = 0
+    sync, seal, advance = os.fsync, checkpoint._seal, Trainer._advance
+    saves = 0
 
     def slow_seal(folder: Path) -> None:
-        nonlocal count
-        count += 1
-        if count == 3:
+        nonlocal saves
+        saves += 1
+        if saves == 3:
             marker.touch()
-            os.fsync = lambda handle: (time.sleep(0.004), real(handle))[1]
+            os.fsync = lambda handle: (time.sleep(0.004), sync(handle))[1]
         seal(folder)
 
-    checkpoint._seal = slow_seal
+    def marked_advance(self: Any, *arguments: Any) -> None:
+        marker.touch()
+        advance(self, *arguments)
+
+    match place:
+        case "start":
+            marker.touch()
+        case "step":
+            Trainer._advance = marked_advance
+        case _:
+            checkpoint._seal = slow_seal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
