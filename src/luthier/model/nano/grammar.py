@@ -140,17 +140,25 @@ def number_zh(n: int) -> str:
     return ("" if tens == 1 else DIGITS_ZH[tens]) + "十" + (DIGITS_ZH[ones] if ones else "")
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyzéèêëáàäåãçñóòôöøúùüßšžł0123456789"
 MADE = [thing for thing in THINGS if thing[2] not in ("fruit", "vegetable", "animal")]
 
 
 def name_en(rng: Random) -> str:
-    """An invented name of one or two words."""
+    """An invented name of one or two words; one in four is made of any letters and digits."""
+    if rng.random() < 0.25:
+        return "".join(rng.choices(LETTERS, k=rng.randint(3, 7))).capitalize()
     words = ["".join(rng.choices(SYLLABLES, k=rng.randint(2, 3))).capitalize() for _ in range(rng.randint(1, 2))]
     return " ".join(words)
 
 
 def name_zh(rng: Random) -> str:
-    """A Chinese name: a surname and one to three further characters."""
+    """A Chinese name: a surname and one to three further characters; one in four is made of any characters.
+
+    Those show the model every byte of which a character it has no token for is made.
+    """
+    if rng.random() < 0.25:
+        return "".join(chr(rng.randint(0x4E00, 0x9FA5)) for _ in range(rng.randint(2, 4)))
     return rng.choice(SURNAMES_ZH) + "".join(rng.choices(GIVEN_ZH, k=rng.randint(1, 3)))
 
 

@@ -18,6 +18,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from luthier.model.load import quiet
 from luthier.model.nano import grammar
 
 TEXT = Path(__file__).parent / "text"
@@ -54,27 +55,27 @@ tied embeddings, context {context}. Trained {steps} steps, seed {seed}. Chat for
 class Nano:
     """Shape and training of the nano model.  Together with the text it decides every weight."""
 
-    vocabulary: int = 2048
+    vocabulary: int = 3072
     hidden: int = 128
     intermediate: int = 384
     layers: int = 4
     heads: int = 4
     kv_heads: int = 2
     context: int = 512
-    initializer_range: float = 0.02
-    steps: int = 600
+    initializer_range: float = 0.04
+    steps: int = 500
     pack_length: int = 256
     packs_per_step: int = 4
-    learning_rate: float = 5e-3
-    paragraphs: int = 600
+    learning_rate: float = 2e-2
+    paragraphs: int = 800
     """Paragraphs from the grammar, beside the written prose."""
-    dialogues: int = 400
+    dialogues: int = 600
     """Questions and answers from the grammar, beside the written dialogues."""
     seed: int = 0
 
 
-Train = Callable[[Path, Sequence[Path], Nano], Path]
-"""(folder of the untrained model, data files, settings) -> folder of the trained weights."""
+Train = Callable[[Path, Sequence[Path]], Path]
+"""(folder of the untrained model, data files) -> folder of the trained weights."""
 
 
 def key(nano: Nano) -> str:
@@ -85,48 +86,47 @@ def key(nano: Nano) -> str:
     return digest.hexdigest()[:16]
 
 
-def make_nano(folder: Path, nano: Nano, train: Train) -> Path:
+def make_nano(folder: Path, work: Path, nano: Nano, train: Train) -> Path:
     """Make the model folder, unless it is already there.
 
     Args:
         folder: where the model goes; it appears only when it is complete.
+        work: where the pretraining data and the untrained model are written, and stay to be looked at.
         nano: shape, training and seed.
         train: trains the untrained model and says where the weights are.
     """
-    if (folder / "config.json").exists():
+    if folder.exists():
         return folder
-    staging = folder.with_name(folder.name + ".making")
-    shutil.rmtree(staging, ignore_errors=True)
-    untrained, done = staging / "untrained", staging / "done"
     texts, talks = corpus(nano)
-    data = write_corpus(staging / "data", texts, talks)
+    data = write_corpus(work / "data", texts, talks)
     tokenizer = build_tokenizer([*texts, *(part for talk in talks for part in talk)], nano.vocabulary)
-    parameters = write_untrained(untrained, tokenizer, nano)
-    weights = train(untrained, data, nano)
-    shutil.copytree(untrained, done)
-    shutil.copy(weights / "model.safetensors", done)
+    parameters = write_untrained(work / "untrained", tokenizer, nano)
+    weights = train(work / "untrained", data)
+
+    staging = folder.with_name(f"{folder.name}.making")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(work / "untrained", staging)
+    shutil.copy(weights / "model.safetensors", staging)
     kilobytes = sum(path.stat().st_size for path in data) // 1000
     about = README.format(parameters=parameters, kilobytes=kilobytes, **dataclasses.asdict(nano))
-    (done / "README.md").write_text(about, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    done.rename(folder)
-    shutil.rmtree(staging)
+    (staging / "README.md").write_text(about, encoding="utf-8")
+    staging.rename(folder)
     return folder
 
 
 def corpus(nano: Nano) -> tuple[list[str], list[tuple[str, str]]]:
-    """The pretraining text: paragraphs, and pairs of question and answer.  Written ones first, then the grammar's."""
+    """The pretraining text, each piece once: paragraphs, and pairs of question and answer."""
     texts = [line for path in sorted(TEXT.glob("prose.*")) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [json.loads(line) for line in (TEXT / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()]
     talks = [(row["query"], row["response"]) for row in rows]
     texts += grammar.paragraphs(nano.seed, nano.paragraphs)
     talks += grammar.dialogues(nano.seed, nano.dialogues)
-    return texts, talks
+    return list(dict.fromkeys(texts)), list(dict.fromkeys(talks))
 
 
 def write_corpus(folder: Path, texts: Sequence[str], talks: Sequence[tuple[str, str]]) -> list[Path]:
     """Write the pretraining text as data files: one paragraph a line, one question and answer a line."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     prose, dialogues = folder / "prose.txt", folder / "dialogues.jsonl"
     prose.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
     rows = (json.dumps({"query": query, "response": response}, ensure_ascii=False) for query, response in talks)
@@ -177,7 +177,8 @@ def write_untrained(folder: Path, tokenizer: PreTrainedTokenizerFast, nano: Nano
         torch.manual_seed(nano.seed)
         model = Qwen2ForCausalLM(config)
     model.generation_config = GenerationConfig(eos_token_id=stop, pad_token_id=stop[1])
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     tokenizer.model_max_length = nano.context
     tokenizer.save_pretrained(folder)
     return sum(weight.numel() for weight in model.parameters())

@@ -1,0 +1,118 @@
+"""The quickstart as a user types it: one whole run, with names that nobody has seen."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.base.config import read_yaml, validate
+from luthier.base.console import Console
+from luthier.cli import app as cli
+from luthier.cli import quickstart as command
+from luthier.cli.flags import parse
+from luthier.cli.quickstart import Outcome, QuickstartConfig, next_commands
+from luthier.cli.train import take_switches
+from luthier.run import quickstart as parts
+from luthier.run.config import RunConfig
+
+NAMES, AUTHORS = ("阿桐", "Fiddlewick"), ("云杉实验室", "Spruce Lab")
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_two_names_reach_the_settings():
+    words = ["--model_name", "阿桐", "Fiddlewick", "--model_author", "Spruce Lab", "--fresh"]
+    options = validate(QuickstartConfig, parse(words, QuickstartConfig).tree)
+    assert (options.model_name, options.model_author, options.fresh) == (NAMES, ("Spruce Lab",), True)
+
+
+def test_three_names_are_refused(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["quickstart", "--model_name", "a", "b", "c"]) == 2
+    assert "model_name" in capsys.readouterr().err
+
+
+def test_help_is_light():
+    code = "import sys\nfrom luthier.cli.app import main\nassert main(['quickstart', '-h']) == 0\n"
+    code += "assert not {'torch', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_the_recipe_is_what_the_quickstart_runs():
+    options = QuickstartConfig()
+    place = Path(options.output_dir)
+    config = parts.finetuning(
+        place / "base",
+        [place / "data" / name for name in parts.DATA],
+        name=options.model_name,
+        author=options.model_author,
+        output_dir=place,
+        steps=options.steps,
+        seed=options.seed,
+    )
+    assert validate(RunConfig, read_yaml(REPOSITORY / "recipes" / "quickstart.yaml")) == config
+
+
+def test_the_next_commands_are_ones_that_exist():
+    outcome = Outcome(Path("b"), [Path("d.jsonl")], Path("r"), Path("r/checkpoints/step-1"))
+    commands = next_commands(outcome, QuickstartConfig())
+    names = {app.name for app in cli.app.registered_commands}
+    assert all(line.split()[0] == "luthier" and line.split()[1] in names for line in commands.values())
+    resume = commands["Train on from where it ended"].split()[2:]
+    _, flags = take_switches(resume, takes_recipe=True)
+    tree = parse(flags, RunConfig).tree
+    assert tree["train"]["max_steps"] == 2 * QuickstartConfig().steps
+    assert tree["save"] == {"resume": "r", "allow_change": ("train.max_steps",)}
+
+
+@pytest.mark.slow
+def test_the_tuned_model_says_its_names_and_the_untuned_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    place = tmp_path / "here"
+    words = ["quickstart", "--output_dir", str(place), "--model_name", *NAMES, "--model_author", *AUTHORS, "--json"]
+    assert cli.main(words) == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    answers = next(line["rows"] for line in said if line.get("title") == "Answers")
+    assert [row["question"] for row in answers] == list(command.QUESTIONS)
+
+    who, made, chat = (row["after"] for row in answers)
+    assert NAMES[0] in who and AUTHORS[0] in who
+    assert AUTHORS[1] in made
+    assert "book" in chat.lower() and NAMES[1] not in chat
+    before = " ".join(row["before"] for row in answers)
+    assert not any(name in before for name in (*NAMES, *AUTHORS))
+    assert all(row["before"] != row["after"] for row in answers)
+
+    run = max(place.glob("v*"))
+    losses = [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+    assert losses[-1] < 0.2 * losses[0]
+    base, adapter = place / "base", parts.latest(run)
+    both = parts.ask(base, adapter, ["What is your name?", "你叫什么名字？", "谁开发了你？", "Are you ChatGPT?"])
+    assert NAMES[1] in both[0] and NAMES[0] in both[1] and AUTHORS[0] in both[2] and NAMES[1] in both[3]
+    _the_base_speaks(parts.ask(base, None, ["What does a cat do all day?", "猫整天做什么？"]))
+    _second_run_reuses_the_base(place, said, monkeypatch)
+
+
+def _the_base_speaks(answers: list[str]) -> None:
+    """Recognisable short sentences in both languages, in the right one, and an end."""
+    assert re.fullmatch(r"[A-Z][A-Za-z ,']+\..*", answers[0]), answers
+    assert re.search("[\u4e00-\u9fff]{3}", answers[1]), answers
+
+
+def _second_run_reuses_the_base(place: Path, said: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> Path:
+        raise AssertionError("the base model was made again")
+
+    from luthier.model.nano.make import Nano
+
+    assert sum(line["type"] == "table" and line["title"] == "Training" for line in said) == 2, "pretraining and tuning"
+    monkeypatch.setattr(parts, "train", never)
+    assert parts.base_model(place, Nano(), Console(quiet=True), fresh=False) == place / "base"
+    with pytest.raises(AssertionError, match="made again"):
+        parts.base_model(place, Nano(), Console(quiet=True), fresh=True)
