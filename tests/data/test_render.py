@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import itertools
 import string
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parent))
-from templates import CHATML, IM, STYLES, tokenizer
-
 from luthier.base.errors import DataError, ModelError
 from luthier.base.records import BadRow, Chat, Message, Text, Where
 from luthier.data.batch import Tokens
 from luthier.data.render import Renderer
+
+from .templates import CHATML, IM, STYLES, tokenizer
 
 HERE = Where("rows.jsonl", 7)
 RENDERERS: dict[str, Renderer] = {}
