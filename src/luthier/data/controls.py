@@ -6,6 +6,7 @@ looks like a control token in the rendered text is then written by the template,
 
 from __future__ import annotations
 
+import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +81,8 @@ class Controls:
         self.written = re.compile("|".join(map(_with_blanks, ordered)) or "(?!)")
         self.joint = False
         """Whether text is encoded from one control token to the next in one go, see `encode`."""
+        # The pieces of one conversation are too small for threads, and processes that fork must not have started any.
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()

@@ -22,7 +22,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -180,7 +180,7 @@ class Shard:
 
     def __init__(self, folder: Path):
         self.facts = Facts(**orjson.loads((folder / "facts.json").read_bytes()))
-        self._ids, self._weights = _map(folder / "ids.npy"), _map(folder / "weights.npy")
+        self._files = folder / "ids.npy", folder / "weights.npy"
         self._members = np.load(folder / "members.npy", allow_pickle=False)
         self._ends = np.concatenate([[0], np.cumsum(np.load(folder / "lengths.npy", allow_pickle=False))])
         self._firsts = np.concatenate([[0], np.cumsum(self._members)])
@@ -193,17 +193,20 @@ class Shard:
         return len(self._members)
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all groups."""
+        return int(self._ends[-1])
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each group."""
         return self._ends[self._firsts[1:]] - self._ends[self._firsts[:-1]]
 
     def __getitem__(self, index: int) -> Group:
+        ids, weights = map(_map, self._files)
         bounds = self._ends[self._firsts[index] : self._firsts[index + 1] + 1].tolist()
         return Group(
-            tuple(
-                Tokens(np.array(self._ids[start:end]), np.array(self._weights[start:end]))
-                for start, end in pairwise(bounds)
-            )
+            tuple(Tokens(np.array(ids[start:end]), np.array(weights[start:end])) for start, end in pairwise(bounds))
         )
 
 
@@ -293,8 +296,8 @@ def encode_rows(
     parts = [chosen[start : start + SHARD_ROWS] for start in range(0, len(chosen), SHARD_ROWS)]
     base = hashlib.blake2b(f"{rows.fingerprint}{encoding.fingerprint}".encode(), digest_size=16)
     folders = [cache / "tokens" / _key(base, part) for part in parts]
-    missing = [(part, folder) for part, folder in zip(parts, folders, strict=True) if not folder.exists()]
-    progress(sum(len(part) for part, folder in zip(parts, folders, strict=True) if folder.exists()))
+    missing = [(part, folder) for part, folder in zip(parts, folders, strict=True) if not _is_whole(folder)]
+    progress(len(chosen) - sum(len(part) for part, _ in missing))
     if workers is None:
         workers = (os.cpu_count() or 1) if sum(len(part) for part, _ in missing) >= FEW_ROWS else 1
     with _mapper(min(workers, len(missing)), rows, encoding) as run:
@@ -319,7 +322,6 @@ def _mapper(workers: int, rows: Rows, encoding: Encoding) -> Generator[Callable[
     if workers <= 1:
         yield lambda tasks: (_write_shard(rows, encoding, task) for task in tasks)
         return
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Forked workers share what is loaded; elsewhere than on Linux forking is not safe and they load it again.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(rows, encoding, os.getpid())) as pool:
@@ -411,7 +413,23 @@ def _cache_error(error: OSError, place: Path) -> RunError:
     return RunError(caused.what, where=caused.where, code=caused.code, fix="Choose another place with --data.cache_dir")
 
 
+@lru_cache(maxsize=256)
 def _map(file: Path) -> NDArray[Any]:
+    """A file of an array, memory-mapped.  A map holds a file open, so only the latest ones are kept."""
     # An empty array cannot be mapped.
     mode = "r" if file.stat().st_size > 128 else None
     return np.load(file, mmap_mode=mode, allow_pickle=False)
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a shard is there.  One that a failing disk or a power cut has damaged is removed, to be made again."""
+    if not folder.exists():
+        return False
+    try:
+        shard = Shard(folder)
+        sizes = {len(_map(folder / "ids.npy")), len(_map(folder / "weights.npy")), shard.tokens}
+    except (OSError, ValueError, TypeError):
+        sizes = set[int]()
+    if len(sizes) != 1:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(sizes) == 1
