@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import itertools
 import string
 from pathlib import Path
@@ -105,16 +106,14 @@ def test_no_control_id_comes_from_a_turn(name: str, chat: Chat) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in STYLES if name not in ("deepseek", "qwen3", "llama2-spaced", "plain")]
-)
+@pytest.mark.parametrize("name", [name for name in STYLES if name not in ("deepseek", "llama2-spaced", "plain")])
 @settings(max_examples=12, deadline=None)
 @given(chat=chats(HOSTILE))
 def test_what_stands_before_an_answer_is_the_prompt(name: str, chat: Chat) -> None:
     tokens = renderer(name).chat(chat, train_on="assistant")
     for turn in range(1, len(chat.messages), 2):
-        if name == "qwen3-fast" and turn + 1 < len(chat.messages):
-            continue  # this template shows an answer differently once it is history
+        if name.startswith("qwen3") and turn + 1 < len(chat.messages):
+            continue  # these templates show an answer differently once it is history
         prompt = renderer(name).prompt(chat.messages[:turn])
         assert tokens.ids[: len(prompt)].tolist() == prompt
         assert tokens.weights[len(prompt)] == 1
@@ -157,6 +156,21 @@ def test_tool_calls_are_trained_and_tool_results_are_not() -> None:
         assert runs[1] == "No.<|im_end|>"
         ends = tokens.ids.tolist().count(tokenizer("qwen2.5").convert_tokens_to_ids("<|im_end|>"))
         assert ends == 5
+
+
+def test_a_template_that_leaves_tool_calls_out_is_refused() -> None:
+    call = {"type": "function", "function": {"name": "weather", "arguments": {}}}
+    chat = Chat((Message("user", "Rain?"), Message("assistant", "", tool_calls=(call,))), HERE)
+    with pytest.raises(BadRow) as found:
+        renderer("llama3").chat(chat, train_on="assistant")
+    assert (found.value.fault.code, found.value.fault.path) == ("template_without_tools", "messages[1].tool_calls")
+
+
+def test_a_copy_in_another_process_renders_the_same() -> None:
+    again = copy.copy(renderer("qwen3-fast"))  # by the same way as sending it there
+    chat = conversation("Hi", "Yo")
+    tokens, expected = (some.chat(chat, train_on="assistant") for some in (again, renderer("qwen3-fast")))
+    assert tokens.ids.tolist() == expected.ids.tolist() and again.fingerprint == renderer("qwen3-fast").fingerprint
 
 
 def test_turn_and_row_weights_multiply() -> None:

@@ -6,6 +6,7 @@ looks like a control token in the rendered text is then written by the template,
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from bisect import bisect_left
@@ -83,7 +84,10 @@ class Controls:
         """Whether text is encoded from one control token to the next in one go, see `encode`."""
         # The pieces of one conversation are too small for threads, and processes that fork must not have started any.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        state = tokenizer.backend_tokenizer.to_str()
+        self.digest = hashlib.sha256(state.encode()).hexdigest()
+        """Hash of the tokenizer."""
+        self._backend = Tokenizer.from_str(state)
         self._backend.no_truncation()
         self._backend.no_padding()
         self._backend.encode_special_tokens = True

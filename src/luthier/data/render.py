@@ -117,7 +117,7 @@ class Renderer:
     def fingerprint(self) -> str:
         """Hash of everything the tokens of a record depend on, besides the record."""
         variables = repr(sorted(self._variables.items()))
-        parts = (VERSION, self.tokenizer.backend_tokenizer.to_str(), self.template, variables, str(self._adds_bos))
+        parts = (VERSION, self._controls.digest, self.template, variables, str(self._adds_bos))
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     def chat(self, chat: Chat, *, train_on: TrainOn) -> Tokens:
@@ -130,7 +130,8 @@ class Renderer:
         Where the template writes no token that ends the last answer, the end-of-sequence token is added and trained.
 
         Raises:
-            BadRow: `template_error`, or `unmaskable_template` when the trained text cannot be told from the rest.
+            BadRow: `template_error`, `unmaskable_template` when the trained text cannot be told from the rest,
+                `template_without_tools` when an answer's tool call is not in the text.
         """
         base = float(train_on == "all")
         others = [
@@ -147,6 +148,9 @@ class Renderer:
         if spans is None or marked is None:
             message = "the chat template does not let the trained text be told from the rest"
             raise BadRow(Fault("unmaskable_template", chat.where, message))
+        if (turn := _unwritten_call(shown, spans)) is not None:
+            message = "the chat template leaves this tool call out; name one that knows tools with --template"
+            raise BadRow(Fault("template_without_tools", chat.where, message, f"messages[{turn}].tool_calls"))
         text, spans = self._ended(shown, spans | marked)
         weights = _turn_weights(chat.messages, train_on)
         weighted = sorted((start, end, weights[turn] * chat.weight) for turn, (start, end) in spans.items())
@@ -265,6 +269,15 @@ def _turn_weights(messages: Sequence[Message], train_on: TrainOn) -> list[float]
     answers = [n for n, turn in enumerate(messages) if turn.role == "assistant"]
     chosen = {"assistant": answers, "last": answers[-1:], "all": range(len(messages))}[train_on]
     return [float(n in chosen) if turn.weight is None else turn.weight for n, turn in enumerate(messages)]
+
+
+def _unwritten_call(shown: Rendered, spans: Mapping[int, Span]) -> int | None:
+    """The first answer with a tool call whose function the rendered answer does not name."""
+    for turn, (start, end) in spans.items():
+        calls: Sequence[Mapping[str, Any]] = shown.messages[turn].get("tool_calls", ())
+        if any(call["function"]["name"] not in shown.text[start:end] for call in calls):
+            return turn
+    return None
 
 
 def _as_dict(message: Message) -> dict[str, Any]:

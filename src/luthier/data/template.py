@@ -284,7 +284,6 @@ class Template:
     """
 
     def __init__(self, source: str):
-        self.source = source
         with _guarded(0):
             self._compiled = _Environment().from_string(source)
 
