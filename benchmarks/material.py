@@ -26,10 +26,15 @@ TEMPLATE = (
 
 
 def sentences(rng: random.Random, words: list[str], weights: list[float], length: int) -> str:
-    """About `length` words, Zipf-distributed, one in five texts in Chinese characters."""
-    if rng.random() < 0.2:
-        return "".join(rng.choices(HANZI, k=length * 2)) + "。"
-    return " ".join(rng.choices(words, weights, k=length)).capitalize() + "."
+    """About `length` words, Zipf-distributed, in clauses; one text in five in Chinese characters."""
+    clauses: list[str] = []
+    chinese = rng.random() < 0.2
+    while length > 0:
+        size = min(length, rng.randint(3, 12))
+        length -= size
+        drawn = rng.choices(HANZI, k=size) if chinese else rng.choices(words, weights, k=size)
+        clauses.append("".join(drawn) if chinese else " ".join(drawn))
+    return "，".join(clauses) + "。" if chinese else ", ".join(clauses).capitalize() + "."
 
 
 def make_chats(path: Path, rows: int, seed: int = 0) -> None:

@@ -27,7 +27,7 @@ CORES = len(os.sched_getaffinity(0))
 
 def time_luthier(model: Path, data: Path, out: Path) -> tuple[float, int, int]:
     from luthier.data.config import DataConfig
-    from luthier.data.dataset import prepare
+    from luthier.data.dataset import encoding_of, prepare
     from luthier.data.render import Renderer
     from luthier.model.config import ModelConfig
     from luthier.model.load import load_tokenizer
@@ -35,23 +35,18 @@ def time_luthier(model: Path, data: Path, out: Path) -> tuple[float, int, int]:
     from luthier.objectives.language import Language
 
     start = time.perf_counter()
-    objective = Language(Sft(), Renderer(load_tokenizer(ModelConfig(path=str(model)))))
-    prepared = prepare(
-        DataConfig(
-            datasets=(str(data),),
-            max_length=LENGTH,
-            overlong="truncate",
-            packing=False,
-            cache_dir=str(out),
-            tokenize_workers=CORES,
-        ),
-        encode=objective.encode,
-        encode_key=objective.key,
-        renderer=objective.renderer,
+    renderer = Renderer(load_tokenizer(ModelConfig(path=str(model))))
+    objective = Language(Sft(), renderer)
+    config = DataConfig(
+        datasets=(str(data),),
         max_length=LENGTH,
-        seed=0,
-        progress=lambda n: None,
+        overlong="truncate",
+        packing=False,
+        cache_dir=str(out),
+        tokenize_workers=CORES,
     )
+    encoding = encoding_of(config, objective.encode, objective.key, renderer, LENGTH)
+    prepared = prepare(config, encoding, template_note=renderer.note, seed=0, progress=lambda n: None)
     seconds = time.perf_counter() - start
     trained = sum(int((prepared.train[i].sequences[0].weights > 0).sum()) for i in range(len(prepared.train)))
     return seconds, len(prepared.train), trained
