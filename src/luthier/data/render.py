@@ -295,4 +295,4 @@ def _as_dict(message: Message) -> dict[str, Any]:
 
 
 def _ids(tokenizer: PreTrainedTokenizerFast, text: str, *, add_special_tokens: bool = False) -> list[int]:
-    return cast(list[int], tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"])
+    return cast(list[int], tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])

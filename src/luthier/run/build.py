@@ -12,9 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from luthier.base.config import to_yaml
 from luthier.base.console import Console
 from luthier.base.rundir import RunDir, write_atomic
-from luthier.data import report
+from luthier.data import preview, report
 from luthier.data.dataset import Prepared, encoding_of, prepare, stream
 from luthier.data.loader import Share, Shuffled, Source, Streamed
+from luthier.data.render import Renderer
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
@@ -27,6 +28,9 @@ from luthier.objectives.language import Language
 from luthier.run.config import RunConfig
 from luthier.run.environment import describe_device
 from luthier.run.resume import model_fingerprint
+
+PREVIEW_ROWS = 20
+"""Samples shown in preview.html."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,16 @@ def build_data(run: Run, objective: Language) -> Prepared:
         prepared = prepare(config.data, encoding, template_note=renderer.note, seed=config.seed, progress=bar.advance)
     if run.mesh.leads:
         run.mesh.wait()
-        _show_data(run, prepared)
+        _show_data(run, prepared, renderer)
     report.refuse(prepared.report, config.data)
     return prepared
 
 
-def _show_data(run: Run, prepared: Prepared) -> None:
+def _show_data(run: Run, prepared: Prepared, renderer: Renderer) -> None:
+    """Write down, for people and programs, what will be trained on before anything is."""
     run.directory.write_json("data_report.json", prepared.report.to_json())
+    rows = preview.preview_rows(prepared.train, renderer.tokenizer, PREVIEW_ROWS)
+    run.directory.write_text("preview.html", preview.page(rows, prepared.report))
     if prepared.rejected:
         lines = [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in prepared.rejected]
         write_atomic(run.directory.file("rejected.jsonl"), b"".join(lines))
