@@ -16,7 +16,7 @@ from luthier.engine.watcher import RunPlan
 from luthier.model.config import Full, ModelConfig
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, git_revision, measured_memory
-from luthier.run.report import Ending, Facts, cautions, compose, usage, write_report
+from luthier.run.report import Ending, Facts, cautions, compose, python_lines, usage, write_report
 
 CONFIG = resolve(RunConfig(model=ModelConfig(path="models/my base"), data=DataConfig(datasets=("a.jsonl#500",))))
 PLAN = RunPlan(
@@ -75,7 +75,7 @@ def facts(
     events: list[dict] | None = None,
     data: DataReport | None = None,
 ) -> Facts:
-    return Facts(Path("runs/v1"), CONFIG, plan, ending, metrics, events or [], data, {}, {}, [])
+    return Facts(Path("runs/v1"), CONFIG, plan, ending, metrics, events or [], data, {}, {}, [], preview=False)
 
 
 GOOD = [
@@ -186,3 +186,10 @@ def test_no_git_revision_outside_a_repository(tmp_path: Path) -> None:
 def test_memory_is_measured() -> None:
     measured = measured_memory(torch.device("cpu"))["measured"]
     assert 0.05 < measured["resident_peak_gib"] < 64
+
+
+def test_the_python_lines_open_what_was_trained(tmp_path: Path) -> None:
+    lines = "\n".join(python_lines(CONFIG, tmp_path / "it's"))
+    compile(lines, "report", "exec")
+    assert "merge_and_unload" in lines
+    assert "peft" not in "\n".join(python_lines(CONFIG.model_copy(update={"method": Full()}), tmp_path))

@@ -68,6 +68,8 @@ class Facts:
     environment: Mapping[str, Json]
     memory: Mapping[str, Json]
     pictures: Sequence[str]
+    preview: bool
+    """Whether there is a preview.html."""
 
 
 def write_report(run: RunDir, config: RunConfig, plan: RunPlan, ending: Ending) -> Path:
@@ -91,6 +93,7 @@ def write_report(run: RunDir, config: RunConfig, plan: RunPlan, ending: Ending) 
         environment=_read_json(run.path / "env.json"),
         memory=_read_json(run.path / "memory.json"),
         pictures=list(pictures),
+        preview=(run.path / "preview.html").exists(),
     )
     return run.write_text("report.md", compose(facts))
 
@@ -254,7 +257,29 @@ def _usage(facts: Facts) -> list[str]:
     lines: list[str] = []
     for title, command in commands.items():
         lines += [f"{title}:", "", "```sh", command, "```", ""]
+    if artefact := facts.ending.best or facts.ending.checkpoint:
+        without = python_lines(facts.config, artefact)
+        lines += ["Open it without Luthier:", "", "```python", *without, "```", ""]
     return lines[:-1]
+
+
+def python_lines(config: RunConfig, checkpoint: Path) -> list[str]:
+    """A checkpoint opened by plain transformers (and peft), an adapter also merged into its base."""
+    folder = repr(str(checkpoint))
+    if not isinstance(config.method, Lora):
+        return [
+            "from transformers import AutoModelForCausalLM, AutoTokenizer",
+            f"model = AutoModelForCausalLM.from_pretrained({folder})",
+            f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+        ]
+    return [
+        "from peft import AutoPeftModelForCausalLM",
+        "from transformers import AutoTokenizer",
+        f"model = AutoPeftModelForCausalLM.from_pretrained({folder})",
+        f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+        'model.merge_and_unload().save_pretrained("merged")  # one plain model, the adapter inside',
+        'tokenizer.save_pretrained("merged")',
+    ]
 
 
 def usage(run: Path, config: RunConfig, ending: Ending) -> dict[str, str]:
@@ -282,7 +307,9 @@ def _data(facts: Facts) -> list[str]:
     rows = table(facts.data)
     lines = _table(list(rows[0]), ([str(cell) for cell in row.values()] for row in rows))
     remarks = [f"- {note}" for note in notes(facts.data)]
-    return [*lines, "", *remarks, *([""] if remarks else []), "preview.html shows rows as the model saw them."]
+    if facts.preview:
+        remarks.append("- [preview.html](preview.html) shows rows as the model saw them.")
+    return [*lines, "", *remarks]
 
 
 def _costs(facts: Facts) -> list[str]:
