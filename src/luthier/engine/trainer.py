@@ -17,8 +17,9 @@ from luthier.data.tokens import Groups
 from luthier.engine.checkpoint import Checkpoints, State, Tensors, put, read
 from luthier.engine.config import EvalConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.engine.ema import Ema
+from luthier.engine.guard import Guard
 from luthier.engine.mesh import Mesh
-from luthier.engine.meters import Clock, Means, Outliers, peak_memory
+from luthier.engine.meters import Clock, Means, peak_memory
 from luthier.engine.objective import Objective
 from luthier.engine.optim import Optimizer, schedule
 from luthier.engine.signals import StopRequest, stop_requests
@@ -90,9 +91,8 @@ class Trainer:
         self.ema = Ema(model.trained(), settings.train.ema_decay) if settings.train.ema_decay else None
         self.saved: Path | None = None
         self._since_log = Means()
-        self._outliers = Outliers()
         self._clock = Clock()
-        self._warned_empty = False
+        self._guard = Guard(watcher)
 
     def restore(self, checkpoint: Path) -> None:
         """Take weights, optimizer and position from a verified checkpoint, bit for bit."""
@@ -113,12 +113,19 @@ class Trainer:
         with stop_requests() as request:
             if self.state.step == 0:
                 self._judge()
-            reason = None
+            reason = self._ended()
             while reason is None:
                 with closing(self._steps()) as steps:
                     reason = self._run(steps, request)
             self._save(final=True)
         return Outcome(self.state, reason, self.saved)
+
+    def _ended(self) -> str | None:
+        """Why a restored run has nothing left to do."""
+        patience = self.settings.eval.patience
+        if patience is not None and self.state.stale >= patience:
+            return "early_stopped"
+        return "finished" if self.state.step >= self.settings.total_steps else None
 
     def _steps(self) -> Generator[Step]:
         cursor = Cursor(self.state.epoch, self.state.consumed)
@@ -131,8 +138,10 @@ class Trainer:
         while self.state.step < self.settings.total_steps:
             step = next(steps)
             result = self._gradients(step)
-            sound = self._sound(result)
-            if not sound and self._go_back():
+            sound = self._guard.sound(self.state.step + 1, result)
+            self.state.skipped = 0 if sound else self.state.skipped + 1
+            if self.state.skipped >= self.settings.train.skip_limit:
+                self._go_back()
                 return None
             if sound and result.trained > 0:
                 self.optimizer.step(schedule(self.settings.optim, self.state.step, self.settings.total_steps))
@@ -140,12 +149,13 @@ class Trainer:
                     self.ema.update(self.model.trained())
             self._advance(step, result)
             if sound:
-                self._tell(step, result)
+                self._guard.look(self.state.step, result, step.draw.samples)
+                self._tell(result)
             if self._due(self.settings.eval.every) and self._evaluate():
                 return "early_stopped"
             if self._due(self.settings.save.every) and self.state.skipped == 0:
                 self._save()
-            if self.mesh.any(request.asked is not None):
+            if self.mesh.any(request.asked is not None) and self.state.step < self.settings.total_steps:
                 self.watcher.event("stopping", f"{request.asked or 'another process'}: saving and stopping")
                 return request.asked or "SIGTERM"
         if not self._due(self.settings.eval.every):
@@ -159,52 +169,28 @@ class Trainer:
         batches = [batch.to(self.mesh.device) for batch in step.batches]
         return gradients(self.model, self.objective, batches, self.mesh, max_norm=self.settings.optim.max_grad_norm)
 
-    def _sound(self, result: StepResult) -> bool:
-        """Whether the gradient may be used; says what is wrong with it otherwise."""
-        at = self.state.step + 1
-        if result.trained == 0:
-            if not self._warned_empty:
-                self._warned_empty = True
-                message = f"Step {at} has no trained token; such steps change nothing"
-                self.watcher.event("no_trained_tokens", message, level="warn", step=at)
-            return True
-        if result.grad_norm == 0.0 and result.loss != 0.0:
-            raise RunError(
-                f"step {at}: every gradient is zero although the loss is {result.loss:.4g}",
-                code="zero_gradients",
-                fix="Nothing would be learned; this is a fault in the model's code or in Luthier, please report it",
-            )
-        if result.finite:
-            self.state.skipped = 0
-            return True
-        self.state.skipped += 1
-        self.watcher.event(
-            "skipped_step",
-            f"Step {at} is not finite (loss {result.loss}); its update is skipped",
-            level="warn",
-            step=at,
-        )
-        return False
+    def _go_back(self) -> None:
+        """Return to the last good checkpoint, once.
 
-    def _go_back(self) -> bool:
-        """After too many non-finite steps in a row: return to the last good checkpoint, once."""
-        if self.state.skipped < self.settings.train.skip_limit:
-            return False
+        Raises:
+            RunError: `non_finite_loss`, the second time or when there is no checkpoint.
+        """
         step, fix = self.state.step, "Lower the learning rate, or look at the samples named in events.jsonl"
         if self.state.rolled_back:
             raise RunError(f"step {step}: the loss is not finite again", code="non_finite_loss", fix=fix)
-        good = self.checkpoints.latest(lambda message: self.watcher.event("corrupt_checkpoint", message, level="warn"))
-        if good is None:
+        good: Path | None = None
+        if self.mesh.leads:
+            good = self.checkpoints.latest(lambda fault: self.watcher.event("corrupt_checkpoint", fault, level="warn"))
+        found = self.mesh.share(str(good or ""))
+        if not found:
             raise RunError(
                 f"step {step}: the loss is not finite and there is no checkpoint to go back to",
                 code="non_finite_loss",
                 fix=fix,
             )
-        self.restore(good)
+        self.restore(Path(found))
         self.state.rolled_back = True
-        self.state.skipped = 0
         self.watcher.event("rolled_back", f"Back to step {self.state.step}: the loss was not finite", level="warn")
-        return True
 
     def _advance(self, step: Step, result: StepResult) -> None:
         self.state.step += 1
@@ -213,16 +199,7 @@ class Trainer:
         self.state.trained += result.trained
         self._clock.add(result.tokens)
 
-    def _tell(self, step: Step, result: StepResult) -> None:
-        if result.trained > 0 and self._outliers.flag(result.loss):
-            samples = list(step.draw.samples[:64])
-            self.watcher.event(
-                "loss_spike",
-                f"Step {self.state.step}: loss {result.loss:.4f} stands out; samples {samples}",
-                level="warn",
-                step=self.state.step,
-                samples=[*samples],
-            )
+    def _tell(self, result: StepResult) -> None:
         self._since_log.add({**result.means, "loss": (result.loss, 1.0), "grad_norm": (result.grad_norm, 1.0)})
         self.watcher.step(self._row({"loss": result.loss, "grad_norm": result.grad_norm}))
         if self._due(self.settings.log_every) or self.state.step in (1, self.settings.total_steps):
