@@ -14,8 +14,9 @@ from luthier.base.records import Chat, Record
 from luthier.data.batch import Group
 from luthier.data.config import DataConfig
 from luthier.data.dataset import Prepared, encoding_of, prepare, stream
+from luthier.data.encode import Encoding
 from luthier.data.render import Renderer
-from luthier.data.tokens import Encoding, Groups
+from luthier.data.tokens import Groups
 
 from .templates import tokenizer
 

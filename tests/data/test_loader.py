@@ -38,8 +38,11 @@ def source(pack: int | None = None, *, seed: int = 1, per_step: int = 4, shuffle
     return Shuffled(Few(LENGTHS), seed=seed, per_step=per_step, pack_length=pack, shuffle=shuffle)
 
 
+START, ALONE = Cursor(), Share(160)
+
+
 def take(
-    shuffled: Shuffled, count: int, cursor: Cursor = Cursor(), *, share: Share = Share(160), workers: int = 0
+    shuffled: Shuffled, count: int, cursor: Cursor = START, *, share: Share = ALONE, workers: int = 0
 ) -> list[Step]:
     return list(islice(load(shuffled, cursor, share, workers), count))
 

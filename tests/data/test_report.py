@@ -9,8 +9,8 @@ import pytest
 
 from luthier.base.errors import DataError
 from luthier.data.config import DataConfig
+from luthier.data.encode import Facts
 from luthier.data.report import DataReport, SetReport, notes, overlap, refuse, set_report, table, totals
-from luthier.data.tokens import Facts
 
 
 def keys(*texts: str) -> np.ndarray[Any, np.dtype[np.uint8]]:

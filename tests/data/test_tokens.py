@@ -11,11 +11,13 @@ import pytest
 
 from luthier.base.errors import DataError, RunError
 from luthier.base.records import BadRow, Fault, Record, Text, Where
-from luthier.data import tokens
+from luthier.data import tokenize, tokens
 from luthier.data.batch import Group, Tokens
 from luthier.data.checks import RecordOptions
+from luthier.data.encode import Encoding
 from luthier.data.row import Row
-from luthier.data.tokens import Encoding, Selected, TokenSet, encode_rows
+from luthier.data.tokenize import encode_rows
+from luthier.data.tokens import Selected, TokenSet
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def encode(
 
 @pytest.fixture(autouse=True)
 def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "SHARD_ROWS", 16)
+    monkeypatch.setattr(tokenize, "SHARD_ROWS", 16)
 
 
 def counting(cache: Path) -> Encoding:
@@ -194,7 +196,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_many_shards_hold_few_files_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "SHARD_ROWS", 1)
+    monkeypatch.setattr(tokenize, "SHARD_ROWS", 1)
     found = encode(tmp_path / "c", Numbers(400))
     tokens._map.cache_clear()
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)

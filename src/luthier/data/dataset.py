@@ -16,13 +16,15 @@ from luthier.base.records import Record
 from luthier.data.batch import Group
 from luthier.data.checks import RecordOptions
 from luthier.data.config import DataConfig
+from luthier.data.encode import Encoding, Facts, Rejected
 from luthier.data.mix import mix_indices, split_indices, take_indices
 from luthier.data.render import Renderer
 from luthier.data.report import DataReport, SetReport, overlap, set_report, totals
 from luthier.data.row import Row, Rows
 from luthier.data.sources import open_rows, parse_spec, stream_rows
 from luthier.data.textfile import cache_root
-from luthier.data.tokens import Encoding, Facts, Groups, Rejected, Selected, TokenSet, encode_rows
+from luthier.data.tokenize import encode_rows
+from luthier.data.tokens import Groups, Selected, TokenSet
 
 Use = Literal["train", "validation"]
 SAMPLED_ROWS = 1000

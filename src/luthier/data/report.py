@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from luthier.base.errors import DataError
 from luthier.data.config import DataConfig
-from luthier.data.tokens import Facts
+from luthier.data.encode import Facts
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 

@@ -1,27 +1,17 @@
-"""Tokenised groups on disk: encoded once by all cores, kept under the hash of what they were made from, memory-mapped.
+"""Tokenised groups on disk, kept under the hash of what they were made from and memory-mapped.
 
     <cache>/tokens/<key>/ids.npy weights.npy lengths.npy members.npy rows.npy names.npy facts.json    (one shard)
 
-A shard is written in a temporary folder and renamed, so an interrupted run goes on at the first missing shard.
+A shard is written in a temporary folder and renamed, so it is whole or absent.
 """
 
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
 import tempfile
-import threading
-import time
-import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -31,25 +21,10 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from luthier.base.errors import DataError, RunError
-from luthier.base.records import BadRow, Fault, Json, Record, Text
+from luthier.base.errors import RunError
 from luthier.base.rundir import storage_error
 from luthier.data.batch import Group, Tokens
-from luthier.data.checks import RecordOptions, identity_key, ignored_columns, normalised_key, to_record
-from luthier.data.config import Overlong
-from luthier.data.overlong import fit
-from luthier.data.row import Row, Rows
-
-FORMAT = 1
-"""Part of every key: raise it when the files or the meaning of their numbers change."""
-SHARD_ROWS = 2048
-FEW_ROWS = 2000
-"""Below this, starting processes costs more than it saves."""
-TEXT_KEPT = 2000
-"""Characters of a rejected row that are kept for people to read."""
-
-Rejected = dict[str, Json]
-"""A line of rejected.jsonl: file, line, code, path, message, row."""
+from luthier.data.encode import Facts
 
 
 class Groups(Protocol):
@@ -68,111 +43,6 @@ class Groups(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Group: ...
-
-
-@dataclass(slots=True)
-class Facts:
-    """What happened to the rows of a set, for its report."""
-
-    rows: int = 0
-    kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict[str, int])
-    repaired: dict[str, int] = field(default_factory=dict[str, int])
-    truncated: int = 0
-    split: int = 0
-    stopped: int = 0
-    """Kept rows whose last trained token is a stop token."""
-    chats: int = 0
-    trained: int = 0
-    """Tokens with a weight."""
-    ignored: list[str] = field(default_factory=list[str])
-    """Columns that have no part in a record."""
-    rejected: list[Rejected] = field(default_factory=list[Rejected])
-
-    def add(self, other: Facts) -> None:
-        """Take in the facts of another shard."""
-        for name in ("rows", "kept", "truncated", "split", "stopped", "chats", "trained"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for mine, theirs in ((self.dropped, other.dropped), (self.repaired, other.repaired)):
-            for code, count in theirs.items():
-                mine[code] = mine.get(code, 0) + count
-        self.ignored += [name for name in other.ignored if name not in self.ignored]
-        self.rejected += other.rejected
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How rows become groups.  Everything but the callable enters the cache's keys; `key` stands for it."""
-
-    encode: Callable[[Record], Group | None]
-    key: str
-    options: RecordOptions
-    max_length: int
-    overlong: Overlong
-    stop_ids: frozenset[int]
-
-    @property
-    def fingerprint(self) -> str:
-        """Hash of all of it."""
-        parts = [FORMAT, self.key, asdict(self.options), self.max_length, self.overlong, sorted(self.stop_ids)]
-        return hashlib.blake2b(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS), digest_size=16).hexdigest()
-
-    def groups(self, row: Row, facts: Facts) -> tuple[list[Group], Record | None]:
-        """The groups of one row, counted in `facts`.
-
-        Raises:
-            DataError: the row's fault, under the policy `strict`.
-        """
-        facts.rows += 1
-        record, repairs = to_record(row, self.options)
-        facts.ignored += [name for name in ignored_columns(row, self.options) if name not in facts.ignored]
-        for repair in repairs:
-            facts.repaired[repair.code] = facts.repaired.get(repair.code, 0) + 1
-        if isinstance(record, Fault):
-            return self._reject(record, row, facts), None
-        try:
-            group = self.encode(record)
-        except BadRow as error:
-            return self._reject(error.fault, row, facts), None
-        if group is None:
-            fault = Fault("nothing_to_train", record.where, "no token of this row would be trained")
-            return self._reject(fault, row, facts), None
-        groups, outcome = fit(group, self.max_length, self.overlong)
-        if not groups:
-            what = f"{len(group)} tokens are more than max_length {self.max_length}"
-            if outcome == "no_target_left":
-                what += ", and no trained token would be left"
-            return self._reject(Fault(outcome, record.where, what), row, facts), None
-        facts.kept += 1
-        facts.chats += not isinstance(record, Text)
-        facts.truncated += outcome == "truncated"
-        facts.split += outcome == "split"
-        facts.stopped += any(self._stops(tokens) for group in groups for tokens in group.sequences)
-        facts.trained += sum(int((tokens.weights != 0).sum()) for group in groups for tokens in group.sequences)
-        return groups, record
-
-    def _stops(self, tokens: Tokens) -> bool:
-        # The last but one counts too: when all of a chat is trained, ChatML's line break comes behind the stop.
-        ends = tokens.ids[np.flatnonzero(tokens.weights)[-2:]].tolist()
-        return any(end in self.stop_ids for end in ends)
-
-    def _reject(self, fault: Fault, row: Row, facts: Facts) -> list[Group]:
-        if self.options.bad_rows == "strict" and fault.code not in ("too_long", "no_target_left", "nothing_to_train"):
-            fix = "Repair the row, or use --bad_rows fix to repair or drop such rows"
-            raise DataError(fault.message, where=f"{fault.where} {fault.path}".strip(), code=fault.code, fix=fix)
-        facts.dropped[fault.code] = facts.dropped.get(fault.code, 0) + 1
-        text = None if isinstance(row.value, Fault) else orjson.dumps(row.value).decode(errors="replace")[:TEXT_KEPT]
-        facts.rejected.append(
-            {
-                "file": fault.where.file,
-                "line": fault.where.line,
-                "code": fault.code,
-                "path": fault.path,
-                "message": fault.message,
-                "row": text,
-            }
-        )
-        return []
 
 
 class Shard:
@@ -272,126 +142,8 @@ class Selected:
         return self.sets[number][group]
 
 
-def encode_rows(
-    rows: Rows,
-    chosen: NDArray[np.int64],
-    encoding: Encoding,
-    cache: Path,
-    *,
-    workers: int | None,
-    progress: Callable[[int], None],
-) -> TokenSet:
-    """Encode some rows of a set, or find them encoded.
-
-    Args:
-        chosen: the rows, in order.
-        cache: root folder of the token cache.
-        workers: processes; None takes one per core, or this process alone for few rows.
-        progress: told how many rows have been added.
-
-    Raises:
-        DataError: a faulty row under `strict`, or a worker that died.
-        RunError: the cache cannot be written.
-    """
-    parts = [chosen[start : start + SHARD_ROWS] for start in range(0, len(chosen), SHARD_ROWS)]
-    base = hashlib.blake2b(f"{rows.fingerprint}{encoding.fingerprint}".encode(), digest_size=16)
-    folders = [cache / "tokens" / _key(base, part) for part in parts]
-    missing = [(part, folder) for part, folder in zip(parts, folders, strict=True) if not _is_whole(folder)]
-    progress(len(chosen) - sum(len(part) for part, _ in missing))
-    if workers is None:
-        workers = (os.cpu_count() or 1) if sum(len(part) for part, _ in missing) >= FEW_ROWS else 1
-    with _mapper(min(workers, len(missing)), rows, encoding) as run:
-        for count in run(missing):
-            progress(count)
-    shards = [Shard(folder) for folder in folders]
-    return TokenSet(shards, hashlib.blake2b("".join(f.name for f in folders).encode(), digest_size=16).hexdigest())
-
-
-def _key(base: hashlib.blake2b, part: NDArray[np.int64]) -> str:
-    hashed = base.copy()
-    hashed.update(np.ascontiguousarray(part, dtype=np.int64).tobytes())
-    return hashed.hexdigest()
-
-
-Task = tuple[NDArray[np.int64], Path]
-
-
-@contextmanager
-def _mapper(workers: int, rows: Rows, encoding: Encoding) -> Generator[Callable[[Sequence[Task]], Iterator[int]]]:
-    """Something that writes shards and yields how many rows each had, in order."""
-    if workers <= 1:
-        yield lambda tasks: (_write_shard(rows, encoding, task) for task in tasks)
-        return
-    # Forked workers share what is loaded; elsewhere than on Linux forking is not safe and they load it again.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_begin, initargs=(rows, encoding, os.getpid())) as pool:
-
-        def run(tasks: Sequence[Task]) -> Iterator[int]:
-            with warnings.catch_warnings():
-                # Python 3.12 warns about forking beside threads; the workers use none of the parent's.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                done = pool.map(_work, tasks)
-            try:
-                yield from done
-            except BrokenProcessPool as error:
-                fix = "It may have run out of memory; try a smaller --dataset_num_proc"
-                raise DataError("a tokenising process died", fix=fix, code="worker_died") from error
-
-        try:
-            yield run
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-_job: tuple[Rows, Encoding]
-"""A worker's share of the work, set once when it starts."""
-
-
-def _begin(rows: Rows, encoding: Encoding, parent: int) -> None:
-    global _job
-    _job = rows, encoding
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and ends the pool
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """A killed parent cannot end its workers, so they watch for it."""
-    while os.getppid() == parent:
-        time.sleep(1.0)
-    os._exit(1)
-
-
-def _work(task: Task) -> int:
-    return _write_shard(*_job, task)
-
-
-def _write_shard(rows: Rows, encoding: Encoding, task: Task) -> int:
-    part, folder = task
-    facts = Facts()
-    groups: list[Group] = []
-    origins: list[int] = []
-    names: list[bytes] = []
-    for position, index in enumerate(part.tolist()):
-        made, record = encoding.groups(rows[index], facts)
-        if record is not None:
-            groups += made
-            origins += [position] * len(made)
-            names += [identity_key(record) + normalised_key(record)] * len(made)
-    sequences = [tokens for group in groups for tokens in group.sequences]
-    arrays: dict[str, NDArray[Any]] = {
-        "ids": np.concatenate([np.empty(0, np.int32), *(tokens.ids for tokens in sequences)]),
-        "weights": np.concatenate([np.empty(0, np.float32), *(tokens.weights for tokens in sequences)]),
-        "lengths": np.array([len(tokens) for tokens in sequences], dtype=np.int64),
-        "members": np.array([len(group.sequences) for group in groups], dtype=np.int64),
-        "rows": np.array(origins, dtype=np.int64),
-        "names": np.frombuffer(b"".join(names), dtype=np.uint8).reshape(-1, 32),
-    }
-    _publish(folder, arrays, facts)
-    return len(part)
-
-
-def _publish(folder: Path, arrays: dict[str, NDArray[Any]], facts: Facts) -> None:
+def publish(folder: Path, arrays: dict[str, NDArray[Any]], facts: Facts) -> None:
+    """Write a shard, whole or not at all.  Raises RunError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
@@ -421,7 +173,7 @@ def _map(file: Path) -> NDArray[Any]:
     return np.load(file, mmap_mode=mode, allow_pickle=False)
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
     """Whether a shard is there.  One that a failing disk or a power cut has damaged is removed, to be made again."""
     if not folder.exists():
         return False
