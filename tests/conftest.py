@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -127,3 +128,28 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pa
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short chats in two languages, all different."""
+    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
+    rows: list[str] = []
+    for number in range(40):
+        question, answer = (
+            (f"What is {number} and one?", f"It is {number + 1}. " * (1 + number % 3))
+            if number % 2
+            else (f"{number} 加一等于多少？", f"等于 {number + 1}。" * (1 + number % 3))
+        )
+        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        rows.append(json.dumps({"messages": messages}, ensure_ascii=False))
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def job(tmp_path: Path, tiny_model_dir: Callable[..., Path], chats: Path) -> Any:
+    """A `processes.Job` in an empty folder."""
+    from processes import Job  # loads everything that its processes need
+
+    return Job(tmp_path, tiny_model_dir("qwen2"), chats)

@@ -1,7 +1,8 @@
-"""Real training processes, forked from this one so that each starts in milliseconds, run, are killed, and resume."""
+"""Real `luthier` processes, forked from this one so that each starts in milliseconds."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -15,7 +16,6 @@ from typing import Any
 
 import matplotlib.backends.backend_agg
 import peft
-import pytest
 import transformers.models.qwen2.modeling_qwen2
 
 import luthier.cli.app
@@ -65,6 +65,32 @@ class Child:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
 
+def fork(words: list[str], output: Path, before: Callable[[], object] | None = None, stdin: str = "") -> Child:
+    """Run `luthier words` in a process of its own; `before` runs in it first."""
+    output.touch()
+    with warnings.catch_warnings():
+        # Python 3.12 warns about forking beside threads; this process runs none that hold a lock.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid:
+        return Child(pid, output)
+    code = 70
+    try:
+        os.setsid()
+        handle = os.open(output, os.O_WRONLY | os.O_TRUNC)
+        os.dup2(handle, 1)
+        os.dup2(handle, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        sys.stdin = io.StringIO(stdin)
+        if before is not None:
+            before()
+        code = luthier.cli.app.main(words)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 class Job:
     """One command that trains a tiny model on chats, on and on with different flags."""
 
@@ -73,7 +99,8 @@ class Job:
         self.output_dir = folder / "out"
         self._count = 0
 
-    def argv(self, **flags: Any) -> list[str]:
+    def argv(self, command: str = "sft", **flags: Any) -> list[str]:
+        """The command's words; a flag given as None is left out."""
         settings = {
             "model": self.model,
             "dataset": self.data,
@@ -91,45 +118,28 @@ class Job:
             "data.cache_dir": self.folder / "cache",
             **flags,
         }
-        words = ["sft"]
+        words = [command]
         for name, value in settings.items():
             if value is not None:
                 words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
         return words
 
-    def start(self, before: Callable[[], None] | None = None, **flags: Any) -> Child:
+    def start(self, before: Callable[[], object] | None = None, **flags: Any) -> Child:
         """Fork a process that runs the command; `before` runs in it first."""
-        self._count += 1
-        output = self.folder / f"output-{self._count}.txt"
-        words = self.argv(**flags)
-        output.touch()
-        with warnings.catch_warnings():
-            # Python 3.12 warns about forking beside threads; this process runs none that hold a lock.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-        if pid:
-            return Child(pid, output)
-        code = 70
-        try:
-            os.setsid()
-            handle = os.open(output, os.O_WRONLY | os.O_TRUNC)
-            os.dup2(handle, 1)
-            os.dup2(handle, 2)
-            sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-            if before is not None:
-                before()
-            code = luthier.cli.app.main(words)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+        return self.begin(self.argv(**flags), before)
 
-    def run(self, before: Callable[[], None] | None = None, *, expect: int = 0, **flags: Any) -> str:
+    def begin(self, words: list[str], before: Callable[[], object] | None = None, stdin: str = "") -> Child:
+        """Fork a process that runs any command."""
+        self._count += 1
+        return fork(words, self.folder / f"output-{self._count}.txt", before, stdin)
+
+    def call(self, *words: object, expect: int = 0, stdin: str = "") -> str:
+        """Run any command to its end; returns what was said."""
+        return _ended(self.begin([str(word) for word in words], stdin=stdin), expect)
+
+    def run(self, before: Callable[[], object] | None = None, *, expect: int = 0, **flags: Any) -> str:
         """Run to the end; returns what was said."""
-        child = self.start(before, **flags)
-        code = child.wait()
-        assert code == expect, f"exit {code}, expected {expect}:\n{child.said()[-4000:]}"
-        return child.said()
+        return _ended(self.start(before, **flags), expect)
 
     def runs(self) -> list[Path]:
         """Run directories, oldest first."""
@@ -155,24 +165,7 @@ class Job:
         return {row["step"]: row["loss"] for row in self.rows() if "loss" in row}
 
 
-@pytest.fixture(scope="session")
-def chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty short chats in two languages, all different."""
-    path = tmp_path_factory.mktemp("chats") / "chats.jsonl"
-    rows: list[str] = []
-    for number in range(40):
-        question, answer = (
-            (f"What is {number} and one?", f"It is {number + 1}. " * (1 + number % 3))
-            if number % 2
-            else (f"{number} 加一等于多少？", f"等于 {number + 1}。" * (1 + number % 3))
-        )
-        messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        rows.append(json.dumps({"messages": messages}, ensure_ascii=False))
-    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def job(tmp_path: Path, tiny_model_dir: Callable[..., Path], chats: Path) -> Job:
-    """A job in an empty folder."""
-    return Job(tmp_path, tiny_model_dir("qwen2"), chats)
+def _ended(child: Child, expect: int) -> str:
+    code = child.wait()
+    assert code == expect, f"exit {code}, expected {expect}:\n{child.said()[-4000:]}"
+    return child.said()
