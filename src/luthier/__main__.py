@@ -4,8 +4,8 @@ import os
 import sys
 
 from luthier.cli.app import main
-from luthier.cli.launch import leave_exit_code
+from luthier.cli.launch import worker
 
-code = main()
-leave_exit_code(code, os.environ)
-sys.exit(code)
+with worker(os.environ) as codes:
+    codes.append(main())
+sys.exit(codes[-1])

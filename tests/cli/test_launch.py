@@ -6,8 +6,14 @@ import sys
 import pytest
 
 from luthier.base.errors import ConfigError
-from luthier.cli.launch import agreed, leave_exit_code, supervise, torchrun
+from luthier.cli.launch import agreed, supervise, torchrun, worker
 
+TWO = {**os.environ, "NPROC_PER_NODE": "2"}
+PARENT = [
+    sys.executable,
+    "-c",
+    "import os, sys; from luthier.cli.launch import supervise; sys.exit(supervise(sys.argv[1:], os.environ))",
+]
 LAUNCHER = """
 import os, subprocess, sys
 worker = [sys.executable, "-c", sys.argv[1]]
@@ -16,18 +22,18 @@ sys.exit(max([worker.wait() != 0 for worker in workers]))
 """
 WORKER = """
 import os, signal, sys, time
-from luthier.cli.launch import leave_exit_code
-asked = []
-signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-print("ready", flush=True)
-BODY
-leave_exit_code(code, os.environ)
-sys.exit(code)
+from luthier.cli.launch import worker
+with worker(os.environ) as codes:
+    asked = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    os.write(1, b"ready\\n")
+    BODY
+sys.exit(codes[-1])
 """
 
 
 def command(body):
-    """A stand-in for torchrun whose two workers run `body`, which sets `code`."""
+    """A stand-in for torchrun whose two workers run `body`, which appends to `codes`."""
     return [sys.executable, "-c", LAUNCHER, WORKER.replace("BODY", body)]
 
 
@@ -61,21 +67,29 @@ def test_one_exit_code_for_all(code, told, asked, expected):
 
 
 def test_workers_codes_become_the_commands():
-    assert supervise(command("code = 0"), os.environ) == 0
-    assert supervise(command("code = 3 if os.environ['RANK'] == '0' else 1"), os.environ) == 3
+    assert supervise(command("codes.append(0)"), TWO) == 0
+    assert supervise(command("codes.append(3 if os.environ['RANK'] == '0' else 1)"), TWO) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_request_to_stop_reaches_each_worker_once(number):
-    wait = "while not asked: time.sleep(0.01)\ntime.sleep(0.5)\ncode = 75 if len(asked) == 1 else 1"
-    parent = "import os, sys; from luthier.cli.launch import supervise; sys.exit(supervise(sys.argv[1:], os.environ))"
-    with subprocess.Popen([sys.executable, "-c", parent, *command(wait)], stdout=subprocess.PIPE) as running:
+    wait = "[time.sleep(0.01) for _ in iter(lambda: bool(asked), True)]; time.sleep(0.5); codes.append(74 + len(asked))"
+    with subprocess.Popen([*PARENT, *command(wait)], env=TWO, stdout=subprocess.PIPE) as running:
         assert [running.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
         running.send_signal(number)
         assert running.wait(timeout=30) == 75
 
 
-def test_a_process_on_its_own_leaves_nothing(tmp_path):
-    leave_exit_code(3, {"RANK": "0"})
-    leave_exit_code(3, {"RANK": "1", "LUTHIER_EXIT_CODES": str(tmp_path)})
-    assert (tmp_path / "1").read_text() == "3"
+def test_a_request_before_the_workers_are_there_stops_the_launcher():
+    launcher = [sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(60)"]
+    with subprocess.Popen([*PARENT, *launcher], env=TWO, stdout=subprocess.PIPE) as running:
+        running.stdout.readline()
+        running.terminate()
+        assert running.wait(timeout=30) == 130
+
+
+def test_a_process_on_its_own_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with worker({"RANK": "0"}) as codes:
+        codes.append(3)
+    assert list(tmp_path.iterdir()) == []

@@ -11,19 +11,20 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
-
-import psutil
 
 from luthier.base.errors import ConfigError
+from luthier.base.rundir import write_atomic
 
-EXIT_CODES = "LUTHIER_EXIT_CODES"
-"""Folder in which each worker leaves its exit code, under its rank."""
+WORKERS = "LUTHIER_WORKERS"
+"""Folder in which each worker leaves its process id and its exit code, under its rank."""
 
 _COUNTS = (("NPROC_PER_NODE", 1), ("NNODES", 1), ("NODE_RANK", 0))
 _STOPPED, _INTERRUPTED = 75, 130
+_POLL = 0.1  # seconds
 
 
 def torchrun(argv: Sequence[str], environ: Mapping[str, str]) -> list[str] | None:
@@ -59,27 +60,41 @@ def _count(environ: Mapping[str, str], name: str, least: int) -> int:
 
 def supervise(command: Sequence[str], environ: Mapping[str, str]) -> int:
     """Run torchrun to its end and return the exit code its workers agree on."""
-    asked = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        for worker in psutil.Process(launcher.pid).children():
-            worker.terminate()
-
-    threads = max(1, len(os.sched_getaffinity(0)) // int(environ.get("NPROC_PER_NODE", "1")))
-    with tempfile.TemporaryDirectory(prefix="luthier-") as folder:
-        environment = {"OMP_NUM_THREADS": str(threads), **environ, EXIT_CODES: folder}
+    processes = int(environ.get("NPROC_PER_NODE", "1"))
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    asked: list[int] = []
+    with tempfile.TemporaryDirectory(prefix="luthier-") as folder, _hearing(asked.append):
         # A session of its own: Ctrl-C then reaches this process only.
+        environment = {"OMP_NUM_THREADS": str(threads), **environ, WORKERS: folder}
         launcher = subprocess.Popen(command, env=environment, start_new_session=True)
-        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
-        try:
-            code = launcher.wait()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        told = {int(path.read_text()) for path in Path(folder).iterdir()}
-    return agreed(code, told, asked=asked)
+        passed_on = 0
+        while launcher.poll() is None:
+            if len(asked) > passed_on:
+                passed_on += 1
+                _stop(launcher, Path(folder), processes)
+            time.sleep(_POLL)
+        told = {int(path.read_text()) for path in Path(folder).glob("*.code")}
+    return agreed(launcher.returncode, told, asked=bool(asked))
+
+
+def _stop(launcher: subprocess.Popen[bytes], folder: Path, processes: int) -> None:
+    """Ask the workers to stop; before all of them are there, torchrun itself, since nothing is lost yet."""
+    workers = [int(path.read_text()) for path in folder.glob("*.pid")]
+    for pid in workers if len(workers) == processes else [launcher.pid]:
+        with suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(pid, signal.SIGTERM)
+
+
+@contextmanager
+def _hearing(hear: Callable[[int], None]) -> Generator[None]:
+    """Tell `hear` of each request to stop while the block runs."""
+    stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, frame: hear(number)) for number in stops}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def agreed(code: int, told: set[int], *, asked: bool) -> int:
@@ -96,7 +111,17 @@ def agreed(code: int, told: set[int], *, asked: bool) -> int:
     return 1
 
 
-def leave_exit_code(code: int, environ: Mapping[str, str]) -> None:
-    """In a worker: tell the process that answers for it how this one ended."""
-    if EXIT_CODES in environ:
-        (Path(environ[EXIT_CODES]) / environ["RANK"]).write_text(str(code))
+@contextmanager
+def worker(environ: Mapping[str, str]) -> Generator[list[int]]:
+    """In a process that torchrun started: tell the one that answers for it who it is, and at last its exit code.
+
+    The exit code is the last one put into the list.
+    """
+    codes: list[int] = []
+    if WORKERS not in environ:
+        yield codes
+        return
+    folder, rank = Path(environ[WORKERS]), environ["RANK"]
+    write_atomic(folder / f"{rank}.pid", str(os.getpid()).encode())
+    yield codes
+    write_atomic(folder / f"{rank}.code", str(codes[-1]).encode())
