@@ -138,5 +138,6 @@ def test_a_batch_knows_targets_positions_and_weights():
     assert batch.positions_T.tolist() == [0, 1, 2, 0, 1]
     assert batch.targets_T.tolist() == [6, 7, 0, 9, 0]
     assert batch.weights_T.tolist() == [0, 2, 0, 1, 0]
+    assert batch.trained_R.tolist() == [1, 3]
     assert (batch.lengths, batch.offsets, batch.groups, batch.samples) == ((3, 2), (0, 3, 5), (1, 1), (11, 12))
     assert collate([], []).tokens == 0

@@ -30,6 +30,10 @@ def problem(trained: str) -> tuple[nn.Linear, Tensor, Tensor, Tensor]:
     return head, hidden_TD, torch.randint(VOCABULARY, (ROWS,)), weights_T
 
 
+def positions(weights_T: Tensor) -> Tensor:
+    return weights_T.nonzero().squeeze(1)
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 4, 5, 15, 1000])
 @pytest.mark.parametrize("trained", ["hidden weight bias", "hidden", "weight bias"])
 def test_chunked_equals_naive_with_gradients(rows_at_once: int, trained: str) -> None:
@@ -38,7 +42,7 @@ def test_chunked_equals_naive_with_gradients(rows_at_once: int, trained: str) ->
     logits_TV = head(hidden_TD)
     naive_T = logits_TV.log_softmax(dim=1).gather(1, targets_T[:, None])[:, 0] * (weights_T != 0)
     expected = torch.autograd.grad((naive_T * weights_T).sum(), leaves)
-    logprobs_T, correct_T = token_logprobs(head, hidden_TD, targets_T, weights_T, rows_at_once=rows_at_once)
+    logprobs_T, correct_T = token_logprobs(head, hidden_TD, targets_T, positions(weights_T), rows_at_once=rows_at_once)
     torch.testing.assert_close(logprobs_T, naive_T)
     assert torch.equal(correct_T, (logits_TV.argmax(dim=1) == targets_T) & (weights_T != 0))
     got = torch.autograd.grad((logprobs_T * weights_T).sum(), leaves)
@@ -51,13 +55,13 @@ def test_rows_without_weight_never_meet_the_head() -> None:
     head, hidden_TD, targets_T, weights_T = problem("hidden")
     seen: list[int] = []
     head.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
-    token_logprobs(head, hidden_TD, targets_T, weights_T, rows_at_once=4)
+    token_logprobs(head, hidden_TD, targets_T, positions(weights_T), rows_at_once=4)
     assert max(seen) <= 4 and sum(seen) == int((weights_T != 0).sum())
 
 
 def test_no_trained_row_gives_zeros_with_a_graph() -> None:
     head, hidden_TD, targets_T, _ = problem("hidden weight bias")
-    logprobs_T, correct_T = token_logprobs(head, hidden_TD, targets_T, torch.zeros(ROWS), rows_at_once=4)
+    logprobs_T, correct_T = token_logprobs(head, hidden_TD, targets_T, positions(torch.zeros(ROWS)), rows_at_once=4)
     assert not logprobs_T.any() and not correct_T.any()
     logprobs_T.sum().backward()
     assert hidden_TD.grad is not None and head.weight.grad is not None and not head.weight.grad.any()
@@ -65,9 +69,11 @@ def test_no_trained_row_gives_zeros_with_a_graph() -> None:
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
     head, hidden_TD, targets_T, weights_T = problem("hidden")
-    exact, _ = token_logprobs(head, hidden_TD, targets_T, weights_T, rows_at_once=100)
+    exact, _ = token_logprobs(head, hidden_TD, targets_T, positions(weights_T), rows_at_once=100)
     half = head.to(torch.bfloat16)
-    logprobs_T, _ = token_logprobs(half, hidden_TD.to(torch.bfloat16), targets_T, weights_T, rows_at_once=100)
+    logprobs_T, _ = token_logprobs(
+        half, hidden_TD.to(torch.bfloat16), targets_T, positions(weights_T), rows_at_once=100
+    )
     assert logprobs_T.dtype == torch.float32
     assert (logprobs_T - exact).abs().max() < 0.05
 

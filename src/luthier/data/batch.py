@@ -1,6 +1,6 @@
 """Token sequences, the groups they travel in, and the packed batch a model sees.
 
-Legend: T tokens of all sequences laid end to end, S sequences.  Nothing is ever padded here.
+Legend: T tokens of all sequences laid end to end, S sequences, R positions with a loss.  Nothing is ever padded here.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class Batch:
     """int64, the next token"""
     weights_T: Tensor
     """float32, loss weight of the target"""
+    trained_R: Tensor
+    """int64, the positions whose weight is not 0; kept so that no step has to ask the device for them"""
     lengths: tuple[int, ...]
     """tokens of each sequence (S of them)"""
     groups: tuple[int, ...]
@@ -74,6 +76,7 @@ class Batch:
             positions_T=self.positions_T.to(device, non_blocking=True),
             targets_T=self.targets_T.to(device, non_blocking=True),
             weights_T=self.weights_T.to(device, non_blocking=True),
+            trained_R=self.trained_R.to(device, non_blocking=True),
         )
 
     @property
@@ -109,6 +112,7 @@ def collate(groups: Sequence[Group], samples: Sequence[int]) -> Batch:
         positions_T=torch.from_numpy(positions),
         targets_T=torch.from_numpy(targets),
         weights_T=torch.from_numpy(weights),
+        trained_R=torch.from_numpy(weights.nonzero()[0]),
         lengths=tuple(lengths),
         groups=tuple(len(group.sequences) for group in groups),
         samples=tuple(samples),

@@ -54,7 +54,7 @@ def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: M
     trained = list(model.trained().values())
     mesh.sum_gradients(trained)
     norm = torch.nn.utils.clip_grad_norm_(trained, max_norm or float("inf"))
-    tokens = torch.tensor(float(sum(batch.tokens for batch in step)))
+    tokens = torch.full((), float(sum(batch.tokens for batch in step)), device=mesh.device)
     summed = mesh.sum({**_add(seen), "tokens": tokens})
     # The one place a step waits for the device: all its numbers in one copy.
     *values, grad_norm = torch.stack([*summed.values(), *total.values(), norm.to(torch.float64)]).tolist()

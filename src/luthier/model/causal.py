@@ -37,7 +37,7 @@ class Batch(Protocol):
     @property
     def targets_T(self) -> Tensor: ...
     @property
-    def weights_T(self) -> Tensor: ...
+    def trained_R(self) -> Tensor: ...
     @property
     def lengths(self) -> tuple[int, ...]: ...
     @property
@@ -99,13 +99,13 @@ class Model:
         return self._hidden(batch.ids_T, batch.positions_T, batch.lengths, batch.offsets)
 
     def logprobs(self, batch: Batch, hidden_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """logprobs_T (float32) of the targets and correct_T (bool: the target is the argmax), where weights_T != 0.
+        """logprobs_T (float32) of the targets and correct_T (bool: the target is the argmax) at the trained positions.
 
         Both are 0 elsewhere.  See `model.logprobs`.
         """
         hidden_TD = self.hidden(batch) if hidden_TD is None else hidden_TD
         rows = chunk_rows(self.vocabulary, self.device)
-        return token_logprobs(self.logits, hidden_TD, batch.targets_T, batch.weights_T, rows_at_once=rows)
+        return token_logprobs(self.logits, hidden_TD, batch.targets_T, batch.trained_R, rows_at_once=rows)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """hidden_RD -> logits_RV: the head and the model's own scale or cap."""

@@ -1,6 +1,6 @@
 """Per-token log-probabilities, without ever holding all rows times the whole vocabulary when that is large.
 
-Legend: T packed tokens, R rows that are trained, V vocabulary, D width.
+Legend: T packed tokens, R trained positions among them, V vocabulary, D width.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ def chunk_rows(vocabulary: int, device: torch.device) -> int:
 
 
 def token_logprobs(
-    head: Head, hidden_TD: Tensor, targets_T: Tensor, weights_T: Tensor, *, rows_at_once: int
+    head: Head, hidden_TD: Tensor, targets_T: Tensor, trained_R: Tensor, *, rows_at_once: int
 ) -> tuple[Tensor, Tensor]:
-    """log p(target) and whether the target is the likeliest token, where weights_T != 0 (0 and False elsewhere).
+    """log p(target) and whether the target is the likeliest token, at `trained_R` (0 and False elsewhere).
 
-    Rows without weight never meet the head.  More than `rows_at_once` rows go through it in chunks whose logits
-    are computed again in the backward pass instead of being kept.
+    trained_R: int64, each position at most once.  Other rows never meet the head.  More than `rows_at_once` rows go
+    through it in chunks whose logits are computed again in the backward pass instead of being kept.
 
     Returns:
         logprobs_T: float32, with a graph to hidden_TD and the head's weights even when no row is trained.
         correct_T: bool.
     """
-    rows_R = weights_T.nonzero().squeeze(1)
-    hidden_RD, targets_R = hidden_TD.index_select(0, rows_R), targets_T.index_select(0, rows_R)
-    if len(rows_R) <= rows_at_once:
+    hidden_RD, targets_R = hidden_TD.index_select(0, trained_R), targets_T.index_select(0, trained_R)
+    if len(trained_R) <= rows_at_once:
         logprobs_R, correct_R = _score(head, hidden_RD, targets_R)
     else:
         pieces = [
@@ -48,8 +47,8 @@ def token_logprobs(
         ]
         logprobs_R = torch.cat([logprobs for logprobs, _ in pieces])
         correct_R = torch.cat([correct for _, correct in pieces])
-    logprobs_T = logprobs_R.new_zeros(len(targets_T)).index_copy(0, rows_R, logprobs_R)
-    correct_T = correct_R.new_zeros(len(targets_T)).index_copy(0, rows_R, correct_R)
+    logprobs_T = logprobs_R.new_zeros(len(targets_T)).index_copy(0, trained_R, logprobs_R)
+    correct_T = correct_R.new_zeros(len(targets_T)).index_copy(0, trained_R, correct_R)
     return logprobs_T, correct_T
 
 
