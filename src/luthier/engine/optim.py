@@ -87,7 +87,9 @@ class Optimizer:
             for parameter, values in part.state.items():
                 for key, value in values.items():
                     if value is not None:
-                        found[f"{names[id(parameter)]}{SEPARATOR}{key}"] = torch.as_tensor(value)
+                        # bitsandbytes lets parameters share their code books, which no safetensors file can hold.
+                        tensor = value.clone() if key.startswith("qmap") else torch.as_tensor(value)
+                        found[f"{names[id(parameter)]}{SEPARATOR}{key}"] = tensor
         return found
 
     def load(self, state: Mapping[str, Tensor]) -> None:
