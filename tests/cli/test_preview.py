@@ -45,7 +45,7 @@ def test_rejected_rows_and_the_page(chats, tiny_model_dir, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "我是小模型" in out
     assert f"\n{chats}:3: " in err
-    assert page.read_text(encoding="utf-8").count('<section>') == 2
+    assert page.read_text(encoding="utf-8").count("<section>") == 2
 
 
 def test_data_that_cannot_be_learned_from_ends_with_3(tiny_model_dir, tmp_path, monkeypatch, capsys):
