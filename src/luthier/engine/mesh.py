@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from luthier.base.errors import ConfigError
+from luthier.base.errors import ConfigError, RunError
 
 BUCKET = 16 * 2**20
 """Gradient elements summed in one collective."""
@@ -37,7 +37,8 @@ class Mesh:
             return {}
         stacked = torch.stack([value.detach().to(self.device, torch.float64) for value in values.values()])
         if self.world > 1:
-            dist.all_reduce(stacked)
+            with _together():
+                dist.all_reduce(stacked)
         return dict(zip(values, stacked.unbind(), strict=True))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
@@ -69,21 +70,33 @@ class Mesh:
             return text
         data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
         size = torch.tensor([len(data)], device=self.device)
-        dist.broadcast(size, src=0)
-        if not self.leads:
-            data = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
-        dist.broadcast(data, src=0)
+        with _together():
+            dist.broadcast(size, src=0)
+            if not self.leads:
+                data = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
+            dist.broadcast(data, src=0)
         return bytes(data.tolist()).decode()
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
-            dist.barrier()
+            with _together():
+                dist.barrier()
+
+
+@contextmanager
+def _together() -> Generator[None]:
+    """A collective that fails has lost a process; that process says why, this one only that it is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError("another process of this run is gone; its own message says why", code="peer_lost") from error
 
 
 def _sum_flat(gradients: list[Tensor]) -> None:
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    dist.all_reduce(flat)
+    with _together():
+        dist.all_reduce(flat)
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
