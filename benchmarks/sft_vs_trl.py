@@ -1,14 +1,15 @@
-"""Trained speed of a step: Luthier against TRL's SFTTrainer.
+"""Speed of a training step: Luthier against TRL's SFTTrainer.
 
-    python benchmarks/sft_vs_trl.py [--method full|lora] [--rounds 3] [--data FILE.jsonl]
+    python benchmarks/sft_vs_trl.py [--method full|lora] [--steps 30] [--data FILE.jsonl]
 
-Same machine, same model, same rows, in turns (A B A B ...), each in a process of its own; medians are compared.  A rate
-counts tokens that are not padding, over the wall time from the end of a warm-up step to the end of the last one.
-Rows come in file order on both sides, so every step holds the same samples and the losses can be compared.
+Same machine, same model, same rows, same run: every side is a process of its own that takes one optimizer step when it
+is told to, and the sides take turns (A B C D A B C D ...), so that whatever else the machine does falls on all alike.
+A rate is tokens that are not padding, over the wall time of the step; medians over the steps after a warm-up are
+compared.  Rows come in file order, so that a step holds the same samples on every side and losses can be compared.
 TRL runs in the settings that could be its best on a CPU; the fastest of them is what Luthier is compared with:
 
-    padded    dynamic padding, rows in file order
-    grouped   dynamic padding, rows of similar length together (its losses belong to other steps)
+    padded    dynamic padding
+    grouped   dynamic padding, rows of similar length together (so its losses belong to other steps)
     free      padding_free: rows laid end to end, told apart by positions
 
 Needs: pip install trl
@@ -24,61 +25,76 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
+
+from luthier.base.console import Console
 
 MICRO, ACCUMULATION, LENGTH, WARM_UP = 8, 2, 2048, 2
 RATE = 5e-4
+SIDES = ("luthier", "trl-padded", "trl-grouped", "trl-free")
 
 
-def run_luthier(model: Path, data: Path, method: str, steps: int, out: Path) -> dict:
-    from luthier.base.console import Console
+class Turn:
+    """A worker's end of the bargain: report the step just taken, then wait to be told to take the next."""
+
+    def __init__(self) -> None:
+        self.out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)  # whatever libraries print goes elsewhere
+        self.since = time.perf_counter()
+
+    def end(self, tokens: float, loss: float) -> None:
+        seconds = time.perf_counter() - self.since
+        print(json.dumps({"seconds": seconds, "tokens": tokens, "loss": loss}), file=self.out, flush=True)
+        sys.stdin.readline()
+        self.since = time.perf_counter()
+
+
+class Paced(Console):
+    """A console that ends the turn when a step is logged."""
+
+    def __init__(self, turn: Turn) -> None:
+        super().__init__()
+        self.turn = turn
+
+    def metrics(self, text: str, **fields) -> None:
+        self.turn.end(fields["tokens"], fields["loss"])
+
+
+def run_luthier(model: Path, data: Path, method: str, steps: int, out: Path, turn: Turn) -> None:
     from luthier.run.config import RunConfig
     from luthier.run.train import train
 
-    config = RunConfig.model_validate(
-        {
-            "model": {"path": str(model), "dtype": "float32"},
-            "method": {"type": "lora", "rank": 8, "alpha": 16} if method == "lora" else {"type": "full"},
-            "data": {
-                "datasets": [str(data)],
-                "max_length": LENGTH,
-                "shuffle": False,
-                "packing": False,
-                "cache_dir": str(out / "cache"),
-            },
-            "train": {"max_steps": steps, "micro_batch": MICRO, "accumulation": ACCUMULATION},
-            "optim": {
-                "learning_rate": RATE,
-                "schedule": "constant",
-                "weight_decay": 0.0,
-                "beta2": 0.999,
-                "max_grad_norm": 1.0,
-            },
-            "save": {"every": None},
-            "log": {"every": 1, "report_to": ["none"]},
-            "output_dir": str(out / "runs"),
-        }
-    )
-    run = train(config, Console(quiet=True))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {
-        "times": [row["time"] for row in rows],
-        "tokens": [row["tokens"] for row in rows],
-        "losses": [row["loss"] for row in rows],
+    settings = {
+        "model": {"path": str(model), "dtype": "float32"},
+        "method": {"type": "lora", "rank": 8, "alpha": 16} if method == "lora" else {"type": "full"},
+        "data": {
+            "datasets": [str(data)],
+            "max_length": LENGTH,
+            "shuffle": False,
+            "packing": False,
+            "loader_workers": 0,
+            "cache_dir": str(out / "cache"),
+        },
+        "train": {"max_steps": steps, "micro_batch": MICRO, "accumulation": ACCUMULATION},
+        "optim": {"learning_rate": RATE, "schedule": "constant", "weight_decay": 0.0, "beta2": 0.999},
+        "save": {"every": None},
+        "log": {"every": 1, "report_to": ["none"]},
+        "output_dir": str(out / "runs"),
     }
+    train(RunConfig.model_validate(settings), Paced(turn))
 
 
-def run_trl(model: Path, data: Path, method: str, steps: int, out: Path, variant: str) -> dict:
+def run_trl(model: Path, data: Path, method: str, steps: int, out: Path, turn: Turn, variant: str) -> None:
     import datasets
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    times: list[float] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            times.append(time.time())
+    class Pace(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "loss" in logs:
+                turn.end(logs["num_tokens"], logs["loss"])
 
     settings = SFTConfig(
         output_dir=str(out),
@@ -107,39 +123,85 @@ def run_trl(model: Path, data: Path, method: str, steps: int, out: Path, variant
         train_dataset=datasets.load_dataset("json", data_files=str(data), split="train", cache_dir=str(out / "cache")),
         processing_class=AutoTokenizer.from_pretrained(model),
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear") if method == "lora" else None,
-        callbacks=[Clock()],
+        callbacks=[Pace()],
     )
     trainer.train()
-    logs = [row for row in trainer.state.log_history if "loss" in row]
-    return {"times": times, "tokens": [row["num_tokens"] for row in logs], "losses": [row["loss"] for row in logs]}
 
 
 def work(side: str, model: str, data: str, method: str, steps: str) -> None:
-    """One measurement, printed as the last line."""
+    """Train one side, a step at a time."""
+    turn = Turn()
+    name, _, variant = side.partition("-")
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (Path(model), Path(data), method, int(steps), Path(folder))
-        name, _, variant = side.partition("-")
-        result = run_luthier(*arguments) if name == "luthier" else run_trl(*arguments, variant)
-    print(json.dumps(result), flush=True)
+        if name == "luthier":
+            run_luthier(Path(model), Path(data), method, int(steps), Path(folder), turn)
+        else:
+            run_trl(Path(model), Path(data), method, int(steps), Path(folder), turn, variant)
 
 
-def measure(side: str, model: Path, data: Path, method: str, steps: int) -> dict:
-    """Run one side in its own process: tokens a second after the warm-up, and the losses."""
-    command = [sys.executable, __file__, "--work", side, str(model), str(data), method, str(steps)]
-    environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode != 0:
-        raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-    result = json.loads(done.stdout.splitlines()[-1])
-    seconds = result["times"][-1] - result["times"][WARM_UP - 1]
-    return {"rate": (result["tokens"][-1] - result["tokens"][WARM_UP - 1]) / seconds, "losses": result["losses"]}
+class Worker:
+    """One side, in a process of its own."""
+
+    def __init__(self, side: str, arguments: list[str], errors: Path):
+        self.side, self.errors = side, errors
+        self.steps: list[dict[str, float]] = []
+        command = [sys.executable, __file__, "--work", side, *arguments]
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+        with errors.open("w") as file:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=file, text=True, env=environment
+            )
+
+    def go(self) -> None:
+        """Let it take a step."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+
+    def step(self) -> None:
+        """Wait for the step it is taking."""
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.side} failed:\n{self.errors.read_text()[-3000:]}")
+        self.steps.append(json.loads(line))
+
+
+def compare(model: Path, data: Path, method: str, steps: int, folder: Path) -> None:
+    # Every side takes its first step, and all that comes before it, alone; then they take turns.
+    workers: list[Worker] = []
+    for side in SIDES:
+        workers.append(Worker(side, [str(model), str(data), method, str(steps)], folder / f"{side}.log"))
+        workers[-1].step()
+    for _ in range(steps - 1):
+        for worker in workers:
+            worker.go()
+            worker.step()
+    for worker in workers:
+        worker.process.communicate("go\n")
+    show(method, {worker.side: worker.steps for worker in workers})
+
+
+def show(method: str, taken: dict[str, list[dict[str, float]]]) -> None:
+    rates: dict[str, list[float]] = {}
+    for side, rows in taken.items():
+        pairs = list(pairwise(rows))[WARM_UP:]
+        rates[side] = [(now["tokens"] - before["tokens"]) / now["seconds"] for before, now in pairs]
+    medians = {side: statistics.median(values) for side, values in rates.items()}
+    best = max(SIDES[1:], key=medians.__getitem__)
+    print(f"{method}: {len(rates['luthier'])} steps in turns; tokens/s without padding, median (quartiles)")
+    for side in SIDES:
+        low, _, high = statistics.quantiles(rates[side], n=4)
+        losses = [taken[side][i]["loss"] for i in (0, len(taken[side]) // 2, -1)]
+        shown = "  ".join(f"{loss:.5f}" for loss in losses)
+        print(f"  {side:12} {medians[side]:7,.0f} ({low:,.0f} - {high:,.0f})   losses first, middle, last: {shown}")
+    for side in SIDES[1:]:
+        mark = "   <- the fastest of them" if side == best else ""
+        print(f"  ratio to {side:12} {medians['luthier'] / medians[side]:5.2f}{mark}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=("full", "lora"), default="full")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--data", type=Path, help="rows in the messages shape; made by the script when not given")
     parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -148,26 +210,13 @@ def main() -> None:
         return
     from material import make_chats, make_model
 
-    sides = ("luthier", "trl-padded", "trl-grouped", "trl-free")
     with tempfile.TemporaryDirectory() as folder:
         data = options.data or Path(folder) / "chats.jsonl"
         if not options.data:
             make_chats(data, options.steps * MICRO * ACCUMULATION)
         model = Path(folder) / "model"
         make_model(model, data)
-        rounds = {side: [] for side in sides}
-        for _ in range(options.rounds):
-            for side in sides:
-                rounds[side].append(measure(side, model, data, options.method, options.steps))
-                print(f"{side:12} {rounds[side][-1]['rate']:8,.0f} tokens/s", flush=True)
-    rates = {side: statistics.median(one["rate"] for one in results) for side, results in rounds.items()}
-    best = max(sides[1:], key=rates.__getitem__)
-    print(f"\n{options.method}: medians of {options.rounds}, tokens/s without padding")
-    for side in sides:
-        losses = rounds[side][0]["losses"]
-        shown = "  ".join(f"{losses[i]:.5f}" for i in (0, len(losses) // 2, len(losses) - 1))
-        print(f"  {side:12} {rates[side]:8,.0f}   losses first, middle, last: {shown}")
-    print(f"  ratio to {best}: {rates['luthier'] / rates[best]:.2f}")
+        compare(model, data, options.method, options.steps, Path(folder))
 
 
 if __name__ == "__main__":
