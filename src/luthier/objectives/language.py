@@ -2,7 +2,8 @@
 
     loss = sum_t weight_t * -log p(token_t | tokens before it) / sum_t weight_t
 
-over every token of the optimizer step.
+over every token of the optimizer step.  With weights of 0 and 1 this is the mean over trained tokens that TRL and
+transformers compute; a token of weight 3 counts as if its row stood three times in the step.
 """
 
 from __future__ import annotations
