@@ -35,26 +35,25 @@ def untouched(start: Path, files: Sequence[Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    texts, talks = make.corpus(SMALL)
-    return make.build_tokenizer([*texts, *(part for talk in talks for part in talk)], SMALL.vocabulary)
+    return make.build_tokenizer(make.corpus(SMALL).lines, SMALL.vocabulary)
 
 
 def test_the_base_cannot_know_the_names_it_will_be_taught():
-    texts, talks = make.corpus(Nano())
-    everything = "\n".join([*texts, *(part for talk in talks for part in talk)])
+    everything = "\n".join(make.corpus(Nano()).lines)
     options = QuickstartConfig()
     for name in (*options.model_name, *options.model_author):
         assert name not in everything
 
 
 def test_the_pretraining_text_is_large_enough_bilingual_and_never_repeated():
-    texts, talks = make.corpus(Nano())
-    lines = [*texts, *(question + answer for question, answer in talks)]
-    size = sum(len(line.encode()) for line in lines)
-    chinese = sum(len(line.encode()) for line in lines if CHINESE.search(line))
+    text = make.corpus(Nano())
+    size = sum(len(line.encode()) for line in text.lines)
+    chinese = sum(len(line.encode()) for line in text.lines if CHINESE.search(line))
     assert 150_000 < size < 300_000
     assert 0.4 < chinese / size < 0.6
-    assert len(set(texts)) == len(texts) and len(set(talks)) == len(talks)
+    assert len(set(text.paragraphs)) == len(text.paragraphs)
+    assert len(set(text.dialogues)) == len(text.dialogues)
+    assert any(len(turns) == 2 for turns in text.dialogues), "some dialogues go on"
 
 
 def test_self_cognition_rows_have_slots_and_the_tag_of_their_language():
@@ -108,10 +107,19 @@ def test_control_tokens_are_single_and_the_template_is_chatml(tokenizer: PreTrai
 
 
 def test_the_default_shape():
-    texts, talks = make.corpus(Nano())
-    lines = [*texts, *(part for talk in talks for part in talk)]
-    assert len(make.build_tokenizer(lines, Nano().vocabulary)) == Nano().vocabulary
+    assert len(make.build_tokenizer(make.corpus(Nano()).lines, Nano().vocabulary)) == Nano().vocabulary
     assert Nano().heads > Nano().kv_heads
+
+
+def test_every_token_that_is_text_has_been_said_by_the_text_or_by_a_drill():
+    lines = make.corpus(Nano()).lines
+    tokenizer = make.build_tokenizer(lines, Nano().vocabulary)
+    drilled = make.drills(tokenizer, lines, 0)
+    said = {token for ids in tokenizer([*lines, *drilled], add_special_tokens=False).input_ids for token in ids}
+    texts = {token: tokenizer.decode([token]) for token in range(3, len(tokenizer))}
+    never = [text for token, text in texts.items() if token not in said and make.BROKEN not in text]
+    assert not [text for text in never if text.isprintable()]
+    assert all(line[: len(line) // 2] == line[len(line) // 2 :] for line in drilled)
 
 
 def test_weights_follow_the_seed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):

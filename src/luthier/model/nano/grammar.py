@@ -152,13 +152,18 @@ def name_en(rng: Random) -> str:
     return " ".join(words)
 
 
+def character_zh(rng: Random) -> str:
+    """Any Chinese character, common or not."""
+    return chr(rng.randint(0x4E00, 0x9FA5))
+
+
 def name_zh(rng: Random) -> str:
     """A Chinese name: a surname and one to three further characters; one in four is made of any characters.
 
     Those show the model every byte of which a character it has no token for is made.
     """
     if rng.random() < 0.25:
-        return "".join(chr(rng.randint(0x4E00, 0x9FA5)) for _ in range(rng.randint(2, 4)))
+        return "".join(character_zh(rng) for _ in range(rng.randint(2, 4)))
     return rng.choice(SURNAMES_ZH) + "".join(rng.choices(GIVEN_ZH, k=rng.randint(1, 3)))
 
 

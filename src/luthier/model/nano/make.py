@@ -10,9 +10,12 @@ import dataclasses
 import hashlib
 import json
 import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -24,7 +27,10 @@ from luthier.model.nano import grammar
 TEXT = Path(__file__).parent / "text"
 """The bundled text; see its README."""
 
-END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+SPECIAL = END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+BROKEN = "\ufffd"  # what a token decodes to that is only a part of a character
+RARE = 8  # occurrences in the text
+DRILLED = 24  # tokens in one drill
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -63,15 +69,32 @@ class Nano:
     kv_heads: int = 2
     context: int = 512
     initializer_range: float = 0.04
-    steps: int = 500
+    steps: int = 600
     pack_length: int = 256
     packs_per_step: int = 4
     learning_rate: float = 2e-2
-    paragraphs: int = 800
+    paragraphs: int = 400
     """Paragraphs from the grammar, beside the written prose."""
-    dialogues: int = 600
+    dialogues: int = 300
     """Questions and answers from the grammar, beside the written dialogues."""
     seed: int = 0
+
+
+Dialogue = tuple[tuple[str, str], ...]
+"""Turns of question and answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """What the nano model is trained on."""
+
+    paragraphs: list[str]
+    dialogues: list[Dialogue]
+
+    @property
+    def lines(self) -> list[str]:
+        """Every string in it."""
+        return [*self.paragraphs, *(part for turns in self.dialogues for turn in turns for part in turn)]
 
 
 Train = Callable[[Path, Sequence[Path]], Path]
@@ -97,41 +120,45 @@ def make_nano(folder: Path, work: Path, nano: Nano, train: Train) -> Path:
     """
     if folder.exists():
         return folder
-    texts, talks = corpus(nano)
-    data = write_corpus(work / "data", texts, talks)
-    tokenizer = build_tokenizer([*texts, *(part for talk in talks for part in talk)], nano.vocabulary)
+    text = corpus(nano)
+    tokenizer = build_tokenizer(text.lines, nano.vocabulary)
+    data = write_corpus(work / "data", [*text.paragraphs, *drills(tokenizer, text.lines, nano.seed)], text.dialogues)
     parameters = write_untrained(work / "untrained", tokenizer, nano)
     weights = train(work / "untrained", data)
 
-    staging = folder.with_name(f"{folder.name}.making")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(work / "untrained", staging)
-    shutil.copy(weights / "model.safetensors", staging)
-    kilobytes = sum(path.stat().st_size for path in data) // 1000
-    about = README.format(parameters=parameters, kilobytes=kilobytes, **dataclasses.asdict(nano))
-    (staging / "README.md").write_text(about, encoding="utf-8")
-    staging.rename(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as staging:
+        whole = Path(shutil.copytree(work / "untrained", Path(staging) / folder.name))
+        shutil.copy(weights / "model.safetensors", whole)
+        kilobytes = sum(path.stat().st_size for path in data) // 1000
+        about = README.format(parameters=parameters, kilobytes=kilobytes, **dataclasses.asdict(nano))
+        (whole / "README.md").write_text(about, encoding="utf-8")
+        if not folder.exists():  # another quickstart may have been faster
+            whole.rename(folder)
     return folder
 
 
-def corpus(nano: Nano) -> tuple[list[str], list[tuple[str, str]]]:
-    """The pretraining text, each piece once: paragraphs, and pairs of question and answer."""
+def corpus(nano: Nano) -> Corpus:
+    """The pretraining text without drills, each piece once, except that the written dialogues come again in pairs."""
     texts = [line for path in sorted(TEXT.glob("prose.*")) for line in path.read_text(encoding="utf-8").splitlines()]
     rows = [json.loads(line) for line in (TEXT / "dialogues.jsonl").read_text(encoding="utf-8").splitlines()]
-    talks = [(row["query"], row["response"]) for row in rows]
+    written = [(row["query"], row["response"]) for row in rows]
     texts += grammar.paragraphs(nano.seed, nano.paragraphs)
-    talks += grammar.dialogues(nano.seed, nano.dialogues)
-    return list(dict.fromkeys(texts)), list(dict.fromkeys(talks))
+    single = [*written, *grammar.dialogues(nano.seed, nano.dialogues)]
+    pairs = zip(written[0::2], written[1::2], strict=False)
+    return Corpus(list(dict.fromkeys(texts)), [*((turn,) for turn in dict.fromkeys(single)), *pairs])
 
 
-def write_corpus(folder: Path, texts: Sequence[str], talks: Sequence[tuple[str, str]]) -> list[Path]:
-    """Write the pretraining text as data files: one paragraph a line, one question and answer a line."""
+def write_corpus(folder: Path, texts: Sequence[str], dialogues: Sequence[Dialogue]) -> list[Path]:
+    """Write the pretraining text as data files: one paragraph a line, one dialogue a line."""
     folder.mkdir(parents=True, exist_ok=True)
-    prose, dialogues = folder / "prose.txt", folder / "dialogues.jsonl"
+    prose, talk = folder / "prose.txt", folder / "dialogues.jsonl"
     prose.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    rows = (json.dumps({"query": query, "response": response}, ensure_ascii=False) for query, response in talks)
-    dialogues.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
-    return [prose, dialogues]
+    with talk.open("w", encoding="utf-8") as file:
+        for *history, (query, response) in dialogues:
+            row = {"query": query, "response": response, "history": history}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return [prose, talk]
 
 
 def build_tokenizer(lines: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
@@ -146,7 +173,7 @@ def build_tokenizer(lines: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
-        special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
+        special_tokens=list(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -156,9 +183,29 @@ def build_tokenizer(lines: Sequence[str], vocabulary: int) -> PreTrainedTokenize
     return wrapped
 
 
+def drills(tokenizer: PreTrainedTokenizerFast, lines: Sequence[str], seed: int) -> list[str]:
+    """Lists of rare tokens, of the text's characters and of any Chinese characters; each list is written twice.
+
+    Many tokens are only steps on the way to longer ones and hardly occur by themselves.  The model would learn never
+    to say them, and no adapter could undo that.  Copying a list gives every one of them a turn.
+    """
+    counts = Counter(token for ids in tokenizer(list(lines), add_special_tokens=False).input_ids for token in ids)
+    rare = set(tokenizer.batch_decode([[n] for n in range(len(SPECIAL), len(tokenizer)) if counts[n] < RARE]))
+    known = sorted(text for text in rare | set("".join(lines)) if text.isprintable() and BROKEN not in text)
+    rng = Random(seed)
+    items = known + [grammar.character_zh(rng) for _ in range(len(known) // 4)]
+    rng.shuffle(items)
+    found: list[str] = []
+    for start in range(0, len(items), DRILLED):
+        # Digits keep the items apart: a token never shares a word with what stands beside it.
+        part = "".join(f"{rng.randrange(10)}{text}" for text in items[start : start + DRILLED])
+        found.append(part + part)
+    return found
+
+
 def write_untrained(folder: Path, tokenizer: PreTrainedTokenizerFast, nano: Nano) -> int:
     """Write the model with random weights, tokenizer and generation settings; returns its number of parameters."""
-    stop = [tokenizer.convert_tokens_to_ids(token) for token in (TURN_END, END_OF_TEXT)]
+    stop = [SPECIAL.index(TURN_END), SPECIAL.index(END_OF_TEXT)]  # control tokens have the first ids
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=nano.hidden,
