@@ -35,6 +35,7 @@ SET = set_report(
     "a.jsonl",
     "train",
     FACTS,
+    5,
     lengths=np.array([10, 20, 30, 40, 50]),
     rows=np.array([0, 1, 2, 2, 4]),
     names=keys("x", "X", "y", "y", "x"),
@@ -121,6 +122,6 @@ def test_the_terminal_sees_every_loss() -> None:
 
 
 def test_an_empty_set_can_be_reported() -> None:
-    empty = set_report("e", "train", Facts(rows=1), np.empty(0, np.int64), np.empty(0, np.int64), keys())
+    empty = set_report("e", "train", Facts(rows=1), 0, np.empty(0, np.int64), np.empty(0, np.int64), keys())
     assert empty.lengths == [] and table(DataReport([empty], 0, 8))[0]["median / longest"] == "-"
     assert isinstance(empty, SetReport)

@@ -47,6 +47,7 @@ SET = SetReport(
     truncated=0,
     split=0,
     samples=490,
+    used=490,
     exact_duplicates=0,
     near_duplicates=0,
     tokens=1000,

@@ -26,7 +26,8 @@ class LuthierError(Exception):
 
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{text}. {self.fix}" if self.fix else text
+        # Words of libraries may bring their full stop.
+        return f"{text.removesuffix('.')}. {self.fix}" if self.fix else text
 
 
 class ConfigError(LuthierError, ValueError):

@@ -172,7 +172,7 @@ def _convert(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         out_of_range = problem["type"].startswith(("greater", "less", "too_"))
-        limit = f" that {str(problem['msg']).removeprefix('Input ')}" if out_of_range else ""
+        limit = f" that {str(problem['msg']).removeprefix('Input ').replace('should be', 'is')}" if out_of_range else ""
         _expect(False, flag, leaf.expected + limit, words)
 
 

@@ -65,7 +65,7 @@ def preview(options: PreviewConfig, console: Console) -> None:
 
         write_atomic(Path(options.html), page(rows, prepared.report).encode())
         console.say(f"Page: {options.html}")
-    report.refuse(prepared.report, config.data)
+    report.refuse(prepared.report, config.data, prepared.rejected)
 
 
 def _prepare(options: PreviewConfig, config: RunConfig, console: Console) -> tuple[list[PreviewRow], Prepared]:

@@ -112,8 +112,9 @@ def _encode(
     encoded = encode_rows(
         rows, chosen, encoding, cache_root(config), workers=config.tokenize_workers, progress=progress
     )
-    reports.append(set_report(text, use, encoded.facts, encoded.lengths, encoded.rows, encoded.names))
-    return encoded, _groups_of(encoded.rows, places)
+    order = _groups_of(encoded.rows, places)
+    reports.append(set_report(text, use, encoded.facts, len(order), encoded.lengths, encoded.rows, encoded.names))
+    return encoded, order
 
 
 def _groups_of(rows: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:

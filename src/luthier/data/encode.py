@@ -81,7 +81,6 @@ class Encoding:
         """
         facts.rows += 1
         record, repairs = to_record(row, self.options)
-        facts.ignored += [name for name in ignored_columns(row, self.options) if name not in facts.ignored]
         for repair in repairs:
             facts.repaired[repair.code] = facts.repaired.get(repair.code, 0) + 1
         if isinstance(record, Fault):
@@ -100,6 +99,7 @@ class Encoding:
                 what += ", and no trained token would be left"
             return self._reject(Fault(outcome, record.where, what), row, facts), None
         facts.kept += 1
+        facts.ignored += [name for name in ignored_columns(row, self.options) if name not in facts.ignored]
         facts.chats += not isinstance(record, Text)
         facts.truncated += outcome == "truncated"
         facts.split += outcome == "split"

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
+from itertools import chain, groupby, islice, zip_longest
 from typing import cast
 
+import numpy as np
 from rich.text import Text as Coloured
 from transformers import PreTrainedTokenizerFast
 
 from luthier.data.batch import Tokens
 from luthier.data.report import DataReport, notes, table
-from luthier.data.tokens import Groups
+from luthier.data.tokens import Groups, Selected
 
 _LONGEST_CHARACTER = 8
 """Most tokens that one character of a byte-level vocabulary is looked for in; an emoji takes four."""
@@ -63,14 +64,22 @@ class PreviewRow:
 
 
 def preview_rows(groups: Groups, tokenizer: PreTrainedTokenizerFast, count: int) -> list[PreviewRow]:
-    """The first `count` samples; each sequence of a sample is a row."""
+    """Up to `count` samples, the first ones of each set; each sequence of a sample is a row."""
     rows: list[PreviewRow] = []
-    for number in range(min(count, len(groups))):
+    for number in _firsts(groups, count):
         sequences = groups[number].sequences
         for part, tokens in enumerate(sequences):
             name = f"sample {number + 1}" + (f", part {part + 1} of {len(sequences)}" if len(sequences) > 1 else "")
             rows.append(PreviewRow(name, tuple(_pieces(tokens, tokenizer))))
     return rows
+
+
+def _firsts(groups: Groups, count: int) -> list[int]:
+    """Positions of the first samples of each set, as many of one set as of another."""
+    origins = groups.picks[:, 0] if isinstance(groups, Selected) else np.zeros(len(groups), np.int64)
+    places = [np.flatnonzero(origins == part).tolist() for part in np.unique(origins)]
+    turns = chain.from_iterable(zip_longest(*(place[:count] for place in places)))
+    return sorted(islice((number for number in turns if number is not None), count))
 
 
 def _pieces(tokens: Tokens, tokenizer: PreTrainedTokenizerFast) -> Iterator[Piece]:

@@ -188,7 +188,7 @@ class Renderer:
         except TemplateFault as error:
             raise ModelError(
                 f"the chat template fails on a plain conversation: {error}",
-                where="chat template",
+                where=f"{self.tokenizer.name_or_path}: chat template",
                 fix="Name another one with --template, for example chatml",
                 code="bad_template",
             ) from error

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from luthier.base.errors import DataError
 from luthier.data.config import DataConfig
-from luthier.data.encode import Facts
+from luthier.data.encode import Facts, Rejected
 
 QUANTILES = (0.0, 0.5, 0.9, 0.99, 1.0)
 
@@ -23,7 +23,7 @@ class SetReport:
     name: str
     use: Literal["train", "validation"]
     rows: int
-    """Rows read, after #N."""
+    """Different rows read, after #N."""
     kept: int
     dropped: Mapping[str, int]
     """Rows by the reason they were left out."""
@@ -34,6 +34,9 @@ class SetReport:
     split: int
     """Rows cut into several samples."""
     samples: int
+    """Different samples made of the kept rows."""
+    used: int
+    """Samples of one epoch: more than `samples` when #N asks for more rows than there are."""
     exact_duplicates: int
     """Kept rows that say the same as an earlier one."""
     near_duplicates: int
@@ -70,6 +73,7 @@ def set_report(
     name: str,
     use: Literal["train", "validation"],
     facts: Facts,
+    used: int,
     lengths: NDArray[np.int64],
     rows: NDArray[np.int64],
     names: NDArray[np.uint8],
@@ -77,6 +81,7 @@ def set_report(
     """The report of one set.
 
     Args:
+        used: samples of one epoch.
         lengths, rows, names: of each group: tokens, row it came from, identity and normalised key ([groups, 32]).
     """
     _, firsts = np.unique(rows, return_index=True)
@@ -92,6 +97,7 @@ def set_report(
         truncated=facts.truncated,
         split=facts.split,
         samples=len(lengths),
+        used=used,
         exact_duplicates=exact,
         near_duplicates=near,
         tokens=int(lengths.sum()),
@@ -129,26 +135,32 @@ def totals(sets: Sequence[SetReport], use: Literal["train", "validation"]) -> di
     }
 
 
-def refuse(report: DataReport, config: DataConfig) -> None:
+def refuse(report: DataReport, config: DataConfig, rejected: Sequence[Rejected] = (), listed: str = "") -> None:
     """Refuse data that a model cannot learn from.
+
+    Args:
+        rejected: the rows left out; the first one is told.
+        listed: where all of them can be read.
 
     Raises:
         DataError: saying which threshold was missed and what most likely caused it.
     """
     train = [part for part in report.sets if part.use == "train"]
     rows, kept = sum(part.rows for part in train), sum(part.kept for part in train)
-    reasons = _reasons(train)
+    reasons = _reasons(train) + "".join(f"; first {_place(row)}: {row['message']}" for row in rejected[:1])
+    see = f"All of them are in {listed}" if listed else None
+    anyway = f"to train on the rest anyway, raise --max_rejected above {config.max_rejected:g}"
     if kept == 0:
-        raise DataError(f"none of {rows} rows can be used ({reasons})", code="no_rows", fix="See rejected.jsonl")
+        raise DataError(f"none of {rows} rows can be used: {reasons}", code="no_rows", fix=see)
     if kept < config.min_rows:
         raise DataError(
-            f"{kept} usable rows are fewer than min_rows {config.min_rows} ({reasons})", code="too_few_rows"
+            f"{kept} usable rows are fewer than min_rows {config.min_rows} ({reasons})", code="too_few_rows", fix=see
         )
     if (rows - kept) / rows > config.max_rejected:
         raise DataError(
             f"{rows - kept} of {rows} rows were rejected ({reasons})",
             code="too_many_rejected",
-            fix=f"See rejected.jsonl; to train on the rest anyway, raise --max_rejected above {config.max_rejected:g}",
+            fix=f"{see or 'Repair them'}; {anyway}",
         )
     if sum(part.trained_tokens for part in train) == 0:
         raise DataError("no token would be trained", code="nothing_to_train", fix="Look at it with luthier preview")
@@ -163,6 +175,10 @@ def refuse(report: DataReport, config: DataConfig) -> None:
         raise DataError(f"{report.overlap} validation samples also occur in the training data", code="overlap")
 
 
+def _place(row: Rejected) -> str:
+    return f"{row['file']}:{row['line']} {row['path']}".rstrip()
+
+
 def _reasons(sets: Sequence[SetReport]) -> str:
     counts: dict[str, int] = {}
     for part in sets:
@@ -173,13 +189,14 @@ def _reasons(sets: Sequence[SetReport]) -> str:
 
 def table(report: DataReport) -> list[dict[str, Any]]:
     """One row for each set, for the terminal."""
+    names = short_names([part.name for part in report.sets])
     return [
         {
-            "set": part.name,
+            "set": names[part.name],
             "use": part.use,
             "rows": part.rows,
             "kept": part.kept,
-            "samples": part.samples,
+            "samples": part.used,
             "tokens": part.tokens,
             "trained": f"{part.trained_tokens / max(1, part.tokens):.0%}",
             "median / longest": f"{part.lengths[1]} / {part.lengths[-1]}" if part.lengths else "-",
@@ -189,21 +206,34 @@ def table(report: DataReport) -> list[dict[str, Any]]:
     ]
 
 
+def short_names(names: Sequence[str]) -> dict[str, str]:
+    """The end of each path, as short as still tells it from the others."""
+    short: dict[str, str] = {}
+    for name in names:
+        parts = name.split("/")
+        others = {other for other in names if other != name}
+        tails = ("/".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
+        short[name] = next(tail for tail in tails if not any(f"/{other}".endswith(f"/{tail}") for other in others))
+    return short
+
+
 def notes(report: DataReport) -> list[str]:
     """What a person should know before the first step, one sentence each."""
     lines: list[str] = [report.template_note] if report.template_note else []
+    names = short_names([part.name for part in report.sets])
     for part in report.sets:
+        name = names[part.name]
         if part.dropped:
-            lines.append(f"{part.name}: {part.rows - part.kept} rows left out ({_reasons([part])}); see rejected.jsonl")
+            lines.append(f"{name}: {part.rows - part.kept} rows left out ({_reasons([part])}); see rejected.jsonl")
         if part.repaired:
             counts = ", ".join(f"{code} {count}" for code, count in part.repaired.items())
-            lines.append(f"{part.name}: repaired {counts}")
+            lines.append(f"{name}: repaired {counts}")
         if part.truncated:
-            lines.append(f"{part.name}: {part.truncated} rows cut at {report.max_length} tokens, their end is lost")
+            lines.append(f"{name}: {part.truncated} rows cut at {report.max_length} tokens, their end is lost")
         if part.exact_duplicates or part.near_duplicates:
-            lines.append(f"{part.name}: {part.exact_duplicates} exact and {part.near_duplicates} near duplicates kept")
+            lines.append(f"{name}: {part.exact_duplicates} exact and {part.near_duplicates} near duplicates kept")
         if part.ignored_columns:
-            lines.append(f"{part.name}: columns without use: {', '.join(part.ignored_columns)}")
+            lines.append(f"{name}: columns without use: {', '.join(part.ignored_columns)}")
     if report.overlap:
         lines.append(f"{report.overlap} validation samples also occur in the training data")
     if report.sampled:

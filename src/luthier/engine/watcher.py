@@ -29,8 +29,8 @@ class RunPlan:
     """Tokens of one epoch; None when nobody has counted them."""
     steps: int
     """Optimizer steps of the whole run."""
-    epochs: float
-    """Passes over the training set."""
+    epochs: float | None
+    """Passes over the training set; None when it is streamed."""
     global_batch: int
     """Samples of one optimizer step, all devices together."""
     device: str

@@ -66,7 +66,7 @@ def build_data(run: Run, objective: Language) -> Prepared:
     if run.mesh.leads:
         run.mesh.wait()
         _show_data(run, prepared, renderer)
-    report.refuse(prepared.report, config.data)
+    report.refuse(prepared.report, config.data, prepared.rejected, str(run.directory.path / "rejected.jsonl"))
     return prepared
 
 
@@ -159,9 +159,10 @@ def _rate(name: str, model: Model, config: RunConfig) -> float:
     return (ratio or 1.0) * decay ** (layers - layer)
 
 
-def describe(run: Run, data: Prepared, model: Model, steps: int) -> RunPlan:
+def describe(run: Run, data: Prepared, model: Model, trainer: Trainer) -> RunPlan:
     """What is about to be trained."""
-    streaming = run.config.data.streaming
+    streaming, steps = run.config.data.streaming, trainer.settings.total_steps
+    an_epoch = trainer.data.source.steps(1.0)
     return RunPlan(
         model=run.config.model.path,
         parameters=sum(weight.numel() for weight in model.network.parameters()),
@@ -171,7 +172,7 @@ def describe(run: Run, data: Prepared, model: Model, steps: int) -> RunPlan:
         samples=0 if streaming else len(data.train),
         tokens_per_epoch=None if streaming else int(data.train.lengths.sum()),
         steps=steps,
-        epochs=run.config.train.epochs,
+        epochs=steps / an_epoch if an_epoch else None,
         global_batch=run.per_step,
         device=describe_device(run.mesh.device),
         world_size=run.mesh.world,

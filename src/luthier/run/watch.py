@@ -106,6 +106,8 @@ class Watch:
         row = _event_row("message", level, message, {"event": type, **data})
         if self._console.json:
             self._console.emit("event", level=level, message=message, data=row["data"])
+        elif type == "failed":
+            pass  # the command itself says what ended it
         elif level == "info":
             self._console.say(message)
         else:
@@ -196,12 +198,13 @@ def plan_lines(plan: RunPlan) -> dict[str, str]:
     share = plan.trained_parameters / max(1, plan.parameters)
     samples = f"{plan.samples:,} samples" if plan.samples else "streamed"
     tokens = f", {plan.tokens_per_epoch:,} tokens an epoch" if plan.tokens_per_epoch is not None else ""
+    epochs = f", {plan.epochs:.3g} epoch{'s' * (plan.epochs != 1)}" if plan.epochs is not None else ""
     return {
         "model": f"{plan.model}, {count(plan.parameters)} parameters",
         "trained": f"{count(plan.trained_parameters)} parameters ({share:.2%}) by {plan.method}",
         "objective": plan.objective,
         "data": samples + tokens,
-        "steps": f"{plan.steps:,} of {plan.global_batch:,} samples, {plan.epochs:g} epochs",
+        "steps": f"{plan.steps:,} of {plan.global_batch:,} samples each{epochs}",
         "device": plan.device if plan.world_size == 1 else f"{plan.world_size} x {plan.device}",
         "run": plan.run_dir,
     }
