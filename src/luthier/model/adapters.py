@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import warnings
 from pathlib import Path
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from luthier.base.errors import ConfigError, ModelError
 from luthier.model.causal import Model
-from luthier.model.config import Lora
+from luthier.model.config import Lora, ModelConfig
 from luthier.model.folder import check_weights, first_line, model_folder
 from luthier.model.inits import ADAPTER, START, add_start, base_weight, half, lora_layers, rank_axis, start_inside
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
 
 FILE, SETTINGS = "adapter_model", "adapter_config.json"
+
+# PEFT imports it, and it then speaks of kernels that nothing here uses.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 _HALVES = "luthier.trained_rank"
 """Metadata of adapters whose second half is the frozen start: the rank of the first."""
 
@@ -45,7 +50,7 @@ def put_on(model: Model, method: Lora, earlier: str | None) -> None:
         if starts_inside:
             start_inside(network, method)
         return
-    folder = _adapter_folder(model, earlier)
+    folder = adapter_folder(model.config, earlier)
     config, state, trained_rank = _read(folder)
     _check_fit(folder, method, config, trained_rank)
     if starts_inside:
@@ -61,7 +66,7 @@ def load_adapter(model: Model, folder: str) -> None:
     Raises:
         ModelError: it is no LoRA adapter in safetensors, or does not fit the model.
     """
-    config, state, _ = _read(_adapter_folder(model, folder))
+    config, state, _ = _read(adapter_folder(model.config, folder))
     config.base_model_name_or_path = model.config.path
     network = _wrapped(model, config)
     _fill(network, state, ADAPTER)
@@ -156,8 +161,9 @@ def _wrapped(model: Model, config: LoraConfig) -> PeftModel:
     return network
 
 
-def _adapter_folder(model: Model, path: str) -> Path:
-    folder = model_folder(model.config.model_copy(update={"path": path, "revision": None}))
+def adapter_folder(config: ModelConfig, path: str) -> Path:
+    """The local folder of an adapter for a model, whose files are there and whole.  Raises ModelError."""
+    folder = model_folder(config.model_copy(update={"path": path, "revision": None}))
     if not (folder / SETTINGS).exists():
         raise ModelError(f"no {SETTINGS} here", where=str(folder), code="no_adapter", fix="Give an adapter's folder")
     check_weights(folder, FILE)

@@ -48,7 +48,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
             fix="Put its tokenizer.json and tokenizer_config.json beside the weights",
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # the tokenizers library raises nothing more precise
         raise ModelError(
             f"the tokenizer cannot be read ({first_line(error)})",

@@ -12,12 +12,24 @@ from luthier.base.errors import ConfigError
 from luthier.model import adapters as lora
 from luthier.model.adapters import is_lora_b, load_adapter
 from luthier.model.causal import Model
-from luthier.model.config import Freeze, Full, Lora, Method
+from luthier.model.config import Freeze, Full, Lora, Method, ModelConfig
+from luthier.model.folder import check_weights, model_folder
 from luthier.model.load import quiet
 
-__all__ = ["apply", "attach", "is_lora_b", "layer_of", "load_adapter", "merge", "num_layers", "save"]
+__all__ = ["apply", "attach", "check_files", "is_lora_b", "layer_of", "load_adapter", "merge", "num_layers", "save"]
 
 _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
+
+
+def check_files(config: ModelConfig) -> None:
+    """Look at the weight files of a model and its adapters before anything that takes long.
+
+    Raises:
+        ModelError: one is missing, damaged or pickled.
+    """
+    check_weights(model_folder(config))
+    for adapter in config.adapters:
+        lora.adapter_folder(config, adapter)
 
 
 def apply(model: Model, method: Method, adapters: Sequence[str] = ()) -> None:

@@ -15,6 +15,7 @@ from luthier.engine.checkpoint import Checkpoints, read
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.trainer import Trainer
 from luthier.engine.watcher import RunPlan, Watcher
+from luthier.model import methods
 from luthier.model.load import context_length, load_tokenizer
 from luthier.objectives.language import Language
 from luthier.run.build import Run, build_data, build_model, build_trainer, describe
@@ -46,6 +47,7 @@ def train(config: RunConfig, console: Console) -> Path:
         max_length = min(config.data.max_length, context_length(config.model, tokenizer))
         if max_length < config.data.max_length:
             voice.warn(f"max_length is {max_length} tokens, the longest the model can hold")
+        methods.check_files(config.model)
         directory = _open(config, resume, mesh)
         stack.callback(directory.close)
         run = Run(config, voice, mesh, directory, max_length)
@@ -62,7 +64,7 @@ def train(config: RunConfig, console: Console) -> Path:
         if resume:
             _restore(trainer, resume, config)
         _write_beginning(run)
-        plan = describe(run, data, model, trainer.settings.total_steps)
+        plan = describe(run, data, model, trainer)
         return _fit(run, trainer, plan, watcher, started)
 
 
