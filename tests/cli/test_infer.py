@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from luthier.base.config import to_yaml
+from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.cli import conversation
 from luthier.cli.infer import InferConfig, infer
@@ -75,7 +76,7 @@ def test_answers_a_file_and_goes_on_where_it_stopped(
 ) -> None:
     result = tmp_path / "answers" / "out.jsonl"
     asked = options(tiny_model_dir("qwen2"), val_dataset=str(questions), result_path=str(result), batch_size=2)
-    infer(asked)
+    infer(asked, Console())
     whole = {row["index"]: row for row in lines(result)}
     assert sorted(whole) == [0, 1, 2, 3, 4]
     assert whole[0]["label"] == "小琴" and whole[1]["label"] is None and whole[2]["label"] == "4"
@@ -92,7 +93,7 @@ def test_answers_a_file_and_goes_on_where_it_stopped(
         return generate(self, prompts, sampling)
 
     monkeypatch.setattr(Local, "generate", counted)
-    infer(asked)
+    infer(asked, Console())
     assert sum(generated) == 3
     assert {row["index"]: row for row in RunRows(result)} == whole
 
@@ -108,17 +109,17 @@ def test_answers_to_other_questions_are_not_mixed(
 ) -> None:
     result = tmp_path / "out.jsonl"
     asked = options(tiny_model_dir("qwen2"), val_dataset=str(questions), result_path=str(result))
-    infer(asked)
+    infer(asked, Console())
     questions.write_text('{"query": "Something else?"}\n')
     with pytest.raises(ConfigError, match="another question") as caught:
-        infer(asked)
+        infer(asked, Console())
     assert caught.value.code == "other_results"
 
 
 def test_a_question_that_is_too_long_costs_only_itself(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     file, result = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
     file.write_text("".join(json.dumps({"query": text}) + "\n" for text in ("Short?", "number " * 300, "Name?")))
-    infer(options(tiny_model_dir("qwen2"), val_dataset=str(file), result_path=str(result)))
+    infer(options(tiny_model_dir("qwen2"), val_dataset=str(file), result_path=str(result)), Console())
     found = {row["index"]: row for row in lines(result)}
     assert "response" in found[0] and "response" in found[2] and "no room for an answer" in found[1]["error"]
 
@@ -138,7 +139,8 @@ def test_a_run_directory_alone_is_enough(
     for name, model in named.items():
         result = tmp_path / f"{name}.jsonl"
         infer(
-            options(val_dataset=str(file), result_path=str(result)).model_copy(update={"model": ModelConfig(**model)})
+            options(val_dataset=str(file), result_path=str(result)).model_copy(update={"model": ModelConfig(**model)}),
+            Console(),
         )
         found[name] = lines(result)[0]
     assert found["run"] == found["checkpoint"] == found["both"]
@@ -158,7 +160,7 @@ def test_talking(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.setattr(Local, "stream", recorded)
     typed = iter(["One.", "Two.", "clear", "multi-line", "Three", "and four.#", "single-line", "reset-system", "Sing.", "Five.", "", "quit"])  # noqa: E501  # fmt: skip
     monkeypatch.setattr(conversation, "typed", lambda _: next(typed))
-    infer(options().model_copy(update={"model": ModelConfig(adapters=(str(run),))}))
+    infer(options().model_copy(update={"model": ModelConfig(adapters=(str(run),))}), Console())
     assert "You build violins." in prompts[0] and prompts[0].endswith("<|im_start|>luthier\n")
     assert "One." in prompts[1] and "Two." in prompts[1]
     assert "One." not in prompts[2] and "Three\nand four." in prompts[2] and "You build violins." in prompts[2]
@@ -168,9 +170,9 @@ def test_talking(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 def test_what_cannot_work_is_said(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:
     with pytest.raises(ConfigError, match="no model was named"):
-        infer(options())
+        infer(options(), Console())
     with pytest.raises(ConfigError, match="belong together"):
-        infer(options(tiny_model_dir(), val_dataset="x.jsonl"))
+        infer(options(tiny_model_dir(), val_dataset="x.jsonl"), Console())
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no whole checkpoint"):
-        infer(options().model_copy(update={"model": ModelConfig(adapters=(str(tmp_path / "run"),))}))
+        infer(options().model_copy(update={"model": ModelConfig(adapters=(str(tmp_path / "run"),))}), Console())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,11 +38,14 @@ class Answerer:
     batch: int
 
 
-def answer_file(dataset: str, result: Path, answerer: Answerer) -> str:
+def answer_file(dataset: str, result: Path, answerer: Answerer, progress: Callable[[int], None]) -> str:
     """Answer every row of a data set into a JSON-lines file, one line a row; returns what was done, in a sentence.
 
     Rows whose line is there already are skipped, so an interrupted file is finished by the same command.  A row
     that asks nothing gets a line with its `error`.
+
+    Args:
+        progress: told how many rows have been dealt with.
 
     Raises:
         DataError: the data set cannot be read, or a question does not fit the model's context.
@@ -67,8 +70,11 @@ def answer_file(dataset: str, result: Path, answerer: Answerer) -> str:
         if len(waiting) == answerer.batch or index == len(rows) - 1:
             _answer(waiting, answerer, results, result.name)
             waiting = []
-    failed = sum("error" in line for line in results.read_rows(result.name))
-    return f"{len(rows)} rows, {len(rows) - failed} answered, {len(done)} of them earlier: {result}"
+        progress(1)
+    lines = results.read_rows(result.name)
+    failed = sum("error" in line for line in lines)
+    before = f", {len(done)} lines were there before" if done else ""
+    return f"{len(lines) - failed} answers and {failed} errors{before}: {result}"
 
 
 def _answer(waiting: list[tuple[int, Question, list[int]]], answerer: Answerer, results: RunDir, name: str) -> None:

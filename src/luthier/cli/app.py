@@ -73,7 +73,7 @@ def infer(context: typer.Context) -> None:
         ),
     )
     if options:
-        infer(options)
+        infer(options, context.obj)
 
 
 @app.command("preview", context_settings=_RAW, add_help_option=False)

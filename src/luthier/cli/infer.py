@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from luthier.base.config import Config
+from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.generate.config import SamplingConfig
 from luthier.model.config import ModelConfig
@@ -40,7 +41,7 @@ class InferConfig(Config):
     """cpu, cuda, or auto."""
 
 
-def infer(options: InferConfig) -> None:
+def infer(options: InferConfig, console: Console) -> None:
     """Talk on the terminal, or answer `val_dataset` into `result_path`.
 
     Raises:
@@ -57,7 +58,9 @@ def infer(options: InferConfig) -> None:
     sampler, renderer, system = _open(options)
     if options.val_dataset is not None and options.result_path is not None:
         answerer = Answerer(sampler, renderer, options.sampling, system, options.batch_size)
-        show(answer_file(options.val_dataset, Path(options.result_path), answerer) + "\n")
+        with console.progress("Answering rows") as bar:
+            done = answer_file(options.val_dataset, Path(options.result_path), answerer, bar.advance)
+        console.result(done, summary=done, result_path=options.result_path)
     else:
         Conversation(sampler, renderer, options.sampling, system, stream=options.stream).run(typed, show)
 
