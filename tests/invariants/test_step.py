@@ -85,7 +85,7 @@ def test_any_split_and_any_packing_give_one_gradient(tiny_model_dir: Callable[..
     lengths = [len(group) for group in samples]
     for capacity in (64, 100, 400):  # packed
         same(whole, measure(model, cut(samples, micro_batches(lengths, capacity, 1))))
-    same(whole, measure(model, cut(samples, [range(16)][::-1] + [[]])))  # with an empty micro-batch
+    same(whole, measure(model, cut(samples, [*[range(16)][::-1], []])))  # with an empty micro-batch
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -137,7 +137,8 @@ with open_mesh("cpu") as mesh:
         model, samples = build(Path(sys.argv[2]), method), groups(15)
         bins = micro_batches([len(group) for group in samples], 100, mesh.world)
         for step in (0, 1):  # the second step would show a gradient that was not summed
-            result = gradients(model, Language(Sft(), None), cut(samples, bins[mesh.rank::mesh.world]), mesh, max_norm=0.0)
+            mine = cut(samples, bins[mesh.rank :: mesh.world])
+            result = gradients(model, Language(Sft(), None), mine, mesh, max_norm=0.0)
             with torch.no_grad():
                 for weight in model.trained().values():
                     weight -= 0.01 * weight.grad

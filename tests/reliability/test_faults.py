@@ -9,7 +9,6 @@ from typing import Any
 from luthier.engine.checkpoint import digest, read
 from luthier.engine.objective import Terms
 
-
 ONE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
 """One micro-batch makes a step."""
 
