@@ -108,7 +108,7 @@ def test_a_name_too_long_for_a_file_is_no_crash(config: DataConfig) -> None:
 def test_json_lines(name: str, tmp_path: Path, config: DataConfig) -> None:
     data = LINES.encode()
     if name.endswith(".gz"):
-        data = gzip.compress(data)
+        data = gzip.compress(data, mtime=0)
     if name.endswith(".zst"):
         half = len(data) // 2  # two frames, as written by parallel compressors
         data = zstandard.compress(data[:half]) + zstandard.compress(data[half:])
@@ -238,7 +238,7 @@ def test_a_missing_file_is_named_with_its_neighbour(tmp_path: Path, config: Data
         ("a.xyz", b"data", "unknown_format"),
         ("a.pkl", b"\x80\x04]", "unknown_format"),
         ("a.jsonl.gz", b"not gzip", "unreadable_file"),
-        ("a.jsonl.gz", gzip.compress(LINES.encode() * 99)[:-20], "unreadable_file"),
+        ("a.jsonl.gz", gzip.compress(LINES.encode() * 99, mtime=0)[:-20], "unreadable_file"),
         ("a.jsonl.zst", b"not zstandard", "unreadable_file"),
         ("a.parquet", b"PAR1 is how it starts", "unreadable_file"),
         ("a.arrow", b"ARROW1 is how it starts", "unreadable_file"),
@@ -355,7 +355,7 @@ def test_encodings_are_detected_and_said(
     encoding: str, code: str, name: str, tmp_path: Path, config: DataConfig
 ) -> None:
     data = CHINESE.encode(encoding)
-    path = written(tmp_path / name, gzip.compress(data) if name.endswith("gz") else data)
+    path = written(tmp_path / name, gzip.compress(data, mtime=0) if name.endswith("gz") else data)
     assert values(path, config) == [json.loads(line) for line in CHINESE.splitlines()]
     rows = opened(path, config)
     assert [[fault.code for fault in rows[i].repairs] for i in range(2)] == [[code], []]
