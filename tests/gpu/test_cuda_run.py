@@ -1,0 +1,117 @@
+"""Whole runs on a CUDA device through the command line, in bfloat16.
+
+pytest -m gpu -n 0 -s tests/gpu
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.cli.app import main
+from luthier.engine.checkpoint import digest, read
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+METHODS = {"lora": 1e-2, "full": 1e-3}
+"""Learning rate of each."""
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> Generator[None]:
+    """Bit-identical repetition is promised with deterministic kernels only."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def train(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> Callable[..., Path]:
+    """Train ten steps and give the run directory."""
+    model = tiny_model_dir("qwen2", hidden_size=256, head_dim=64, intermediate_size=512, initializer_range=0.05)
+    data = tmp_path / "chats.jsonl"
+    with data.open("w", encoding="utf-8") as file:
+        for number in range(40):
+            question, answer = f"{number} 加一等于多少？", f"It is {number + 1}. " * (1 + number % 5)
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    names = iter(range(100))
+
+    def run(method: str, **flags: Any) -> Path:
+        output = tmp_path / f"out-{next(names)}"
+        settings = {
+            "model": model,
+            "dataset": data,
+            "output_dir": output,
+            "cache_dir": tmp_path / "cache",
+            "train_type": method,
+            "torch_dtype": "bfloat16",
+            "max_length": 128,
+            "max_steps": 10,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 4,
+            "learning_rate": METHODS[method],
+            "save_steps": 5,
+            "logging_steps": 1,
+            "report_to": "none",
+            "device": "cuda",
+            **flags,
+        }
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        torch.cuda.reset_peak_memory_stats()
+        assert main(["sft", *words]) == 0
+        return next(output.glob("v*"))
+
+    return run
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def final(run: Path) -> tuple[str, str]:
+    """sha256 of the trained weights and of the optimizer."""
+    _, tensors = read(run / "checkpoints" / "step-00000010")
+    return digest(tensors.trained), digest(tensors.optimizer)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_loss_falls_and_recomputing_layers_changes_nothing(method: str, train: Callable[..., Path]) -> None:
+    losses: list[list[float]] = []
+    for checkpointing in ("true", "false"):
+        run = train(method, gradient_checkpointing=checkpointing)
+        found = [row for row in rows(run) if "loss" in row]
+        losses.append([row["loss"] for row in found])
+        memory = json.loads((run / "memory.json").read_text())["measured"]
+        print(f"{method}, checkpointing {checkpointing}: {losses[-1][0]:.4f} -> {losses[-1][-1]:.4f}, {memory}")
+        assert memory["gpu_allocated_peak_gib"] == pytest.approx(found[-1]["memory_gib"], abs=0.01)
+    assert losses[0][-1] < losses[0][0] - 0.5
+    assert losses[0] == pytest.approx(losses[1], rel=2e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_resumed_run_is_bit_identical(method: str, train: Callable[..., Path]) -> None:
+    straight = train(method)
+    again = train(method)
+    assert final(again) == final(straight)
+    resumed = train(method, resume_from_checkpoint=straight / "checkpoints" / "step-00000005")
+    assert final(resumed) == final(straight)
+    assert [row["loss"] for row in rows(resumed)] == [row["loss"] for row in rows(straight)][5:]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_usual_kernels_repeat_nearly(method: str, train: Callable[..., Path]) -> None:
+    torch.use_deterministic_algorithms(False)
+    first, second = train(method), train(method)
+    print(
+        f"{method}: without deterministic kernels {'identical' if final(first) == final(second) else 'not identical'}"
+    )
+    losses = [[row["loss"] for row in rows(run)] for run in (first, second)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
