@@ -53,8 +53,8 @@ def make_chats(path: Path, rows: int, seed: int = 0) -> None:
             file.write(json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
 
-def make_model(folder: Path, chats: Path) -> None:
-    """A tokenizer of 8,192 tokens trained on the chats, and a random model of about 5M parameters."""
+def make_tokenizer(lines: list[str]) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of up to 8,192 tokens, trained on the lines, with a template."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -64,11 +64,17 @@ def make_model(folder: Path, chats: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(chats.read_text(encoding="utf-8").splitlines()[:2000], trainer)
+    bpe.train_from_iterator(lines, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=2048
     )
     tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def make_model(folder: Path, chats: Path) -> None:
+    """A tokenizer trained on the chats, and a random model of about 5M parameters."""
+    tokenizer = make_tokenizer(chats.read_text(encoding="utf-8").splitlines()[:2000])
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     config = Qwen2Config(
