@@ -3,8 +3,9 @@
     python benchmarks/tokenize_vs_trl.py [--rows 20000] [--rounds 3] [--data FILE.jsonl]
 
 Both read the same file, render it through the same chat template, tokenise it and mark the trained tokens, with one
-process per core, in turns, each in a process of its own.  Luthier also checks every row, counts duplicates and
-measures the set for its report.  TRL runs with `dataset_num_proc` of one and of one per core; the faster one counts.
+process per core, in turns, each in a process of its own; wall time and processor time of all processes.  Luthier also
+checks every row, counts duplicates and measures the set for its report.  TRL runs with `dataset_num_proc` of one and
+of one per core; the faster one counts.
 
 Needs: pip install trl
 """
@@ -18,14 +19,21 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+import numpy as np
 
 LENGTH = 2048
 CORES = len(os.sched_getaffinity(0))
 
 
-def time_luthier(model: Path, data: Path, out: Path) -> tuple[float, int, int]:
+def clocks() -> np.ndarray:
+    """Wall time, and processor time of this process and the ones it has waited for, in seconds."""
+    used = os.times()
+    return np.array([used.elapsed, used.user + used.system + used.children_user + used.children_system])
+
+
+def time_luthier(model: Path, data: Path, out: Path) -> list[float]:
     from luthier.data.config import DataConfig
     from luthier.data.dataset import encoding_of, prepare
     from luthier.data.render import Renderer
@@ -34,7 +42,7 @@ def time_luthier(model: Path, data: Path, out: Path) -> tuple[float, int, int]:
     from luthier.objectives.config import Sft
     from luthier.objectives.language import Language
 
-    start = time.perf_counter()
+    start = clocks()
     renderer = Renderer(load_tokenizer(ModelConfig(path=str(model))))
     objective = Language(Sft(), renderer)
     config = DataConfig(
@@ -47,12 +55,12 @@ def time_luthier(model: Path, data: Path, out: Path) -> tuple[float, int, int]:
     )
     encoding = encoding_of(config, objective.encode, objective.key, renderer, LENGTH)
     prepared = prepare(config, encoding, template_note=renderer.note, seed=0, progress=lambda n: None)
-    seconds = time.perf_counter() - start
+    spent = clocks() - start
     trained = sum(int((prepared.train[i].sequences[0].weights > 0).sum()) for i in range(len(prepared.train)))
-    return seconds, len(prepared.train), trained
+    return [*spent, len(prepared.train), trained]
 
 
-def time_trl(model: Path, data: Path, out: Path, processes: int) -> tuple[float, int, int]:
+def time_trl(model: Path, data: Path, out: Path, processes: int) -> list[float]:
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -69,16 +77,16 @@ def time_trl(model: Path, data: Path, out: Path, processes: int) -> tuple[float,
     )
     network, tokenizer = AutoModelForCausalLM.from_pretrained(model), AutoTokenizer.from_pretrained(model)
     few = datasets.load_dataset("json", data_files=str(data), split="train[:10]", cache_dir=str(out / "few"))
-    start = time.perf_counter()
+    start = clocks()
     SFTTrainer(model=network, args=settings, train_dataset=few, processing_class=tokenizer)
-    without_rows = time.perf_counter() - start
-    start = time.perf_counter()
+    without_rows = clocks() - start
+    start = clocks()
     rows = datasets.load_dataset("json", data_files=str(data), split="train", cache_dir=str(out / "all"))
     trainer = SFTTrainer(model=network, args=settings, train_dataset=rows, processing_class=tokenizer)
     # What making the trainer costs without rows is not tokenising; it is taken off in TRL's favour.
-    seconds = time.perf_counter() - start - without_rows
+    spent = clocks() - start - without_rows
     trained = sum(sum(label != -100 for label in row["labels"]) for row in trainer.train_dataset)
-    return seconds, len(trainer.train_dataset), trained
+    return [*spent, len(trainer.train_dataset), trained]
 
 
 def work(side: str, model: str, data: str) -> None:
@@ -91,18 +99,18 @@ def work(side: str, model: str, data: str) -> None:
     print(json.dumps(result), flush=True)
 
 
-def measure(side: str, model: Path, data: Path) -> tuple[float, int, int]:
-    """Run one side in its own process: seconds, rows, trained tokens."""
+def measure(side: str, model: Path, data: Path) -> list[float]:
+    """Run one side in its own process: seconds, processor seconds, rows, trained tokens."""
     command = [sys.executable, __file__, "--work", side, str(model), str(data)]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
     if done.returncode != 0:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
-    return tuple(json.loads(done.stdout.splitlines()[-1]))
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", type=Path, help="rows in the messages shape; made by the script when not given")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
@@ -119,20 +127,21 @@ def main() -> None:
             make_chats(data, options.rows)
         model = Path(folder) / "model"
         make_model(model, data)
-        rates = {side: [] for side in sides}
+        taken = {side: [] for side in sides}
         for _ in range(options.rounds):
             for side in sides:
-                seconds, rows, trained = measure(side, model, data)
-                rates[side].append(rows / seconds)
-                print(
-                    f"{side:10} {rows / seconds:8,.0f} rows/s   {rows:,} rows, {trained:,} trained tokens", flush=True
-                )
-    medians = {side: statistics.median(values) for side, values in rates.items()}
-    best = max(sides[1:], key=medians.__getitem__)
+                taken[side].append(measure(side, model, data))
+    wall = {side: statistics.median(rows / seconds for seconds, _, rows, _ in runs) for side, runs in taken.items()}
+    work_of = {side: statistics.median(1000 * cpu / rows for _, cpu, rows, _ in runs) for side, runs in taken.items()}
+    print(f"medians of {options.rounds} rounds of {options.rows:,} rows")
+    for side in sides:
+        trained = f"{taken[side][0][-1]:,.0f} trained tokens"
+        print(f"  {side:8} {wall[side]:7,.0f} rows/s   {work_of[side]:.2f} ms of a core a row   {trained}")
+    best = max(sides[1:], key=wall.__getitem__)
+    least = min(work_of[side] for side in sides[1:])
     print(
-        f"\nmedians of {options.rounds}: " + ", ".join(f"{side} {rate:,.0f} rows/s" for side, rate in medians.items())
+        f"  ratio to {best}: {wall['luthier'] / wall[best]:.2f}   in processor time: {least / work_of['luthier']:.2f}"
     )
-    print(f"ratio to {best}: {medians['luthier'] / medians[best]:.2f}")
 
 
 if __name__ == "__main__":
