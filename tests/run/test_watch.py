@@ -189,7 +189,8 @@ def test_json_mode_gives_machines_the_same_facts(tmp_path: Path, capsys: pytest.
         watch.evaluated(EVALUATION)
         watch.event("checkpoint", "saved", step=5)
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["type"] for row in rows] == ["table", "metrics", "metrics", "event"]
+    assert [row["type"] for row in rows] == ["event", "metrics", "metrics", "event"]
+    assert rows[0]["data"]["trained_parameters"] == 50_000
     assert rows[1]["loss"] == 2.5
     assert rows[2]["eval_loss"] == 2.0
     assert rows[3]["data"] == {"event": "checkpoint", "step": 5}

@@ -62,8 +62,12 @@ class Watch:
 
     def started(self, plan: RunPlan) -> None:
         self._total_steps = plan.steps
-        self._console.table("Training", [{"": name, " ": text} for name, text in plan_lines(plan).items()])
-        self._append(EVENTS, _event_row("message", "info", "Training started", {"event": "started", **asdict(plan)}))
+        row = _event_row("message", "info", "Training started", {"event": "started", **asdict(plan)})
+        if self._console.json:
+            self._emit(row)
+        else:
+            self._console.table("Training", [{"": name, " ": text} for name, text in plan_lines(plan).items()])
+        self._append(EVENTS, row)
         self._line = self._open.enter_context(self._console.live())
 
     def step(self, row: StepRow) -> None:
@@ -105,7 +109,7 @@ class Watch:
         message = redact(message)
         row = _event_row("message", level, message, {"event": type, **data})
         if self._console.json:
-            self._console.emit("event", level=level, message=message, data=row["data"])
+            self._emit(row)
         elif type == "failed":
             pass  # the command itself says what ended it
         elif level == "info":
@@ -113,6 +117,9 @@ class Watch:
         else:
             self._console.warn(message)
         self._append(EVENTS, row)
+
+    def _emit(self, row: Mapping[str, Json]) -> None:
+        self._console.emit("event", level=row["level"], message=row["message"], data=row["data"])
 
     def _forget_after(self, step: int, *names: str) -> None:
         for name in names:
