@@ -37,7 +37,8 @@ def read_yaml(path: Path) -> Tree:
     try:
         loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("cannot read the recipe", where=str(path), fix=str(error)) from error
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"cannot read the recipe: {why}", where=str(path)) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not plain YAML: {' '.join(str(error).split())}", where=str(path)) from error
     if not isinstance(loaded, dict):

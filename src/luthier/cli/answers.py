@@ -52,6 +52,8 @@ def answer_file(dataset: str, result: Path, answerer: Answerer, progress: Callab
         ConfigError: the file holds answers to other questions.
     """
     data = DataConfig()
+    if result.is_dir():
+        raise ConfigError("is a folder", where=str(result), fix="Name a file in it as --result_path")
     result.parent.mkdir(parents=True, exist_ok=True)
     rows = open_rows(parse_spec(dataset, data.hub), data)
     results = RunDir(result.parent)

@@ -206,6 +206,8 @@ def _explain(error: Exception) -> LuthierError:
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return storage_error(error, Path(error.filename or "."))
+    if isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError) and error.filename:
+        return ConfigError(str(error.strerror).lower(), where=str(error.filename), code="bad_path")
     if isinstance(error, MemoryError):
         return DoesNotFit("the machine's memory is used up", fix="Lower --max_length or --per_device_train_batch_size")
     handle, name = tempfile.mkstemp(prefix="luthier-bug-", suffix=".txt")

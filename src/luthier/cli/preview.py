@@ -63,7 +63,9 @@ def preview(options: PreviewConfig, console: Console) -> None:
     if options.html:
         from luthier.data.preview import page
 
-        write_atomic(Path(options.html), page(rows, prepared.report).encode())
+        file = Path(options.html).expanduser()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, page(rows, prepared.report).encode())
         console.say(f"Page: {options.html}")
     report.refuse(prepared.report, config.data, prepared.rejected)
 

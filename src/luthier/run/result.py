@@ -8,6 +8,7 @@ from pathlib import Path
 
 from luthier.base.config import read_yaml, validate
 from luthier.base.errors import ConfigError, ModelError
+from luthier.base.rundir import run_number
 from luthier.engine.checkpoint import Checkpoints, verify
 from luthier.model.config import ModelConfig
 from luthier.run.config import RunConfig
@@ -59,8 +60,12 @@ def find(model: ModelConfig) -> Usable:
 
 
 def _checkpoint(named: str) -> Path | str:
-    """The folder to open: the best (else latest) checkpoint of a run directory; anything else as it was named."""
+    """The folder to open: the best (else latest) checkpoint of a run directory, or of the newest run of an output
+    directory; anything else as it was named."""
     path = Path(named).expanduser()
+    runs = sorted((child for child in path.glob("v*") if run_number(child)), key=lambda child: run_number(child) or 0)
+    if runs:  # an output directory stands for its newest run
+        return _checkpoint(str(runs[-1]))
     if not (path / "checkpoints").is_dir():
         return named
     checkpoints = Checkpoints(path / "checkpoints", None)
@@ -86,6 +91,8 @@ def _base_of(folder: Path | str) -> str:
     """The base model that an adapter names."""
     file = Path(folder).expanduser() / "adapter_config.json"
     base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.exists() else None
+    if not Path(folder).expanduser().exists():
+        raise ModelError("no such adapter or run", where=str(folder), code="no_adapter", fix="Give its folder")
     if not base:
         raise ModelError("names no base model", where=str(folder), fix="Give the base as --model")
     return str(base)

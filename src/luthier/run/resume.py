@@ -57,6 +57,8 @@ def find_resume(config: RunConfig, report: Callable[[str], None]) -> Resume | No
         if path not in published:
             raise ConfigError("there is no such checkpoint", where=str(path), code="no_checkpoint", fix=_offer(run))
         return Resume(path, newest=path == published[-1])
+    if not path.exists():
+        raise ConfigError("no such run or checkpoint", where=str(path), code="no_checkpoint", fix="Give its directory")
     runs = sorted((child for child in path.glob("v*") if run_number(child)), key=lambda child: run_number(child) or 0)
     for run in [path] if (path / "checkpoints").is_dir() else reversed(runs):
         good = Checkpoints(run / "checkpoints", None).latest(report)
