@@ -111,7 +111,8 @@ def _second_run_reuses_the_base(place: Path, said: list[dict[str, Any]], monkeyp
 
     from luthier.model.nano.make import Nano
 
-    assert sum(line["type"] == "table" and line["title"] == "Training" for line in said) == 2, "pretraining and tuning"
+    started = [line for line in said if line["type"] == "event" and line["data"]["event"] == "started"]
+    assert len(started) == 2, "pretraining and tuning"
     monkeypatch.setattr(parts, "train", never)
     assert parts.base_model(place, Nano(), Console(quiet=True), fresh=False) == place / "base"
     with pytest.raises(AssertionError, match="made again"):

@@ -11,6 +11,8 @@ from luthier.data.render import Renderer
 from luthier.generate.config import SamplingConfig
 from luthier.generate.sampler import Sampler
 
+WORDS = "Words: exit, clear, reset-system, multi-line, single-line\n"
+
 
 class Conversation:
     """One talk on a terminal.
@@ -27,7 +29,6 @@ class Conversation:
 
     def run(self, read: Callable[[str], str | None], show: Callable[[str], None]) -> None:
         """Read and answer until `read` gives None or a word ends it."""
-        show("Words: exit, clear, reset-system, multi-line, single-line\n")
         while (said := self._read(read)) is not None:
             match said.strip():
                 case "exit" | "quit":

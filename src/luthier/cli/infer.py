@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -53,7 +54,7 @@ def infer(options: InferConfig, console: Console) -> None:
         )
     # A page of help must not wait for torch.
     from luthier.cli.answers import Answerer, answer_file
-    from luthier.cli.conversation import Conversation, show, typed
+    from luthier.cli.conversation import WORDS, Conversation, show, typed
 
     sampler, renderer, system = _open(options)
     if options.val_dataset is not None and options.result_path is not None:
@@ -62,6 +63,8 @@ def infer(options: InferConfig, console: Console) -> None:
             done = answer_file(options.val_dataset, Path(options.result_path), answerer, bar.advance)
         console.result(done, summary=done, result_path=options.result_path)
     else:
+        if sys.stdin.isatty():
+            show(WORDS)
         Conversation(sampler, renderer, options.sampling, system, stream=options.stream).run(typed, show)
 
 

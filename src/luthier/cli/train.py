@@ -115,6 +115,9 @@ def read_config(
         tree = merge(tree, {"objective": {"type": objective}})
     choose_members(tree, RunConfig)
     config = resolve(validate(RunConfig, tree))
+    if "eval" in parsed.tree and not (config.data.validation or config.data.split_ratio):
+        fix = "give --val_dataset, or hold rows out with --split_dataset_ratio 0.05"
+        parsed.notes.append(f"nothing will be evaluated, there is no validation data: {fix}")
     for note in parsed.notes:
         console.warn(note)
     return config
