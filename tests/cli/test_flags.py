@@ -89,6 +89,7 @@ def test_the_command_people_already_type():
         ("--ckpt_dir a", "model.adapters", ("a",)),
         ("--attn_impl flash_attn", "model.attention", "packed"),
         ("--template chat.jinja", "model.template", "chat.jinja"),
+        ("--template chatml", "model.template", "chatml"),
         ("--enable_thinking false", "model.template_args", {"enable_thinking": False}),
         ("--loss_scale last_round", "objective.train_on", "last"),
         ("--train_on_prompt", "objective.train_on", "all"),

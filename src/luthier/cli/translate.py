@@ -105,8 +105,14 @@ def use_hf(flag: str, words: list[str]) -> Meant:
     return Meant({"model.hub": [hub], "data.hub": [hub]})
 
 
+BUNDLED_TEMPLATES = ("chatml",)
+"""Those of `data.render`, which is too heavy to load for flags."""
+
+
 def template(_: str, words: list[str]) -> Meant:
-    """A Jinja file is used; a template name of another tool is only a name for what the model brings itself."""
+    """A Jinja file or a bundled template is used; a template name of another tool is only a name for what the model brings itself."""
+    if words in ([name] for name in BUNDLED_TEMPLATES):
+        return Meant({"model.template": words})
     if len(words) == 1 and (words[0].endswith((".jinja", ".jinja2", ".j2")) or Path(words[0]).is_file()):
         return Meant({"model.template": words})
     return Meant({}, [f"--template {' '.join(words)}: the model's own chat template is used; a Jinja file replaces it"])
