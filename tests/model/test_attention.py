@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
 from luthier.base.errors import ModelError
 from luthier.data.batch import Batch, Group, Tokens, collate
@@ -104,6 +105,20 @@ def test_a_sequence_does_not_see_its_neighbours(tiny_model_dir: Callable[..., Pa
     with torch.no_grad():
         torch.testing.assert_close(model.hidden(first)[-last:], model.hidden(mixed)[-last:], rtol=0, atol=1e-6)
         assert (model.hidden(first)[:-last] - model.hidden(mixed)[:-last]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shape", PACKED)
+def test_packed_forward_does_not_look_for_sequences(
+    shape: str, tiny_model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(tiny_model_dir(shape), "packed")
+    expected = model.hidden(batch_of())
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("positions are looked at, which waits for a GPU")
+
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", never)
+    torch.testing.assert_close(model.hidden(batch_of()), expected, rtol=0, atol=0)
 
 
 def test_empty_batch_has_a_graph_and_zero_gradients(tiny_model_dir: Callable[..., Path]) -> None:

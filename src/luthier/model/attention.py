@@ -10,9 +10,6 @@ generation, `packed` is plain SDPA.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Generator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +33,6 @@ _KERNEL_LIMIT = 2**31
 # What masks, attention scores or states a layer may have for `packed` to compute it exactly.
 _EXACT_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
-_masks_are_needless: ContextVar[bool] = ContextVar("masks_are_needless", default=False)
-
 
 @dataclass(frozen=True, slots=True)
 class Packing:
@@ -56,14 +51,19 @@ class Packing:
         return cls(lengths, torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True))
 
 
-@contextmanager
-def packed_forward() -> Generator[None]:
-    """Within, no attention mask is built: the packing that travels with the forward says all there is to say."""
-    token = _masks_are_needless.set(True)
-    try:
-        yield
-    finally:
-        _masks_are_needless.reset(token)
+def packed_inputs(ids_T: Tensor, positions_T: Tensor, packing: Packing) -> dict[str, Any]:
+    """What a decoder is called with to run packed.
+
+    Nobody reads the mask.  transformers takes one of four axes for finished; given none it would look for sequences in
+    the positions, and wait for the device to find them.
+    """
+    return {
+        "input_ids": ids_T[None],
+        "position_ids": positions_T[None],
+        "packing": packing,
+        "attention_mask": torch.empty(1, 1, 0, 0, device=ids_T.device),
+        "use_cache": False,
+    }
 
 
 def obstacle(network: PreTrainedModel) -> str | None:
@@ -116,11 +116,6 @@ def packed_attention(
     if query.is_cuda and dtype != torch.float32 and dropout == 0.0 and query.shape[-1] == value.shape[-1] <= 256:
         return _by_kernel(query, key, value, packing, scaling, sliding_window), None
     return _by_sequence(query, key, value, packing, scaling, sliding_window, dropout), None
-
-
-def packed_mask(**kwargs: Any) -> Tensor | None:
-    """No mask for a packed forward; SDPA's otherwise."""
-    return None if _masks_are_needless.get() else sdpa_mask(**kwargs)
 
 
 def _by_kernel(
@@ -200,4 +195,4 @@ def _window_mask(length: int, window: int | None, device: torch.device) -> Tenso
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, packed_mask)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

@@ -154,9 +154,8 @@ class Model:
         decoder: Any = self.base.get_decoder()
         if self.packed:
             packing = attention.Packing.of(lengths, offsets, self.device)
-            inputs = {"input_ids": ids_T[None], "position_ids": positions_T[None], "packing": packing}
-            with self.arithmetic(), attention.packed_forward():
-                return decoder(**inputs, use_cache=False)[0][0]
+            with self.arithmetic():
+                return decoder(**attention.packed_inputs(ids_T, positions_T, packing))[0][0]
         within_SL = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
         ids_SL = torch.zeros_like(within_SL, dtype=torch.int64).masked_scatter(within_SL, ids_T)
         positions_SL = torch.zeros_like(ids_SL).masked_scatter(within_SL, positions_T)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.base.errors import ModelError
-from luthier.model.attention import Packing, packed_forward
+from luthier.model.attention import Packing, packed_inputs
 
 Finish = Callable[[Tensor], Tensor]
 """What a model does to the product of its head before calling it logits."""
@@ -80,9 +80,7 @@ def _packed(network: PreTrainedModel, ids_T: Tensor) -> tuple[Tensor, list[int |
     offsets = tuple(sum(_LENGTHS[:n]) for n in range(len(_LENGTHS) + 1))
     packing = replace(Packing.of(_LENGTHS, offsets, ids_T.device), windows=windows)
     decoder: Any = network.get_decoder()
-    inputs = {"input_ids": ids_T[None], "position_ids": positions_T[None], "packing": packing}
-    with packed_forward():
-        return decoder(**inputs, use_cache=False)[0][0], windows
+    return decoder(**packed_inputs(ids_T, positions_T, packing))[0][0], windows
 
 
 def _windows(config: Any) -> list[int | None]:
