@@ -25,7 +25,9 @@ def environment(seed: int, device: torch.device) -> dict[str, Json]:
         "luthier": luthier.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: found for name in PACKAGES if (found := _installed(name))},
+        # torch's own name for its version says which CUDA it was built for.
+        "packages": {name: found for name in PACKAGES if (found := _installed(name))}
+        | {"torch": str(torch.__version__)},
         "device": describe_device(device),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
