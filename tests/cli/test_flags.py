@@ -261,3 +261,10 @@ def test_infer_as_people_type_it():
         "hi",
         True,
     )
+
+
+def test_bundled_templates_are_known_by_name():
+    from luthier.cli.translate import BUNDLED_TEMPLATES
+    from luthier.data.render import BUNDLED
+
+    assert tuple(BUNDLED) == BUNDLED_TEMPLATES

@@ -110,7 +110,7 @@ BUNDLED_TEMPLATES = ("chatml",)
 
 
 def template(_: str, words: list[str]) -> Meant:
-    """A Jinja file or a bundled template is used; a template name of another tool is only a name for what the model brings itself."""
+    """A Jinja file or a bundled template is used; another tool's name only stands for what the model brings itself."""
     if words in ([name] for name in BUNDLED_TEMPLATES):
         return Meant({"model.template": words})
     if len(words) == 1 and (words[0].endswith((".jinja", ".jinja2", ".j2")) or Path(words[0]).is_file()):
