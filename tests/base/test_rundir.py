@@ -53,12 +53,19 @@ def test_write_atomic_gives_the_permissions_of_a_plain_file(tmp_path):
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
+def test_a_run_that_wrote_nothing_leaves_no_directory(tmp_path):
+    with RunDir.create(tmp_path) as run:
+        assert run.path.is_dir()
+    assert not run.path.exists()
+
+
 def test_runs_are_numbered(tmp_path):
     (tmp_path / "v7-20260101-000000").mkdir()
     (tmp_path / "v99").mkdir()
     for number in (8, 9):
         with RunDir.create(tmp_path) as run:
             assert run_number(run.path) == number
+            run.write_text("config.yaml", "")
     assert run_number(Path("v99")) is None
 
 

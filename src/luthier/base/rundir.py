@@ -235,8 +235,10 @@ class RunDir:
             write_atomic(self.path / name, b"".join(kept))
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock.  A run that failed before it wrote anything leaves no directory."""
         if self._lock is not None:
+            if self.path.is_dir() and not any(self.path.iterdir()):
+                self.path.rmdir()
             self._lock.release()
 
     def __enter__(self) -> RunDir:
