@@ -112,7 +112,7 @@ def test_the_kernel_is_as_near_the_truth_as_sdpa_in_bfloat16(
     print(f"{shape} {method}: gradient error in bfloat16, packed {near:.4f}, sdpa {reference:.4f}")
     assert packed[0].loss == pytest.approx(exact[0].loss, rel=2e-3)
     assert near < 1.5 * reference + 1e-3
-    assert near < 0.1
+    assert near < 0.2  # Gemma 3 scales its embeddings up, which costs bits with either kernel
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
