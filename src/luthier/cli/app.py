@@ -165,6 +165,9 @@ def _options(context: typer.Context, kind: type[C], about: str, examples: tuple[
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: see `base.errors`, and 130 when interrupted before training."""
+    # Threads that wait by spinning slow a CPU run tenfold as soon as anything else wants the cores; it is read when
+    # torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
     json = "--json" in words
     words = [word for word in words if word != "--json"]
