@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from luthier.run.trackers import ADAPTERS, Background, TrackedRun, flatten, redact, start_trackers
+from luthier.base.secrets import redact
+from luthier.run.trackers import ADAPTERS, Background, TrackedRun, flatten, start_trackers
 
 
 def tracked(folder: Path, resumed_step: int = 0) -> TrackedRun:

@@ -124,9 +124,9 @@ class Checkpoints:
         return sorted(path for path in self.folder.glob("step-*") if path.suffix != ".corrupt" and path.is_dir())
 
     def named(self, pointer: str) -> Path | None:
-        """The directory LATEST or BEST points at."""
+        """The directory LATEST or BEST points at, always one of this run's."""
         file = self.folder / pointer
-        return self.folder / file.read_text(encoding="utf-8").strip() if file.exists() else None
+        return self.folder / Path(file.read_text(encoding="utf-8").strip()).name if file.exists() else None
 
     def latest(self, report: Callable[[str], None]) -> Path | None:
         """The newest checkpoint that verifies.  Broken ones are renamed to `.corrupt` and reported."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from luthier.base.config import Config
 from luthier.base.errors import ConfigError
+from luthier.base.secrets import secrets_in
 from luthier.data.config import DataConfig
 from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.model.config import Lora, Method, ModelConfig
@@ -45,6 +46,13 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: for a combination that would only fail later.
     """
+    if held := secrets_in(config.model_dump(mode="json")):
+        raise ConfigError(
+            "this setting holds a secret, and settings are written into every checkpoint",
+            where=", ".join(dict.fromkeys(held)),
+            fix="Take it out, and keep it in an environment variable",
+            code="secret_in_config",
+        )
     if not config.model.path:
         raise ConfigError("no model was named", where="--model", fix="Give a folder or a hub id")
     if not config.data.datasets:

@@ -11,7 +11,6 @@ import hashlib
 import netrc
 import os
 import queue
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,25 +20,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
+from luthier.base.secrets import SECRET_NAME, redact
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 Scalar = None | bool | int | float | str
-
-SECRET_NAME = re.compile(r"(^|[._-])(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
-SECRET_TEXT = re.compile(r"(?<=://)[^/\s@]+(?=@)|\b(?:hf_|sk-|ghp_|xox[abp]-)[A-Za-z0-9_-]{12,}")
-
-
-def redact(text: str) -> str:
-    """`text` without what must never be written down.
-
-    Hidden are credentials inside URLs, the well-known token shapes, and the value of every environment variable that
-    is named like a secret.
-    """
-    for name, value in os.environ.items():
-        if len(value) >= 8 and SECRET_NAME.search(name):
-            text = text.replace(value, "***")
-    return SECRET_TEXT.sub("***", text)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:

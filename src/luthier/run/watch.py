@@ -17,9 +17,10 @@ from luthier.base.console import Console, Line
 from luthier.base.errors import RunError
 from luthier.base.records import Json
 from luthier.base.rundir import RunDir
+from luthier.base.secrets import redact
 from luthier.engine.watcher import EvalRow, RunPlan, StepRow
 from luthier.run.plots import sparkline
-from luthier.run.trackers import Background, redact
+from luthier.run.trackers import Background
 
 METRICS, EVENTS = "metrics.jsonl", "events.jsonl"
 
