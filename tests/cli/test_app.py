@@ -190,7 +190,7 @@ def test_several_processes_are_started_by_torchrun(capsys, monkeypatch):
     code, out, err = run(capsys, "sft", *GIVEN)
     assert (code, out) == (75, "")
     words = started[0]
-    assert words[1:6] == ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    assert words[1:6] == ["-m", "luthier.cli.torchrun", "--nproc_per_node", "2", "--standalone"]
     assert words[6:] == ["-m", "luthier", "sft", *GIVEN]
     assert " ".join(words) in err
 

@@ -93,3 +93,18 @@ def test_a_process_on_its_own_leaves_nothing(tmp_path, monkeypatch):
     with worker({"RANK": "0"}) as codes:
         codes.append(3)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [("sys.exit(3)", ""), ("os.kill(os.getpid(), signal.SIGKILL)", "process 0 of this run was killed by SIGKILL\n")],
+)
+def test_torchrun_adds_nothing_to_what_its_processes_say(tmp_path, body, said):
+    worker = tmp_path / "worker.py"
+    worker.write_text(f"import os, signal, sys\n{body}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "luthier.cli.torchrun", "--nproc_per_node", "1", "--standalone", str(worker)],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)

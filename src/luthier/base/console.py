@@ -117,8 +117,8 @@ class Console:
             self._print(self._err, Text.assemble(("warning: ", "yellow"), text))
 
     def error(self, error: LuthierError) -> None:
-        """Say what ended the command; also when quiet, unless it is a stop, which all processes agree on."""
-        if self.quiet and isinstance(error, Stopped):
+        """Say what ended the command; also when quiet, unless all processes agree on it or another one tells it."""
+        if self.quiet and (isinstance(error, Stopped) or error.code == "peer_lost"):
             return
         if self.json:
             fields = {"code": error.code, "what": error.what, "where": error.where, "fix": error.fix}

@@ -47,7 +47,7 @@ def torchrun(argv: Sequence[str], environ: Mapping[str, str]) -> list[str] | Non
         where = ["--nnodes", str(nodes), "--node_rank", str(rank)]
         where += ["--master_addr", environ.get("MASTER_ADDR", "127.0.0.1")]
         where += ["--master_port", environ.get("MASTER_PORT", "29500")]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(processes)]
+    launcher = [sys.executable, "-m", "luthier.cli.torchrun", "--nproc_per_node", str(processes)]
     return [*launcher, *where, "-m", "luthier", *argv]
 
 
