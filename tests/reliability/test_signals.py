@@ -90,11 +90,47 @@ def test_asked_to_stop_it_finishes_the_step_saves_and_exits_75(job: Any, number:
     assert sorted(job.losses()) == list(range(1, 41))
 
 
+def slow(place: str) -> None:
+    """Say when an evaluation, a save or the tokenising begins, and take a while for it."""
+    from luthier.data import dataset
+    from luthier.engine import checkpoint
+    from luthier.engine.trainer import Trainer
+
+    owner: Any = {"_judge": Trainer, "_seal": checkpoint, "encode_rows": dataset}[place]
+    real = getattr(owner, place)
+
+    def slowed(*arguments: Any, **named: Any) -> Any:
+        os.write(1, b"it begins\n")
+        time.sleep(0.5)
+        return real(*arguments, **named)
+
+    setattr(owner, place, slowed)
+
+
+@pytest.mark.parametrize("place", ["_judge", "_seal"])
+def test_asked_while_evaluating_or_saving_it_stops_whole(job: Any, place: str):
+    child = job.start(lambda: slow(place), split_dataset_ratio=0.2, max_steps=40)
+    child.wait_for("it begins")
+    child.kill(signal.SIGINT)
+    assert child.wait() == 75
+    latest = job.checkpoints().named("LATEST")
+    assert latest is not None and verify(latest) is None
+
+
+def test_interrupted_before_training_it_says_so_and_leaves_no_run(job: Any):
+    child = job.start(lambda: slow("encode_rows"))
+    child.wait_for("it begins")
+    child.kill(signal.SIGINT)
+    assert child.wait() == 130
+    assert child.said().splitlines()[-1] == "interrupted"
+    assert job.runs() == []
+
+
 def test_a_second_signal_leaves_within_two_seconds(job: Any):
     child = job.start(hang_in_step, max_steps=40)
     child.wait_for("hanging")
     child.kill(signal.SIGTERM)
-    time.sleep(0.2)
+    child.wait_for("SIGTERM: finishing this step")
     began = time.monotonic()
     child.kill(signal.SIGTERM)
     assert child.wait() == 75
