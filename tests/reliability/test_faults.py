@@ -6,6 +6,8 @@ import errno
 import os
 from typing import Any
 
+import torch
+
 from luthier.engine.checkpoint import digest, read
 from luthier.engine.objective import Terms
 
@@ -93,3 +95,27 @@ def test_a_full_disk_at_the_end_is_an_error_and_the_last_good_checkpoint_stays(j
     assert "disk_full" in said
     assert job.checkpoints().all() == [job.checkpoints().path(2)] == [job.checkpoints().named("LATEST")]
     assert not list(job.output_dir.glob("v*/checkpoints/.staging*"))
+
+
+def run_out_of_memory() -> None:
+    """The third step finds no room on the device."""
+    from luthier.objectives.language import Language
+
+    real, count = Language.sums, 0
+
+    def sums(self: Any, model: Any, batch: Any) -> Terms:
+        nonlocal count
+        count += 1
+        if count == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        return real(self, model, batch)
+
+    Language.sums = sums
+
+
+def test_a_device_without_room_is_named_with_what_to_do(job: Any):
+    said = job.run(run_out_of_memory, expect=4, save_steps=2, **ONE)
+    assert "memory is used up" in said and "out_of_memory" in said and "bug in Luthier" not in said
+    assert all(flag in said for flag in ("--per_device_train_batch_size", "--gradient_checkpointing", "--max_length"))
+    assert "failed" in kinds(job)
+    assert job.checkpoints().named("LATEST") == job.checkpoints().path(2)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import psutil
 import torch
 
 import luthier
+from luthier.base.errors import DoesNotFit
 from luthier.base.records import Json
 from luthier.engine.meters import peak_memory
 
@@ -21,13 +24,13 @@ GIB = 2**30
 
 def environment(seed: int, device: torch.device) -> dict[str, Json]:
     """What a run's numbers depend on besides its config; no environment variables, no names of people or machines."""
+    packages: dict[str, Json] = {name: found for name in PACKAGES if (found := _installed(name))}
+    packages["torch"] = str(torch.__version__)  # its own name for its version says which CUDA it was built for
     return {
         "luthier": luthier.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        # torch's own name for its version says which CUDA it was built for.
-        "packages": {name: found for name in PACKAGES if (found := _installed(name))}
-        | {"torch": str(torch.__version__)},
+        "packages": packages,
         "device": describe_device(device),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -45,6 +48,19 @@ def describe_device(device: torch.device) -> str:
         return device.type
     properties = torch.cuda.get_device_properties(device)
     return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
+
+
+@contextmanager
+def within_memory() -> Generator[None]:
+    """Say what to do where a GPU has no room left.  Raises DoesNotFit."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise DoesNotFit(
+            f"the GPU's memory is used up ({str(error).split('. ')[0]})",
+            fix="Lower --per_device_train_batch_size or --max_length, set --gradient_checkpointing true, "
+            "or train an adapter with --train_type lora",
+        ) from error
 
 
 def measured_memory(device: torch.device) -> dict[str, Json]:

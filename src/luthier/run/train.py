@@ -20,7 +20,7 @@ from luthier.model.load import context_length, load_tokenizer
 from luthier.objectives.language import Language
 from luthier.run.build import Run, build_data, build_model, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
-from luthier.run.environment import environment, measured_memory
+from luthier.run.environment import environment, measured_memory, within_memory
 from luthier.run.report import Ending, usage, write_report
 from luthier.run.resume import Resume, find_resume, refuse_changes, stored_config
 from luthier.run.trackers import TrackedRun, flatten, start_trackers
@@ -31,8 +31,8 @@ def train(config: RunConfig, console: Console) -> Path:
     """Train as the config says and return the run directory.
 
     Raises:
-        ConfigError, DataError, DoesNotFit: before the first step.
-        RunError: training could not go on; what was saved before is intact.
+        ConfigError, DataError: before the first step.
+        DoesNotFit, RunError: training could not go on; what was saved before is intact.
         Stopped: someone asked for it; the run has been saved and can be resumed.
     """
     config = resolve(config)
@@ -53,7 +53,8 @@ def train(config: RunConfig, console: Console) -> Path:
         run = Run(config, voice, mesh, directory, max_length)
         objective = Language(config.objective, renderer)
         data = build_data(run, objective)
-        model, fingerprint = build_model(run, tokenizer)
+        with within_memory():
+            model, fingerprint = build_model(run, tokenizer)
         watcher = _watch(run, resume, stack) if mesh.leads else Unwatched()
         trainer = build_trainer(run, data, model, objective, watcher)
         trainer.state.fingerprints = {
@@ -118,7 +119,8 @@ def _fit(run: Run, trainer: Trainer, plan: RunPlan, watcher: Watcher, started: f
     watcher.started(plan)
     reason, message = "failed", ""
     try:
-        reason = trainer.fit().reason
+        with within_memory():
+            reason = trainer.fit().reason
     except LuthierError as error:
         message = str(error)
         watcher.event("failed", message, level="error", code=error.code)
