@@ -10,7 +10,17 @@ import pytest
 from luthier.base.errors import DataError
 from luthier.data.config import DataConfig
 from luthier.data.encode import Facts
-from luthier.data.report import DataReport, SetReport, notes, overlap, refuse, set_report, table, totals
+from luthier.data.report import (
+    DataReport,
+    SetReport,
+    notes,
+    overlap,
+    refuse,
+    set_report,
+    short_names,
+    table,
+    totals,
+)
 
 
 def keys(*texts: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -125,3 +135,22 @@ def test_an_empty_set_can_be_reported() -> None:
     empty = set_report("e", "train", Facts(rows=1), 0, np.empty(0, np.int64), np.empty(0, np.int64), keys())
     assert empty.lengths == [] and table(DataReport([empty], 0, 8))[0]["median / longest"] == "-"
     assert isinstance(empty, SetReport)
+
+
+def test_sets_are_named_by_the_end_of_their_paths() -> None:
+    names = ["/data/a/train.jsonl", "/data/b/train.jsonl#50", "/more/b/train.jsonl#50", "x.jsonl"]
+    assert list(short_names(names).values()) == [
+        "train.jsonl",
+        "data/b/train.jsonl#50",
+        "more/b/train.jsonl#50",
+        "x.jsonl",
+    ]
+    assert list(short_names(["/a/x", "a/x", "/a/x"]).values()) == ["/a/x", "a/x"]
+
+
+def test_the_first_rejected_row_is_told() -> None:
+    row = {"file": "a.jsonl", "line": 3, "path": "messages[1]", "message": "the assistant says nothing"}
+    with pytest.raises(DataError) as found:
+        refuse(changed(kept=0, dropped={"empty_assistant": 6}), CONFIG, [row], "out/rejected.jsonl")
+    assert "a.jsonl:3 messages[1]: the assistant says nothing" in str(found.value)
+    assert "out/rejected.jsonl" in str(found.value)

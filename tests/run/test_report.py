@@ -129,7 +129,7 @@ def test_report_and_pictures_are_written_into_the_run(tmp_path: Path) -> None:
     run.write_json("data_report.json", DATA.to_json())
     path = write_report(run, CONFIG, PLAN, ENDING)
     text = path.read_text()
-    assert "| a.jsonl#500 | train | 500 | 490 |" in text
+    assert "| a.jsonl#500 | 490 of 500 |" in text
     assert "10 rows left out (empty_messages 10)" in text
     for name in ("loss", "evaluation"):
         assert f"(plots/{name}.png)" in text

@@ -219,8 +219,15 @@ class _Stream(RichConsole):
 def _table(title: str, rows: Sequence[Mapping[str, Json]]) -> Table:
     named = any(name.strip() for name in rows[0])
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, show_header=named)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
     for name, value in rows[0].items():
         table.add_column(Text(name), justify="right" if isinstance(value, int | float) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text("" if value is None else str(value)) for value in row.values()))
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
     return table
+
+
+def _cell(value: Json) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

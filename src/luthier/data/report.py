@@ -192,10 +192,8 @@ def table(report: DataReport) -> list[dict[str, Any]]:
     names = short_names([part.name for part in report.sets])
     return [
         {
-            "set": names[part.name],
-            "use": part.use,
-            "rows": part.rows,
-            "kept": part.kept,
+            "set": names[part.name] + " (validation)" * (part.use == "validation"),
+            "rows": f"{part.rows:,}" if part.kept == part.rows else f"{part.kept:,} of {part.rows:,}",
             "samples": part.used,
             "tokens": part.tokens,
             "trained": f"{part.trained_tokens / max(1, part.tokens):.0%}",
@@ -213,8 +211,12 @@ def short_names(names: Sequence[str]) -> dict[str, str]:
         parts = name.split("/")
         others = {other for other in names if other != name}
         tails = ("/".join(parts[start:]) for start in range(len(parts) - 1, -1, -1))
-        short[name] = next(tail for tail in tails if not any(f"/{other}".endswith(f"/{tail}") for other in others))
+        short[name] = next((tail for tail in tails if not any(_ends(other, tail) for other in others)), name)
     return short
+
+
+def _ends(name: str, tail: str) -> bool:
+    return f"/{name}".endswith(f"/{tail}")
 
 
 def notes(report: DataReport) -> list[str]:
