@@ -220,6 +220,20 @@ def test_text_is_packed_for_pretraining(job: Any):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+def test_the_result_is_used_from_the_output_directory_alone(job: Any):
+    said = job.run(max_steps=2, eval_steps=1)
+    assert "nothing will be evaluated" in said and "--split_dataset_ratio" in said
+    few = ["--max_new_tokens", "4"]
+    answers = job.call("infer", "--adapters", job.output_dir, *few, stdin="What is 3 and one?\nexit\n")
+    assert answers.count("\n") == 1, "piped, there is nothing but the answer"
+    result = job.folder / "answers" / "answers.jsonl"
+    words = ["--val_dataset", job.data, "--result_path", result, "--json", *few]
+    *_, last = job.call("infer", "--adapters", job.runs()[0], *words).splitlines()
+    told = {"type": "result", "summary": f"40 answers and 0 errors: {result}", "result_path": str(result)}
+    assert json.loads(last) == told
+    assert len(result.read_text().splitlines()) == 40
+
+
 def test_the_command_of_other_tools_runs_on_real_data(job: Any, test_data: Path, tiny_model_dir: Callable[..., Path]):
     demo = test_data / "llamafactory-demo"
     sets = [f"{demo / name}#500" for name in ("alpaca_zh_demo.json", "alpaca_en_demo.json", "identity.json")]
