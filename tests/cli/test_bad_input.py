@@ -201,7 +201,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(job: Any, name: st
 BROKEN: dict[str, tuple[str | bytes, dict[str, str]]] = {
     # what stands in line 2, and under which code it is rejected by each policy; "" is repaired
     "cut": ('{"messages": [', {"drop": "malformed_json", "fix": "malformed_json"}),
-    "utf8": (b'{"text": "\xff\xfe"}', {"drop": "invalid_utf8", "fix": ""}),
+    "utf8": (b'{"text": "\xff\xfe"}', {"drop": "invalid_utf8", "fix": "invalid_utf8"}),
     "nul": (b'{"text": "a\x00b"}', {"drop": "nul", "fix": "nul"}),
     "surrogate": ('{"text": "\\ud800"}', {"drop": "lone_surrogate", "fix": "lone_surrogate"}),
     "deep": (DEEP, {"drop": "too_deep", "fix": "too_deep"}),

@@ -24,8 +24,8 @@ _OPENING = re.compile(rb"[\[{]")
 class Row:
     """One row as it was read: a mapping or the fault that hides it.
 
-    `repairs` names what was set right while reading: invalid UTF-8 under `fix`; CRLF, a byte order mark and other
-    encodings, which lose nothing, under `drop` too.
+    `repairs` names what was set right while reading: CRLF, a byte order mark and other encodings, all of which lose
+    nothing.
     """
 
     where: Where
@@ -71,7 +71,7 @@ def parse(layout: Layout, data: bytes | None, where: Where, column: int, policy:
     Args:
         data: the row's bytes, UTF-8; None when they were more than the cap and were not kept.
         column: 1-based column of the row's first byte in its line.
-        policy: what happens to CRLF and invalid UTF-8.
+        policy: under `strict`, CRLF is a fault.  Bytes that are not UTF-8 always are: nobody knows what they meant.
     """
     if data is None:
         return Row(where, Fault("too_long", where, "the row is longer than max_row_bytes"))
@@ -82,10 +82,6 @@ def parse(layout: Layout, data: bytes | None, where: Where, column: int, policy:
         if policy == "strict":
             return Row(where, repairs[0])
     row = _parse_json(data, where, column) if layout.kind in ("lines", "document") else _parse_text(layout, data, where)
-    if isinstance(row.value, Fault) and row.value.code == "invalid_utf8" and policy == "fix":
-        repairs.append(replace(row.value, message="invalid UTF-8 bytes were replaced by U+FFFD"))
-        repaired = data.decode("utf-8", "replace").encode()
-        row = parse(layout, repaired, where, column, policy)
     return replace(row, repairs=(*repairs, *row.repairs)) if repairs else row
 
 
