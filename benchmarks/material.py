@@ -38,7 +38,7 @@ def sentences(rng: random.Random, words: list[str], weights: list[float], length
 
 
 def make_chats(path: Path, rows: int, seed: int = 0) -> None:
-    """Chats in the messages shape: 1-4 exchanges, log-normal lengths (median about 130 tokens, a long tail)."""
+    """Chats in the messages shape: 1-4 exchanges, log-normal lengths (median about 170 tokens, a long tail)."""
     rng = random.Random(seed)
     words = ["".join(rng.choices(SYLLABLES, k=rng.choice((1, 2, 2, 3)))) for _ in range(5000)]
     weights = [1 / (rank + 3) for rank in range(len(words))]

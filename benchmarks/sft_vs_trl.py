@@ -4,13 +4,15 @@
 
 Same machine, same model, same rows, same run: every side is a process of its own that takes one optimizer step when it
 is told to, and the sides take turns (A B C D A B C D ...), so that whatever else the machine does falls on all alike.
-A rate is tokens that are not padding, over the wall time of the step; medians over the steps after a warm-up are
-compared.  Rows come in file order, so that a step holds the same samples on every side and losses can be compared.
+A rate is tokens that are not padding, over the wall time and over the processor time of all steps after a warm-up.
+Rows come in file order, so that a step holds the same samples on every side and losses can be compared.
 TRL runs in the settings that could be its best on a CPU; the fastest of them is what Luthier is compared with:
 
     padded    dynamic padding
     grouped   dynamic padding, rows of similar length together (so its losses belong to other steps)
     free      padding_free: rows laid end to end, told apart by positions
+
+On a machine that does other things too, OMP_NUM_THREADS=1 and the processor time are what to look at.
 
 Needs: pip install trl
 """
@@ -20,12 +22,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from itertools import pairwise
 from pathlib import Path
 
 from luthier.base.console import Console
@@ -41,13 +41,14 @@ class Turn:
     def __init__(self) -> None:
         self.out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # whatever libraries print goes elsewhere
-        self.since = time.perf_counter()
+        self.since = time.perf_counter(), time.process_time()
 
     def end(self, tokens: float, loss: float) -> None:
-        seconds = time.perf_counter() - self.since
-        print(json.dumps({"seconds": seconds, "tokens": tokens, "loss": loss}), file=self.out, flush=True)
+        seconds, core = time.perf_counter() - self.since[0], time.process_time() - self.since[1]
+        step = {"seconds": seconds, "core_seconds": core, "tokens": tokens, "loss": loss}
+        print(json.dumps(step), file=self.out, flush=True)
         sys.stdin.readline()
-        self.since = time.perf_counter()
+        self.since = time.perf_counter(), time.process_time()
 
 
 class Paced(Console):
@@ -181,21 +182,21 @@ def compare(model: Path, data: Path, method: str, steps: int, folder: Path) -> N
 
 
 def show(method: str, taken: dict[str, list[dict[str, float]]]) -> None:
-    rates: dict[str, list[float]] = {}
+    rates = {side: rate(rows, "seconds") for side, rows in taken.items()}
+    per_core = {side: rate(rows, "core_seconds") for side, rows in taken.items()}
+    steps = len(taken["luthier"]) - 1 - WARM_UP
+    print(f"{method}: {steps} steps taken in turns; tokens that are not padding")
     for side, rows in taken.items():
-        pairs = list(pairwise(rows))[WARM_UP:]
-        rates[side] = [(now["tokens"] - before["tokens"]) / now["seconds"] for before, now in pairs]
-    medians = {side: statistics.median(values) for side, values in rates.items()}
-    best = max(SIDES[1:], key=medians.__getitem__)
-    print(f"{method}: {len(rates['luthier'])} steps in turns; tokens/s without padding, median (quartiles)")
-    for side in SIDES:
-        low, _, high = statistics.quantiles(rates[side], n=4)
-        losses = [taken[side][i]["loss"] for i in (0, len(taken[side]) // 2, -1)]
-        shown = "  ".join(f"{loss:.5f}" for loss in losses)
-        print(f"  {side:12} {medians[side]:7,.0f} ({low:,.0f} - {high:,.0f})   losses first, middle, last: {shown}")
-    for side in SIDES[1:]:
-        mark = "   <- the fastest of them" if side == best else ""
-        print(f"  ratio to {side:12} {medians['luthier'] / medians[side]:5.2f}{mark}")
+        losses = "  ".join(f"{rows[i]['loss']:.5f}" for i in (0, len(rows) // 2, -1))
+        print(f"  {side:12} {rates[side]:6,.0f} a second   {per_core[side]:6,.0f} a core-second   losses {losses}")
+    for name, medians in (("wall time", rates), ("processor time", per_core)):
+        best = max(SIDES[1:], key=medians.__getitem__)
+        print(f"  ratio to the fastest, by {name}: {medians['luthier'] / medians[best]:.2f} ({best})")
+
+
+def rate(rows: list[dict[str, float]], clock: str) -> float:
+    """Tokens by a clock over the steps after the warm-up; `tokens` of a row counts from the beginning."""
+    return (rows[-1]["tokens"] - rows[WARM_UP]["tokens"]) / sum(row[clock] for row in rows[WARM_UP + 1 :])
 
 
 def main() -> None:
