@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 
@@ -139,7 +139,7 @@ def _with_names(messages: tuple[Message, ...], tag: Json, options: RecordOptions
 
 def identity_key(record: Record) -> bytes:
     """Hash of what a record says, 16 bytes; where it stands and its weights do not count."""
-    return _hash(_parts(record))
+    return _hash(_said(record))
 
 
 def normalised_key(record: Record) -> bytes:
@@ -147,29 +147,26 @@ def normalised_key(record: Record) -> bytes:
 
     Records with equal keys are what the data report counts as near duplicates.
     """
-    ignored = _ignored()
-    return _hash(ignored.sub("", unicodedata.normalize("NFKC", part).casefold()) for part in _parts(record))
+    return _hash(_ignored().sub("", unicodedata.normalize("NFKC", _said(record)).casefold()))
 
 
-def _hash(parts: Iterator[str]) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        data = part.encode()
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.digest()
+def _hash(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def _parts(record: Record) -> Iterator[str]:
+_BETWEEN = "\ue000"
+"""Keeps what different turns say apart; private-use, so normalising leaves it alone."""
+
+
+def _said(record: Record) -> str:
+    """Everything a record says, in one string."""
     if isinstance(record, Text):
-        yield record.text
-        return
-    yield orjson.dumps(record.tools).decode()
+        return record.text
+    parts = [orjson.dumps(record.tools).decode()] if record.tools else [""]
     for message in record.messages:
-        yield message.role
-        yield message.content
-        yield message.reasoning or ""
-        yield orjson.dumps([call["function"] for call in message.tool_calls]).decode()
+        calls = [call["function"] for call in message.tool_calls]
+        parts += (message.role, message.content, message.reasoning or "", orjson.dumps(calls).decode() if calls else "")
+    return _BETWEEN.join(parts)
 
 
 @cache

@@ -24,6 +24,9 @@ from luthier.data.batch import Tokens
 from luthier.data.template import TemplateFault
 
 _FIRST_PRIVATE, _LAST_PRIVATE = 0x100000, 0x10FEFF
+SHORT, SHORT_KEPT = 32, 4096
+"""Texts of at most so many characters are remembered with their ids, and so many of them."""
+
 GUARD = "\U0010fff4\U0010fff5\U0010fff4"
 """Stands before a piece that is not the start of its text."""
 
@@ -92,6 +95,7 @@ class Controls:
         self._backend.no_padding()
         self._backend.encode_special_tokens = True
         self._guard = self._add_guard()
+        self._short: dict[str, list[int]] = {}
 
     def _add_guard(self) -> str:
         """A token put in front of a piece for tokenizers that treat the start of a text specially; else nothing."""
@@ -133,8 +137,7 @@ class Controls:
             if not piece.control:
                 piece.parts = [(restore(part), weight) for part, weight in piece.parts]
                 texts.append((self._guard if piece.start else "") + "".join(part for part, _ in piece.parts))
-        encode = self._backend.encode_batch if self.joint else self._backend.encode_batch_fast
-        encodings = iter(encode(texts, add_special_tokens=False))
+        encoded = iter(self._encoded(texts))
         ids: list[int] = []
         weights: list[float] = []
         for piece in pieces:
@@ -142,17 +145,29 @@ class Controls:
                 ids.append(self.ids[piece.control])
                 weights.append(piece.parts[0][1])
                 continue
-            encoding = next(encodings)
+            found, ends = next(encoded)
             guarded = int(bool(self._guard and piece.start))
-            ids += encoding.ids[guarded:]
+            ids += found[guarded:] if guarded else found
             if len(piece.parts) == 1:
-                weights += [piece.parts[0][1]] * (len(encoding.ids) - guarded)
+                weights += [piece.parts[0][1]] * (len(found) - guarded)
             else:
-                ends = [end - len(self._guard) * guarded for _, end in encoding.offsets[guarded:]]
-                weights += _weights_at(ends, piece.parts)
+                shift = len(self._guard) * guarded
+                weights += _weights_at([end - shift for end in ends[guarded:]], piece.parts)
         tokens = Tokens(np.array(ids, dtype=np.int32), np.array(weights, dtype=np.float32))
         tokens.weights[:1] = 0
         return tokens
+
+    def _encoded(self, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+        """Ids of each text and, with `joint`, where each token ends."""
+        if self.joint:
+            encodings = self._backend.encode_batch(texts, add_special_tokens=False)
+            return [(encoding.ids, [end for _, end in encoding.offsets]) for encoding in encodings]
+        # What a template writes between control tokens is short and always the same.
+        unknown = [text for text in texts if text not in self._short]
+        fresh = dict(zip(unknown, self._ids(unknown), strict=True)) if unknown else {}
+        if len(self._short) < SHORT_KEPT:
+            self._short.update((text, ids) for text, ids in fresh.items() if len(text) <= SHORT)
+        return [(fresh[text] if text in fresh else self._short[text], []) for text in texts]
 
     def _pieces(self, text: str, spans: Sequence[tuple[int, int, float]], base: float) -> list[_Piece]:
         """Control tokens and what lies between them, with the weights of `spans`."""

@@ -27,7 +27,11 @@ from luthier.data.encode import Encoding, Facts
 from luthier.data.row import Rows
 from luthier.data.tokens import Shard, TokenSet, is_whole, publish
 
-SHARD_ROWS = 2048
+SHARD_ROWS = 4096
+"""Most rows of a shard."""
+SHARDS = 16
+"""A set is cut into so many where its shards would be larger than LEAST_ROWS, so that all cores finish together."""
+LEAST_ROWS = 256
 FEW_ROWS = 2000
 """Below this, starting processes costs more than it saves."""
 
@@ -53,7 +57,8 @@ def encode_rows(
         DataError: a faulty row under `strict`, or a worker that died.
         RunError: the cache cannot be written.
     """
-    parts = [chosen[start : start + SHARD_ROWS] for start in range(0, len(chosen), SHARD_ROWS)]
+    size = min(SHARD_ROWS, max(LEAST_ROWS, -(-len(chosen) // SHARDS)))
+    parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
     base = hashlib.blake2b(f"{rows.fingerprint}{encoding.fingerprint}".encode(), digest_size=16)
     folders = [cache / "tokens" / _key(base, part) for part in parts]
     missing = [(part, folder) for part, folder in zip(parts, folders, strict=True) if not is_whole(folder)]
