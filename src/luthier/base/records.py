@@ -6,7 +6,7 @@ A row of any supported shape becomes one of these; every later stage sees record
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
@@ -85,13 +85,3 @@ class BadRow(Exception):
     def __init__(self, fault: Fault):
         self.fault = fault
         super().__init__(str(fault))
-
-
-@dataclass(slots=True)
-class Tally:
-    """Counts by reason, kept while rows are read."""
-
-    counts: dict[str, int] = field(default_factory=dict[str, int])
-
-    def add(self, code: str, n: int = 1) -> None:
-        self.counts[code] = self.counts.get(code, 0) + n

@@ -94,9 +94,12 @@ class Trainer:
         self._clock = Clock()
         self._guard = Guard(watcher)
 
-    def restore(self, checkpoint: Path) -> None:
-        """Take weights, optimizer and position from a verified checkpoint, bit for bit."""
-        self.state, tensors = read(checkpoint)
+    def restore(self, checkpoint: Path, approve: Callable[[State], None] | None = None) -> None:
+        """Take weights, optimizer and position from a checkpoint, bit for bit; `approve` sees its state first."""
+        state, tensors = read(checkpoint)
+        if approve is not None:
+            approve(state)
+        self.state = state
         put(self.model.trained(), tensors.trained)
         self.optimizer.load(tensors.optimizer)
         if self.ema is not None and tensors.ema:

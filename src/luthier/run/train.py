@@ -11,7 +11,7 @@ from luthier.base.console import Console
 from luthier.base.errors import LuthierError, Stopped
 from luthier.base.rundir import RunDir
 from luthier.data.render import Renderer
-from luthier.engine.checkpoint import Checkpoints, read
+from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.trainer import Trainer
 from luthier.engine.watcher import RunPlan, Watcher
@@ -87,10 +87,9 @@ def _open(config: RunConfig, resume: Resume | None, mesh: Mesh) -> RunDir:
 
 
 def _restore(trainer: Trainer, resume: Resume, config: RunConfig) -> None:
-    state, _ = read(resume.checkpoint)
     now = trainer.state.fingerprints or {}
-    refuse_changes(stored_config(resume.checkpoint), config, state.fingerprints or {}, now)
-    trainer.restore(resume.checkpoint)
+    stored = stored_config(resume.checkpoint)
+    trainer.restore(resume.checkpoint, lambda state: refuse_changes(stored, config, state.fingerprints or {}, now))
     trainer.state.fingerprints = now
 
 
