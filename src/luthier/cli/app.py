@@ -57,6 +57,25 @@ def train(context: typer.Context) -> int:
     return _train(context, None)
 
 
+@app.command("init", context_settings=_RAW, add_help_option=False)
+def init(context: typer.Context) -> None:
+    """Make a new model: a tokenizer from your text, random weights."""
+    from luthier.cli.init import InitConfig, init
+
+    options = _options(
+        context,
+        InitConfig,
+        "Train a tokenizer on text and write it beside a model with random weights, for luthier pretrain.",
+        (
+            "luthier init --dataset corpus/ --output_dir base",
+            "luthier init --dataset en.jsonl zh.jsonl --vocab_size 8192 --hidden_size 512 --num_attention_heads 8",
+            "luthier init --dataset 'corpus.jsonl#100000' --max_position_embeddings 4096",
+        ),
+    )
+    if options:
+        init(options, context.obj)
+
+
 @app.command("infer", context_settings=_RAW, add_help_option=False)
 def infer(context: typer.Context) -> None:
     """Chat with a model, or answer a file of prompts."""

@@ -32,6 +32,37 @@ class ModelConfig(Config):
     """Extra variables for the chat template, for example {"enable_thinking": false}."""
 
 
+class Shape(Config):
+    """Size of a new Qwen2-shaped model, in the words of transformers."""
+
+    vocab_size: int = Field(default=6144, ge=300)
+    """Tokens of the vocabulary, the 256 bytes and 3 control tokens included."""
+    hidden_size: int = Field(default=256, ge=8)
+    """Width of the residual stream."""
+    intermediate_size: int = Field(default=768, ge=8)
+    """Width inside the feed-forward blocks."""
+    num_hidden_layers: int = Field(default=8, ge=1)
+    """Layers."""
+    num_attention_heads: int = Field(default=4, ge=1)
+    """Query heads; hidden_size must be an even multiple of it."""
+    num_key_value_heads: int = Field(default=2, ge=1)
+    """Key and value heads, each shared by a group of query heads."""
+    max_position_embeddings: int = Field(default=1024, ge=16)
+    """Longest sequence in tokens."""
+    initializer_range: float = Field(default=0.02, gt=0)
+    """Standard deviation of the random weights."""
+    tie_word_embeddings: bool = True
+    """One matrix both reads tokens and scores them."""
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> Shape:
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(f"hidden_size must be an even multiple of {self.num_attention_heads} attention heads")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
+        return self
+
+
 class Full(Config):
     """Every weight moves."""
 
