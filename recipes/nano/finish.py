@@ -65,7 +65,7 @@ def training(checkpoint: Path, chat: Path) -> dict[str, Any]:
     """What the card says of the two runs."""
     run = checkpoint.parents[1]
     config, chats = read_yaml(run / "config.yaml"), read_yaml(chat.parents[1] / "config.yaml")
-    last = rows(run / "metrics.jsonl")[-1]
+    last = [row for row in rows(run / "metrics.jsonl") if "tokens" in row][-1]
     told = rows(run / "events.jsonl")
     state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
     return {
