@@ -53,7 +53,7 @@ def test_help_is_instant():
 def test_help_lists_the_commands(capsys):
     code, out, _ = run(capsys, "--help")
     assert code == 0
-    for name in ("pretrain", "sft", "train", "infer", "preview", "doctor", "quickstart"):
+    for name in ("pretrain", "sft", "train", "init", "infer", "preview", "doctor", "quickstart"):
         assert f" {name} " in out
 
 
