@@ -115,6 +115,14 @@ def save_model(folder: Path, vocabulary: int, shape: str, seed: int = 0, **chang
 
 
 @pytest.fixture(scope="session")
+def nano_dir() -> Path:
+    """The bundled model: trained weights and a real bilingual tokenizer, for what random weights cannot show."""
+    from luthier.model.nano import nano_folder
+
+    return nano_folder()
+
+
+@pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_model_dir(shape="qwen2", seed=0, **config)` -> a model folder with tokenizer, made once per session."""
     made: dict[str, Path] = {}

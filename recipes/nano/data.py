@@ -67,13 +67,16 @@ def read_lines(path: Path) -> list[dict[str, str]]:
 
 def texts(source: Path, book: Book) -> None:
     """bilingual-lm without what may not be used, cleaned; its validation rows stay apart, cleaned the same way."""
+    trained: set[str] = set()  # nothing twice, and nothing held out that was trained on
     for language in ("en", "zh"):
         for file, part in (("text", "train"), (f"held_{language}", "valid")):
             for row in read_lines(source / "bilingual-lm" / f"{language}_{part}.jsonl"):
                 if row["source"].startswith(LEFT_OUT):
                     continue
                 text = clean(row["text"], row["source"])
-                if len(text) >= 20:
+                if len(text) >= 20 and text not in trained:
+                    if part == "train":
+                        trained.add(text)
                     book.add(file, {"text": text, "source": row["source"]}, row["source"], row["license"])
     for path in sorted((HERE / "text").glob("prose.*")):
         for text in path.read_text(encoding="utf-8").splitlines():
@@ -105,7 +108,7 @@ def joined(text: str) -> str:
     """Punctuation back to the words it belongs to."""
     text = re.sub(r" ([,.;:!?%)\]])", r"\1", text)
     text = re.sub(r"([(\[$£]) ", r"\1", text)
-    text = re.sub(r" (n't|'(?:s|m|d|re|ve|ll)\b)", r"\1", text)
+    text = re.sub(r" ('(?:s|m|d|t|re|ve|ll)\b)", r"\1", text)
     return re.sub(r'" ([^"]*?) "', r'"\1"', text).strip()
 
 
@@ -114,14 +117,16 @@ def clean_manual(text: str) -> str:
     kept: list[str] = []
     inside = False
     for line in text.split("\n"):
-        mark = line.strip()
-        if mark.startswith("```"):
+        mark = line.strip().lstrip("> ")  # also inside a quotation
+        if re.match("```[^`]*$", mark):
             if not inside and mark == "```":
                 kept.clear()  # this ends a block that began before the document did
             else:
                 inside = not inside
             continue
-        if not inside and not mark.startswith(("|", "#@tab", ":begin_tab:", ":end_tab:", ":label:", "![", "<img")):
+        if not inside and not mark.startswith(
+            ("[Discussions", "|", "<", "{{<", "![", "#@tab", ":begin_tab:", ":end_tab:", ":label:")
+        ):
             kept.append(line.rstrip())
     text = re.sub(r"\$\$.*?\$\$", "", "\n".join(kept), flags=re.DOTALL)
     text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)  # links
