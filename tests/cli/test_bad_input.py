@@ -64,6 +64,9 @@ def lines(*rows: Any) -> str:
         ({"early_stopping_patience": 2}, ["--early_stopping_patience", "--val_dataset"]),
         ({"metric_for_best_model": "f1", "split_dataset_ratio": 0.2}, ["--metric_for_best_model", "token_accuracy"]),
         ({"deepspeed": "z3.json"}, ["--deepspeed", "FSDP2"]),
+        ({"quant_bits": 4, "train_type": "full"}, ["--train_type full", "4 bits", "--train_type lora"]),
+        ({"quant_bits": 5}, ["model.quant", "4 or 8 bits, not in 5"]),
+        ({"quant_method": "eetq"}, ["--quant_method eetq", "GPU", "--quant_method hqq --quant_bits 8"]),
     ],
 )
 def test_flags_that_cannot_work(job: Any, flags: dict[str, Any], fragments: list[str]):

@@ -13,7 +13,7 @@ from luthier.cli.flags import choose_members, parse
 from luthier.cli.infer import InferConfig
 from luthier.cli.leaves import leaves
 from luthier.cli.translate import Ignored, Means, Refused
-from luthier.model.config import Freeze, Lora
+from luthier.model.config import Freeze, Lora, Quant
 from luthier.run.config import RunConfig
 
 SWIFT = """
@@ -171,7 +171,9 @@ def test_a_recipe_keeps_its_method_under_flags():
         ("--bf16 --torch_dtype float32", "repeated_flag", "--bf16"),
         ("--every 5", "ambiguous_flag", "--save.every"),
         ("--deepspeed zero2", "unsupported_flag", "NPROC_PER_NODE"),
-        ("--quant_method bnb", "unsupported_flag", "not there yet"),
+        ("--quant_method awq", "bad_value", "one of none, bnb, hqq, eetq"),
+        ("--quant_bits four", "bad_value", "whole number"),
+        ("--hqq_axis 0", "unsupported_flag", "along the input"),
         ("--neftune_noise_alpha 5", "unsupported_flag", "NEFTune"),
         ("--save_strategy epoch", "unsupported_flag", "--save_steps"),
         ("--data_seed 3", "unsupported_flag", "--seed"),
@@ -190,6 +192,33 @@ def test_harmless_values_of_refused_flags_pass():
     config, notes = read("--neftune_noise_alpha 0 --quantization_bit 0 --lora_bias none")
     assert config == RunConfig()
     assert notes == []
+
+
+@pytest.mark.parametrize(
+    ("line", "quant"),
+    [
+        ("--quant_method bnb --quant_bits 8", Quant(method="bnb", bits=8)),
+        ("--quantization_bit 4", Quant(method="bnb", bits=4)),
+        ("--quantization_method hqq", Quant(method="hqq", bits=4)),
+        ("--quant_method eetq", Quant(method="eetq", bits=8)),
+        ("--load_in_4bit true --bnb_4bit_quant_type fp4 --double_quantization false",
+         Quant(bits=4, format="fp4", double_quant=False)),
+        ("--load_in_8bit --llm_int8_skip_modules o_proj,layers.3", Quant(bits=8, skip=("o_proj", "layers.3"))),
+        ("--quantization_method bitsandbytes --model.quant.bits 8 --load_in_4bit false", Quant(bits=8)),
+        ("--quant_method none", Quant(method="none")),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("kind", [RunConfig, InferConfig])
+def test_a_base_in_few_bits(line, quant, kind):
+    config, notes = read(line, kind)
+    assert config.model.quant == quant
+    assert notes == []
+    assert validate(kind, config.model_dump(mode="json")) == config
+
+
+def test_bits_that_a_library_does_not_have():
+    with pytest.raises(ConfigError, match=r"model\.quant: bnb holds weights in 4 or 8 bits, not in 3"):
+        read("--quant_method bnb --quant_bits 3")
 
 
 def test_flags_without_meaning_are_noted():

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from luthier.base.errors import MissingExtra
+from luthier.base.errors import ConfigError, MissingExtra
+from luthier.engine import optim
 from luthier.engine.config import OptimConfig
 from luthier.engine.optim import Optimizer, parameter_groups, schedule
 
@@ -17,7 +18,10 @@ NAMES = ["adamw", "adam", "sgd", "adagrad", "adafactor", "muon"]
 HAS_8BIT = find_spec("bitsandbytes") is not None
 WITH_8BIT = [
     *NAMES,
-    pytest.param("adamw_8bit", marks=pytest.mark.skipif(not HAS_8BIT, reason="needs pip install 'luthier[quant]'")),
+    *(
+        pytest.param(name, marks=pytest.mark.skipif(not HAS_8BIT, reason="needs pip install 'luthier[quant]'"))
+        for name in ("adamw_8bit", "lion_8bit")
+    ),
 ]
 
 
@@ -146,10 +150,48 @@ def test_schedule_values(changes: dict[str, object], step: int, expected: float)
     assert schedule(config(**changes), step, 10) == pytest.approx(expected)
 
 
-def test_eight_bit_adamw_names_its_extra(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion_8bit"])
+def test_a_missing_library_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch):
+    optim._bitsandbytes.cache_clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(MissingExtra, match=r"luthier\[quant\]"):
-        Optimizer(network(), config(name="adamw_8bit"), lambda _: 1.0)
+    for act in (
+        lambda: optim.check(config(name=name), torch.device("cuda", 0)),
+        lambda: Optimizer(network(), config(name=name), lambda _: 1.0),
+    ):
+        with pytest.raises(MissingExtra, match=rf"--optim {name} needs .*bitsandbytes.*luthier\[quant\]"):
+            act()
+
+
+@pytest.mark.skipif(not HAS_8BIT, reason="needs pip install 'luthier[quant]'")
+@pytest.mark.parametrize("name", ["paged_adamw", "paged_adamw_8bit"])
+def test_paged_state_needs_a_gpu(name: str):
+    with pytest.raises(ConfigError, match=r"there is no GPU. Use adamw or adamw_8bit"):
+        optim.check(config(name=name), torch.device("cpu"))
+    optim.check(config(name=name), torch.device("cuda", 0))
+
+
+def test_loaded_state_is_put_where_a_paged_optimizer_keeps_it():
+    """bitsandbytes moves state that it did not page itself onto the GPU for good."""
+    named = network()
+    optimizer = Optimizer(named, config(name="sgd"), lambda _: 1.0)
+    asked: list[tuple[nn.Parameter, torch.dtype]] = []
+
+    class Paged(torch.optim.SGD):
+        is_paged = True
+
+        def get_state_buffer(self, p: nn.Parameter, dtype: torch.dtype) -> torch.Tensor:
+            asked.append((p, dtype))
+            buffer = torch.zeros(p.shape, dtype=dtype)
+            buffer.paged = True  # pyright: ignore[reportAttributeAccessIssue]
+            return buffer
+
+    optimizer.parts = [Paged([{"params": list(named.values()), "scale": 1.0}])]
+    value = torch.arange(64 * 72).view(64, 72).to(torch.uint8)
+    optimizer.load({"layer.weight::state1": value, "layer.weight::absmax1": torch.ones(3)})
+    state = optimizer.parts[0].state[named["layer.weight"]]
+    assert asked == [(named["layer.weight"], torch.uint8)]
+    assert state["state1"].paged and torch.equal(state["state1"], value)
+    assert not hasattr(state["absmax1"], "paged")
 
 
 @pytest.mark.skipif(not HAS_8BIT, reason="needs pip install 'luthier[quant]'")
@@ -160,6 +202,29 @@ def test_eight_bit_adamw_holds_bytes_and_stays_near_adamw():
     run(plain, full, range(6))
     state = eight.state()
     assert state["layer.weight::state1"].dtype == torch.uint8 and state["layer.bias::state1"].dtype == torch.float32
+    assert state["embed_tokens.weight::state1"].dtype == torch.float32
     for name in start:
         moved = plain[name] - start[name]
         assert (small[name] - plain[name]).norm() < 0.1 * moved.norm()
+
+
+@pytest.mark.skipif(not HAS_8BIT, reason="needs pip install 'luthier[quant]'")
+def test_eight_bit_lion_is_lion():
+    """Chen et al. 2023, algorithm 2, with decoupled decay; signs agree but where they hang on a rounded zero."""
+    ours, theirs = network(), network()
+    momentum = {name: torch.zeros_like(weight) for name, weight in theirs.items()}
+    settings = config(name="lion_8bit", weight_decay=0.1, beta1=0.9, beta2=0.99)
+    optimizer = Optimizer(ours, settings, lambda _: 1.0)
+    for step in range(4):
+        for name, weight in theirs.items():
+            torch.manual_seed(step)
+            ours[name].grad = gradient = torch.randn_like(weight)
+            decay = 0.1 if weight.ndim == 2 else 0.0
+            with torch.no_grad():
+                update = (0.9 * momentum[name] + 0.1 * gradient).sign()
+                weight -= 1e-2 * (update + decay * weight)
+            momentum[name] = 0.99 * momentum[name] + 0.01 * gradient
+        optimizer.step(1.0)
+    for name, weight in theirs.items():
+        wrong = (ours[name] - weight).abs() > 1e-5
+        assert wrong.float().mean() < (0.02 if name == "layer.weight" else 1e-6)

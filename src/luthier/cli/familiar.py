@@ -25,7 +25,6 @@ def _not_yet(what: str) -> Refused:
     return Refused(f"{what} is not there yet")
 
 
-_QUANT = _not_yet("a quantised base model")
 _SHARDING = Refused(
     "training on several devices is started with torchrun, not configured for another library",
     fix="Set NPROC_PER_NODE=<devices>; sharding with FSDP2 replaces DeepSpeed and is not there yet",
@@ -66,16 +65,27 @@ FAMILIAR: dict[str, Familiar] = {
     "use_fast_tokenizer": _ALWAYS,
     "device_map": Ignored("--device and torchrun place the model"),
     "low_cpu_mem_usage": _ALWAYS,
-    "quant_method": _QUANT,
-    "quant_bits": _QUANT,
-    "quantization_bit": Refused(_QUANT.what, unless="0"),
-    "quantization_method": _QUANT,
-    "load_in_4bit": Refused(_QUANT.what, unless="false"),
-    "load_in_8bit": Refused(_QUANT.what, unless="false"),
+    "quant_method": Means("model.quant.method"),
+    "quantization_method": Means("model.quant.method"),
+    "quant_bits": Means("model.quant.bits"),
+    "quantization_bit": Means("model.quant.bits"),
+    "load_in_4bit": Means("model.quant.bits", switch("model.quant.bits", "4")),
+    "load_in_8bit": Means("model.quant.bits", switch("model.quant.bits", "8")),
+    "bnb_4bit_quant_type": Means("model.quant.format"),
+    "quantization_type": Means("model.quant.format"),
+    "bnb_4bit_use_double_quant": Means("model.quant.double_quant"),
+    "double_quantization": Means("model.quant.double_quant"),
+    "bnb_4bit_compute_dtype": Ignored("products are computed in --torch_dtype"),
+    "bnb_4bit_quant_storage": Ignored("every process holds the whole base, in bytes"),
+    "llm_int8_threshold": Ignored("only weights are rounded, never activations"),
+    "llm_int8_skip_modules": Means("model.quant.skip", commas=True),
+    "hqq_axis": Refused("groups lie along the input", unless="1"),
+    "quantization_device_map": Ignored("--device and torchrun place the model"),
     "rope_scaling": _not_yet("stretching the context"),
     "use_liger_kernel": Ignored("kernels are chosen by measurement"),
     "enable_liger_kernel": Ignored("kernels are chosen by measurement"),
     # the method
+    "method": Means("method.type"),
     "train_type": Means("method.type"),
     "sft_type": Means("method.type"),
     "tuner_type": Means("method.type"),
@@ -254,6 +264,8 @@ WORDS: dict[str, dict[str, str]] = {
     "model.dtype": {"bf16": "bfloat16", "fp16": "float16", "half": "float16", "fp32": "float32", "float": "float32"},
     "model.attention": dict.fromkeys(("fa2", "flash_attn", "flash_attn_2", "flash_attention_2"), "packed")
     | {"disabled": "eager"},
+    "model.quant.method": {"bitsandbytes": "bnb"},
+    "model.quant.bits": {"0": "null"},
     "model.hub": {"modelscope": "ms", "huggingface": "hf"},
     "data.hub": {"modelscope": "ms", "huggingface": "hf"},
     "method.target": _ALL_LINEAR,
@@ -267,7 +279,7 @@ WORDS: dict[str, dict[str, str]] = {
         "adamw_torch_fused": "adamw",
         "adamw_hf": "adamw",
         "adamw_bnb_8bit": "adamw_8bit",
-        "paged_adamw_8bit": "adamw_8bit",
+        "paged_adamw_32bit": "paged_adamw",
     },
     "optim.schedule": {
         "constant_with_warmup": "constant",

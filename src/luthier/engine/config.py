@@ -8,7 +8,9 @@ from pydantic import Field
 
 from luthier.base.config import Config
 
-OptimizerName = Literal["adamw", "adamw_8bit", "adam", "sgd", "adagrad", "adafactor", "muon"]
+OptimizerName = Literal[
+    "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adam", "lion_8bit", "sgd", "adagrad", "adafactor", "muon"
+]
 ScheduleName = Literal["linear", "cosine", "constant"]
 
 
@@ -35,7 +37,8 @@ class OptimConfig(Config):
     """The optimizer and its learning rate."""
 
     name: OptimizerName = "adamw"
-    """Optimizer. muon uses adamw for whatever is not a matrix."""
+    """Optimizer. 8bit holds its state in bytes, embeddings excepted; paged moves it out of a GPU that is full; muon
+    uses adamw for whatever is not a matrix."""
     learning_rate: float | None = Field(default=None, ge=0)
     """Peak learning rate. Unset: 1e-4 for adapters, 1e-5 for full tuning, 3e-4 for pre-training from scratch."""
     weight_decay: float = Field(default=0.1, ge=0)

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luthier.base.errors import MissingExtra
+from luthier.base.errors import ConfigError, MissingExtra
 from luthier.engine.config import OptimConfig
 
 SEPARATOR = "::"
+
+# By bitsandbytes: with 8 bits of state (for all but embeddings), and with 32.
+_BITSANDBYTES = {
+    "adamw_8bit": ("AdamW8bit", "AdamW32bit"),
+    "lion_8bit": ("Lion8bit", "Lion32bit"),
+    "paged_adamw": ("PagedAdamW32bit", "PagedAdamW32bit"),
+    "paged_adamw_8bit": ("PagedAdamW8bit", "PagedAdamW32bit"),
+}
 
 
 def schedule(config: OptimConfig, step: int, total: int) -> float:
@@ -53,6 +63,24 @@ def parameter_groups(
     return list(groups.values())
 
 
+def check(config: OptimConfig, device: torch.device) -> None:
+    """Find out before anything is loaded whether the optimizer can work here.
+
+    Raises:
+        MissingExtra: bitsandbytes is needed and not installed.
+        ConfigError: a paged optimizer without a GPU.
+    """
+    if config.name not in _BITSANDBYTES:
+        return
+    _bitsandbytes(config.name)
+    if config.name.startswith("paged") and device.type != "cuda":
+        raise ConfigError(
+            "it moves state between a GPU and the machine's memory, and there is no GPU",
+            where=f"--optim {config.name}",
+            fix="Use adamw or adamw_8bit",
+        )
+
+
 class Optimizer:
     """One or two torch optimizers over named parameters, with a schedule and a state that saves without pickle.
 
@@ -60,7 +88,7 @@ class Optimizer:
         scale: as in `parameter_groups`.
 
     Raises:
-        MissingExtra: adamw_8bit without bitsandbytes.
+        MissingExtra: it is one of bitsandbytes', which is not installed.
     """
 
     def __init__(self, named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]):
@@ -103,7 +131,12 @@ class Optimizer:
             part = owner[id(parameter)]
             on_device = value.ndim > 0 or bool(part.defaults.get("fused"))
             stays_int = key == "step" and value.dtype == torch.int64  # plain Python counter (bitsandbytes)
-            part.state[parameter][key] = int(value) if stays_int else value.to(parameter.device if on_device else "cpu")
+            if stays_int:
+                part.state[parameter][key] = int(value)
+            elif key.startswith("state") and getattr(part, "is_paged", False):
+                part.state[parameter][key] = _paged(part, parameter, value)
+            else:
+                part.state[parameter][key] = value.to(parameter.device if on_device else "cpu")
 
 
 def _build(
@@ -124,6 +157,8 @@ def _build(
             groups = parameter_groups(rest, config, scale)
             parts.append(torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True))
         return parts
+    if config.name in _BITSANDBYTES:
+        return _of_bitsandbytes(named, config, scale)
     groups = parameter_groups(named, config, scale)
     match config.name:
         case "adamw":
@@ -134,19 +169,37 @@ def _build(
             return [torch.optim.SGD(groups, momentum=config.beta1)]
         case "adagrad":
             return [torch.optim.Adagrad(groups, eps=eps)]
-        case "adafactor":
+        case _:
             return [torch.optim.Adafactor(groups)]
-        case "adamw_8bit":
-            return [_eight_bit()(groups, betas=betas, eps=eps)]
+
+
+def _of_bitsandbytes(
+    named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]
+) -> Sequence[torch.optim.Optimizer]:
+    """State in 8 bits by blocks; embeddings, whose gradients are uneven, keep 32 (Dettmers et al. 2022, 2.3)."""
+    parts: list[torch.optim.Optimizer] = []
+    for kind, embeddings in zip(_BITSANDBYTES[config.name], (False, True), strict=True):
+        own = {name: parameter for name, parameter in named.items() if ("embed" in name) is embeddings}
+        options: dict[str, Any] = {} if "Lion" in kind else {"eps": config.eps}
+        if own:
+            build = getattr(_bitsandbytes(config.name).optim, kind)
+            parts.append(build(parameter_groups(own, config, scale), betas=(config.beta1, config.beta2), **options))
+    return parts
+
+
+def _paged(part: Any, parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """Saved state in memory that can leave the GPU, as the optimizer itself would have made it."""
+    buffer: Tensor = part.get_state_buffer(parameter, dtype=value.dtype)
+    return buffer.copy_(value)
 
 
 def _is_vocabulary(name: str) -> bool:
     return "embed" in name or "lm_head" in name
 
 
-def _eight_bit() -> Callable[..., torch.optim.Optimizer]:
+@cache
+def _bitsandbytes(name: str) -> Any:
     try:
-        import bitsandbytes  # pyright: ignore[reportMissingImports]
+        return import_module("bitsandbytes")
     except ImportError as error:
-        raise MissingExtra("bitsandbytes", "quant", what_for="--optim adamw_8bit") from error
-    return bitsandbytes.optim.AdamW8bit
+        raise MissingExtra("bitsandbytes", "quant", what_for=f"--optim {name}") from error

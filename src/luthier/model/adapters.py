@@ -6,6 +6,8 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from luthier.base.errors import ConfigError, ModelError
+from luthier.model import lowbit
 from luthier.model.causal import Model
 from luthier.model.config import Lora, ModelConfig
-from luthier.model.folder import check_weights, first_line, model_folder
-from luthier.model.inits import ADAPTER, START, add_start, base_weight, half, lora_layers, rank_axis, start_inside
+from luthier.model.folder import check_weights, first_line, local_folder, model_folder
+from luthier.model.inits import ADAPTER, START, add_start, half, lora_layers, rank_axis, start_inside
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -28,6 +31,8 @@ FILE, SETTINGS = "adapter_model", "adapter_config.json"
 # PEFT imports it, and it then speaks of kernels that nothing here uses.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+_EARLIER = "earlier"
+"""Begins the names of adapters that lie under the one that is on."""
 _HALVES = "luthier.trained_rank"
 """Metadata of adapters whose second half is the frozen start: the rank of the first."""
 
@@ -73,6 +78,42 @@ def load_adapter(model: Model, folder: str) -> None:
     network.requires_grad_(False).eval()
 
 
+def stack(model: Model, folders: Sequence[str]) -> None:
+    """Lay saved adapters, which stay as they are, under the one that is on.
+
+    Merging them would round them away: a base in few bits takes no small change.
+
+    Raises:
+        ConfigError: their sum is not what training them one after the other was.
+    """
+    from peft import LoraConfig, PeftModel
+
+    if not folders:
+        return
+    network = model.network
+    assert isinstance(network, PeftModel)
+    live = network.peft_config[ADAPTER]
+    assert isinstance(live, LoraConfig)
+    for number, named in enumerate(folders):
+        folder = adapter_folder(model.config, named)
+        config, state, _ = _read(folder)
+        if config.modules_to_save or (config.use_dora and number) or live.use_dora:
+            raise ConfigError(
+                "adapters with whole modules or with DoRA cannot be stacked over a base in few bits",
+                where=str(folder),
+                fix="Merge them into the original base first",
+            )
+        network.add_adapter(f"{_EARLIER}{number}", replace(config, lora_dropout=0.0))
+        _fill(network, state, f"{_EARLIER}{number}")
+    # In the order of their training: DoRA scales what lies below it.
+    order = sorted(network.peft_config, key=lambda name: not name.startswith(_EARLIER))
+    for _, layer in lora_layers(network):
+        layer.set_adapter(order)
+    for name, weight in network.named_parameters():
+        if f".{_EARLIER}" in name or f".{START}." in name:
+            weight.requires_grad_(False)
+
+
 def save_adapter(model: Model, folder: Path) -> None:
     """Write adapter_model.safetensors and adapter_config.json, which fit the base model as it was loaded."""
     from peft import PeftModel, get_peft_model_state_dict
@@ -89,9 +130,9 @@ def save_adapter(model: Model, folder: Path) -> None:
         metadata[_HALVES] = str(settings["r"])
         settings["lora_alpha"] *= math.sqrt(2) if settings["use_rslora"] else 2
         settings["r"] *= 2
-    base = Path(model.config.path).expanduser()
+    base = local_folder(model.config.path)
     settings |= {
-        "base_model_name_or_path": str(base.resolve()) if base.is_dir() else model.config.path,
+        "base_model_name_or_path": str(base.resolve()) if base else model.config.path,
         "inference_mode": True,
         "init_lora_weights": True,
     }
@@ -104,19 +145,25 @@ def save_adapter(model: Model, folder: Path) -> None:
 
 
 def fold_in(model: Model) -> None:
-    """Merge the adapters into the base in float32 and take them off; each weight keeps its type."""
+    """Merge the adapters into the base in float32 and take them off; each weight keeps its type.
+
+    Weights in few bits come out in the arithmetic's type.
+    """
     from peft import PeftModel
 
     assert isinstance(model.network, PeftModel)
-    types: dict[str, torch.dtype] = {}
-    for name, layer in lora_layers(model.network):
-        weight = base_weight(layer)
-        types[name], weight.data = weight.dtype, weight.data.float()
-    model.base = model.network = model.network.merge_and_unload(safe_merge=True)
+    for _, layer in list(lora_layers(model.network)):
+        base: Any = layer.get_base_layer()
+        dtype = base.weight.dtype
+        if isinstance(base, lowbit.LowBitLinear):
+            layer.base_layer = base = lowbit.written_out(base, torch.float32)
+        base.weight.data = base.weight.data.float()
+        layer.merge(safe_merge=True)  # pyright: ignore[reportCallIssue]
+        base.weight.data = base.weight.data.to(dtype)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(All|Already following) adapters", UserWarning)
+        model.base = model.network = model.network.merge_and_unload()
     model.base.requires_grad_(False)
-    for name, dtype in types.items():
-        module: Any = model.base.get_submodule(name.removeprefix("base_model.model."))
-        module.weight.data = module.weight.data.to(dtype)
 
 
 def _settings(model: Model, method: Lora) -> LoraConfig:

@@ -8,12 +8,56 @@ from pydantic import Field, model_validator
 
 from luthier.base.config import Config
 
+BITS: dict[str, tuple[int, ...]] = {"bnb": (4, 8), "hqq": (4, 2, 3, 8), "eetq": (8,)}
+"""Bits that each library rounds weights to, the usual ones first."""
+
+
+class Quant(Config):
+    """A frozen base in fewer bits: its linear layers are rounded when it is loaded, adapters are trained over it."""
+
+    method: Literal["none", "bnb", "hqq", "eetq"] | None = None
+    """Library that rounds. Unset: bnb when bits are given; for an adapter in use, as in its training; else none."""
+    bits: int | None = None
+    """Bits of a weight: bnb 4 or 8, hqq 2, 3, 4 or 8, eetq 8. Unset: 4, with eetq 8."""
+    format: Literal["nf4", "fp4"] = "nf4"
+    """The 16 values of bnb's 4 bits."""
+    double_quant: bool = True
+    """Round the scales of bnb's 4 bits too."""
+    group_size: int = Field(default=64, ge=8, multiple_of=8)
+    """Weights that share a scale in hqq."""
+    skip: tuple[str, ...] = ()
+    """Layers that are not rounded, by a part of their dotted name; the head never is."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is rounded."""
+        return self.method in BITS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        if "bits" in given:
+            given.setdefault("method", "bnb")
+        if given.get("method") in BITS:
+            given.setdefault("bits", BITS[given["method"]][0])
+        return given
+
+    @model_validator(mode="after")
+    def _possible(self) -> Quant:
+        if self.method in BITS and self.bits not in BITS[self.method]:
+            known = " or ".join(str(bits) for bits in sorted(BITS[self.method]))
+            raise ValueError(f"{self.method} holds weights in {known} bits, not in {self.bits}")
+        return self
+
 
 class ModelConfig(Config):
     """The base model and its tokenizer."""
 
     path: str = ""
-    """Model folder or hub id."""
+    """Model folder or hub id; nano is the tiny model that comes with Luthier."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     hub: Literal["hf", "ms"] = "hf"
@@ -22,6 +66,8 @@ class ModelConfig(Config):
     """Type of the frozen weights and of the arithmetic. auto: bfloat16 on a GPU that has it, else float32."""
     attention: Literal["auto", "packed", "sdpa", "eager"] = "auto"
     """Attention kernel. packed: no padding at all; auto: packed where the model allows it."""
+    quant: Quant = Quant()
+    """A frozen base in fewer bits."""
     adapters: tuple[str, ...] = ()
     """Earlier adapters, applied in order. Training continues the last one when its method fits."""
     trust_remote_code: bool = False

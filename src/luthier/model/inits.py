@@ -109,4 +109,4 @@ def lora_layers(network: PeftModel) -> Iterator[tuple[str, LoraLayer]]:
 def base_weight(layer: LoraLayer) -> Tensor:
     """The weight that a layer's adapters adapt."""
     base: Any = layer.get_base_layer()
-    return base.weight
+    return base.weight  # of a layer in few bits: the rounded weight, made at each call

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from luthier.base.errors import ModelError
-from luthier.model import attention, probe
+from luthier.model import attention, lowbit, probe, rounding
 from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
 from luthier.model.folder import check_weights, first_line, model_folder, read_json
@@ -73,17 +73,28 @@ def load_model(
     """Load a model; safetensors only, and never with a weight that was not in the files.
 
     With `trained` the weights keep the type they are stored in, so that `methods.apply` can widen those that move
-    without loss; otherwise they are held in the arithmetic's type.
+    without loss; otherwise they are held in the arithmetic's type.  What `config.quant` names is held in few bits.
 
     Raises:
         ModelError: naming what is missing or wrong, and what to do.
+        MissingExtra: the library that holds weights in few bits is not installed.
     """
     folder = model_folder(config)
     settings = _settings(folder, config)
     check_weights(folder)
     dtype = arithmetic_dtype(config.dtype, device)
-    network = _network(folder, config, settings, "auto" if trained else dtype)
-    network.requires_grad_(False).eval().to(device)  # pyright: ignore[reportArgumentType]
+    stored = _stored_rounded(settings, folder, config, trained=trained)
+    # Weights in the stored type are mapped from their files; on the way to few bits none is copied before its turn.
+    network = _network(folder, config, settings, "auto" if trained or config.quant.on else dtype)
+    network.requires_grad_(False).eval()
+    held = None
+    if config.quant.on:
+        held = lowbit.quantize(network, config.quant, device, dtype)
+        for weight in () if trained else network.parameters():
+            weight.data = weight.data.to(dtype)
+    elif stored == "bitsandbytes":
+        held = lowbit.adopt(network, device, dtype)
+    network.to(device)  # pyright: ignore[reportArgumentType]
     embedding: Any = network.get_input_embeddings()
     rows = embedding.weight.shape[0]
     if len(tokenizer) > rows:
@@ -92,7 +103,7 @@ def load_model(
             where=str(folder),
             fix="Use the tokenizer that the model was trained with",
         )
-    packed, note = _choose_attention(network, config)
+    packed, padded = _choose_attention(network, config)
     return Model(
         network,
         tokenizer,
@@ -101,7 +112,7 @@ def load_model(
         max_length=_max_length(settings, tokenizer),
         config=config,
         packed=packed,
-        note=note,
+        note=". ".join(note for note in (held, padded) if note) or None,
     )
 
 
@@ -153,6 +164,30 @@ def _settings(folder: Path, config: ModelConfig) -> PreTrainedConfig:
             fix="Give a model whose architecture ends in ForCausalLM",
         )
     return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+
+
+def _stored_rounded(settings: PreTrainedConfig, folder: Path, config: ModelConfig, *, trained: bool) -> str | None:
+    """The library that rounded the weights before they were stored, if one did.
+
+    Adapters are trained over those of bitsandbytes; others can be used as they are, and no more.
+    """
+    stored: Any = getattr(settings, "quantization_config", None)
+    if stored is None:
+        return None
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored.quant_method
+    method = str(getattr(method, "value", method))
+    if config.quant.on or (trained and method != "bitsandbytes"):
+        raise ModelError(
+            f"its weights are stored rounded already ({method})",
+            where=str(folder),
+            code="stored_rounded",
+            fix="Take the model's original weights; --quant_bits 4 rounds them when they are loaded"
+            if method != "bitsandbytes"
+            else "Leave --quant_method and --quant_bits out",
+        )
+    if method == "bitsandbytes":
+        rounding.bitsandbytes(f"the model {folder.name}")
+    return method
 
 
 def _network(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from luthier.base.errors import ConfigError
 from luthier.model import adapters as lora
+from luthier.model import lowbit
 from luthier.model.adapters import is_lora_b, load_adapter
 from luthier.model.causal import Model
 from luthier.model.config import Freeze, Full, Lora, Method, ModelConfig
@@ -35,17 +36,25 @@ def check_files(config: ModelConfig) -> None:
 def apply(model: Model, method: Method, adapters: Sequence[str] = ()) -> None:
     """Make the weights that `method` names trainable, in place.
 
-    Weights that move become float32, the others are held in the arithmetic's type.  Earlier adapters are merged in
-    order; with LoRA the last one is trained further.
+    Weights that move become float32, the others are held in the arithmetic's type or in the few bits they have.
+    Earlier adapters are merged in order; with LoRA the last one is trained further.
 
     Raises:
         ConfigError: the method leaves nothing to train, or does not fit the earlier adapter.
         ModelError: an adapter cannot be read, or no layer has the target's name.
     """
+    rounded = lowbit.holds(model.base)
     if isinstance(method, Lora):
-        _merge_all(model, adapters[:-1])
+        if not rounded:
+            _merge_all(model, adapters[:-1])
         _hold_frozen(model)
         lora.put_on(model, method, adapters[-1] if adapters else None)
+        if rounded:
+            lora.stack(model, adapters[:-1])
+    elif rounded:
+        raise ConfigError(
+            "weights in few bits cannot move", where="method.type", fix="Use lora, or leave --quant_bits out"
+        )
     else:
         _widen(model)
         _merge_all(model, adapters)
@@ -59,10 +68,18 @@ def apply(model: Model, method: Method, adapters: Sequence[str] = ()) -> None:
 
 
 def attach(model: Model, adapters: Sequence[str]) -> None:
-    """Put saved adapters on a model that is used, not trained: all but the last are merged, the last stays live."""
-    _merge_all(model, adapters[:-1])
+    """Put saved adapters on a model that is used, not trained: all but the last are merged, the last stays live.
+
+    Over a base in few bits all stay live.
+    """
+    rounded = lowbit.holds(model.base)
+    if not rounded:
+        _merge_all(model, adapters[:-1])
     if adapters:
         load_adapter(model, adapters[-1])
+    if rounded:
+        lora.stack(model, adapters[:-1])
+        model.network.requires_grad_(False).eval()
 
 
 def save(model: Model, folder: Path) -> None:
@@ -78,11 +95,25 @@ def save(model: Model, folder: Path) -> None:
     model.tokenizer.save_pretrained(folder)
 
 
-def merge(model: Model, folder: Path) -> None:
-    """Merge the adapters in float32 and write the whole model.  The live model stays merged."""
+def merge(model: Model, folder: Path) -> str | None:
+    """Merge the adapters in float32 and write the whole model in the arithmetic's type.  The live model stays merged.
+
+    Returns:
+        What to tell the user about the numbers, if there is something.
+    """
+    rounded = lowbit.holds(model.base)
     if model.adapted:
         lora.fold_in(model)
+    if rounded:
+        lowbit.write_out(model.base, model.dtype)
     save(model, folder)
+    if not rounded:
+        return None
+    return (
+        f"The base was held in few bits: the merged model has its rounded weights, in "
+        f"{str(model.dtype).removeprefix('torch.')}. It answers as the live one did up to the rounding of that type; "
+        "the adapter merged into the original weights would answer a little differently"
+    )
 
 
 def layer_of(name: str) -> int | None:

@@ -21,7 +21,7 @@ from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
 from luthier.engine.trainer import Data, Settings, Trainer
 from luthier.engine.watcher import RunPlan, Watcher
-from luthier.model import methods
+from luthier.model import lowbit, methods
 from luthier.model.config import Lora
 from luthier.model.load import Model, load_model
 from luthier.objectives.language import Language
@@ -165,7 +165,7 @@ def describe(run: Run, data: Prepared, model: Model, trainer: Trainer) -> RunPla
     an_epoch = trainer.data.source.steps(1.0)
     return RunPlan(
         model=run.config.model.path,
-        parameters=sum(weight.numel() for weight in model.network.parameters()),
+        parameters=lowbit.count_weights(model.network),
         trained_parameters=sum(weight.numel() for weight in model.trained().values()),
         method=run.config.method.type,
         objective=run.config.objective.type,

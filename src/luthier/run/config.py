@@ -67,6 +67,12 @@ def resolve(config: RunConfig) -> RunConfig:
         raise ConfigError(
             "early stopping needs validation data", where="--early_stopping_patience", fix="Set --val_dataset"
         )
+    if config.model.quant.on and not isinstance(config.method, Lora):
+        raise ConfigError(
+            f"weights held in {config.model.quant.bits} bits cannot be trained",
+            where=f"--train_type {config.method.type}",
+            fix="Train an adapter over them with --train_type lora, or leave --quant_method and --quant_bits out",
+        )
     if config.model.dtype == "float16":
         raise ConfigError(
             "training in float16 loses small gradients", where="--torch_dtype", fix="Use bfloat16 or float32"
@@ -79,6 +85,7 @@ def resolve(config: RunConfig) -> RunConfig:
         rate = 1e-4 if isinstance(config.method, Lora) else 1e-5
     return config.model_copy(
         update={
+            "model": _keeping_modules(config),
             "data": config.data.model_copy(update={"packing": packing, "overlong": overlong}),
             "optim": config.optim.model_copy(update={"learning_rate": rate}),
             "eval": config.eval.model_copy(
@@ -89,3 +96,12 @@ def resolve(config: RunConfig) -> RunConfig:
             ),
         }
     )
+
+
+def _keeping_modules(config: RunConfig) -> ModelConfig:
+    """Modules that are trained whole are not rounded."""
+    quant = config.model.quant
+    if not (quant.on and isinstance(config.method, Lora)):
+        return config.model
+    skip = tuple(dict.fromkeys((*quant.skip, *config.method.modules_to_save)))
+    return config.model.model_copy(update={"quant": quant.model_copy(update={"skip": skip})})

@@ -51,6 +51,8 @@ def find(model: ModelConfig) -> Usable:
         model = model.model_copy(update={**own, "adapters": trained.model.adapters[:-1]})
         earlier = list(model.adapters)
     update = {
+        # The adapter has learned over the base as it was held.
+        "quant": trained.model.quant if model.quant.method is None else model.quant,
         "adapters": (*earlier, str(folder)),
         "template_args": {**trained.model.template_args, **model.template_args},
         "trust_remote_code": model.trust_remote_code or trained.model.trust_remote_code,

@@ -14,6 +14,7 @@ from luthier.base.config import read_yaml
 from luthier.base.errors import ConfigError
 from luthier.base.rundir import run_number
 from luthier.engine.checkpoint import MANIFEST, Checkpoints
+from luthier.model import lowbit
 from luthier.model.load import Model
 from luthier.run.config import RunConfig
 
@@ -126,7 +127,7 @@ def _under(key: str, paths: tuple[str, ...]) -> bool:
 def model_fingerprint(model: Model) -> str:
     """Hash over the names, shapes and evenly spaced values of every weight."""
     hashed = hashlib.blake2b(digest_size=16)
-    for name, weight in model.network.named_parameters():
+    for name, weight in (*model.network.named_parameters(), *lowbit.tensors(model.network)):
         sample = weight.reshape(-1)[:: max(1, weight.numel() // 256)].float().cpu().numpy().tobytes()
         hashed.update(f"{name}{tuple(weight.shape)}".encode() + sample)
     return hashed.hexdigest()

@@ -11,11 +11,12 @@ from luthier.base.console import Console
 from luthier.base.errors import LuthierError, Stopped
 from luthier.base.rundir import RunDir
 from luthier.data.render import Renderer
+from luthier.engine import optim
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.trainer import Trainer
 from luthier.engine.watcher import RunPlan, Watcher
-from luthier.model import methods
+from luthier.model import lowbit, methods
 from luthier.model.load import context_length, load_tokenizer
 from luthier.objectives.language import Language
 from luthier.run.build import Run, build_data, build_model, build_trainer, describe
@@ -48,6 +49,8 @@ def train(config: RunConfig, console: Console) -> Path:
         if max_length < config.data.max_length:
             voice.warn(f"max_length is {max_length} tokens, the longest the model can hold")
         methods.check_files(config.model)
+        lowbit.check(config.model.quant, mesh.device)
+        optim.check(config.optim, mesh.device)
         directory = _open(config, resume, mesh)
         stack.callback(directory.close)
         run = Run(config, voice, mesh, directory, max_length)
