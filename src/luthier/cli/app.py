@@ -117,6 +117,14 @@ def preview(context: typer.Context) -> None:
         preview(options, context.obj)
 
 
+@app.command("data", context_settings=_RAW, add_help_option=False)
+def data(context: typer.Context) -> int:
+    """Turn raw files into a training set: dedup, split, convert ..."""
+    from luthier.cli.data import data
+
+    return data(context.args, context.obj)
+
+
 @app.command("doctor", context_settings=_RAW, add_help_option=False)
 def doctor(context: typer.Context) -> None:
     """Show versions, devices and what is missing."""

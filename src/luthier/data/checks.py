@@ -53,7 +53,7 @@ def to_record(row: Row, options: RecordOptions) -> tuple[Record | Fault, tuple[F
         return row.value, row.repairs
     repairs: list[Fault] = []
     reader = Reader(row.where, repairs if options.bad_rows == "fix" else None)
-    value = _renamed(row.value, options.columns)
+    value = renamed(row.value, options.columns)
     try:
         record = read_record(value, row.where, reader.repairs)
         if isinstance(record, Chat):
@@ -67,19 +67,34 @@ def to_record(row: Row, options: RecordOptions) -> tuple[Record | Fault, tuple[F
     return record, (*row.repairs, *repairs)
 
 
+def shape_fault(value: Mapping[str, Json], where: Where) -> Fault | None:
+    """What a row says against its own shape, after the safe repairs; None when it is fine or has no shape we know."""
+    reader = Reader(where, [])
+    try:
+        record = read_record(value, where, reader.repairs)
+        if isinstance(record, Chat):
+            _sensible(reader, record.messages)
+    except BadRow as error:
+        return None if error.fault.code in _NO_SHAPE else error.fault
+    return None
+
+
+_NO_SHAPE = ("unknown_shape", "wrong_task", "needs_media")
+
+
 def ignored_columns(row: Row, options: RecordOptions) -> tuple[str, ...]:
     """Columns of a row that have no part in its record."""
     if isinstance(row.value, Fault):
         return ()
-    return tuple(key for key in extra_columns(_renamed(row.value, options.columns)) if key != "tag")
+    return tuple(key for key in extra_columns(renamed(row.value, options.columns)) if key != "tag")
 
 
-def _renamed(value: dict[str, Json], columns: Mapping[str, str]) -> dict[str, Json]:
-    """The row under our names; a renamed column displaces one that had the name before."""
-    renamed = {columns[key]: item for key, item in value.items() if key in columns}
-    if not renamed:
+def renamed(value: dict[str, Json], columns: Mapping[str, str]) -> dict[str, Json]:
+    """The row under new names, {old: new}; a renamed column displaces one that had the name before."""
+    moved = {columns[key]: item for key, item in value.items() if key in columns}
+    if not moved:
         return value
-    return {**{key: item for key, item in value.items() if key not in columns}, **renamed}
+    return {**{key: item for key, item in value.items() if key not in columns}, **moved}
 
 
 def _sensible(reader: Reader, messages: tuple[Message, ...]) -> tuple[Message, ...]:

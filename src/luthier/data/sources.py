@@ -23,7 +23,7 @@ from luthier.data.config import DataConfig
 from luthier.data.row import Row, Rows
 from luthier.data.textfile import cache_root, describe, kind_of, open_text, stream_text
 
-__all__ = ["DatasetSpec", "Row", "Rows", "open_rows", "parse_spec", "stream_rows"]
+__all__ = ["DatasetSpec", "Row", "Rows", "files_of", "open_file", "open_rows", "parse_spec", "stream_rows"]
 
 SUFFIXES = (*textfile.SUFFIXES, *tables.SUFFIXES)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -89,7 +89,7 @@ def open_rows(spec: DatasetSpec, config: DataConfig) -> Rows:
     """
     if spec.kind != "local":
         return tables.open_hub(spec.kind, spec.path, spec.subset, cache_root(config) / "hub", config.max_row_bytes)
-    parts = [_open_file(path, config) for path in _files(spec)]
+    parts = [open_file(path, config) for path in files_of(spec)]
     return parts[0] if len(parts) == 1 else JoinedRows(spec.path, tuple(parts))
 
 
@@ -104,12 +104,13 @@ def stream_rows(spec: DatasetSpec, config: DataConfig, start: int = 0) -> Iterat
     if spec.kind != "local":
         yield from tables.stream_hub(spec.kind, spec.path, spec.subset, start)
         return
-    rows = (row for path in _files(spec) for row in _stream_file(path, config))
+    rows = (row for path in files_of(spec) for row in _stream_file(path, config))
     for read in islice(rows, start, None):
         yield read()
 
 
-def _open_file(path: Path, config: DataConfig) -> Rows:
+def open_file(path: Path, config: DataConfig) -> Rows:
+    """Open one data file for random access.  Raises as `open_rows`."""
     if kind_of(path) in textfile.SUFFIXES:
         return open_text(path, str(path), config)
     return tables.open_table(path, str(path), cache_root(config) / "tables", config.max_row_bytes)
@@ -121,8 +122,12 @@ def _stream_file(path: Path, config: DataConfig) -> Iterator[Callable[[], Row]]:
     return tables.stream_table(path, str(path), config.max_row_bytes)
 
 
-def _files(spec: DatasetSpec) -> list[Path]:
-    """The files a local data set is made of."""
+def files_of(spec: DatasetSpec) -> list[Path]:
+    """The files a local data set is made of.
+
+    Raises:
+        DataError: `missing_file`, `unknown_format`, `no_data`.
+    """
     path = Path(os.path.expanduser(spec.path))  # noqa: PTH111  (an unknown ~user stays as it is)
     if not _exists(spec.path):
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []

@@ -1,0 +1,70 @@
+"""Which rows belong together: equal keys, and pairs joined into groups.  Pure functions of arrays."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.prepare.spill import Spill
+
+Numbers = NDArray[np.int64]
+_MOST_AT_ONCE = 8_000_000
+"""Keys that are sorted at a time; more are sorted share by share, so that memory stays bounded."""
+
+
+def first_of_equals(keys: Spill) -> Numbers:
+    """For every row the first row with the same key; int64 [N].
+
+    Args:
+        keys: uint64 [N, 2], both halves of a 128-bit hash.
+    """
+    first = np.arange(keys.rows, dtype=np.int64)
+    shares = -(-keys.rows // _MOST_AT_ONCE)
+    for share in range(shares):
+        numbers, wanted = _share(keys, share, shares)
+        order = np.lexsort((numbers, wanted[:, 1], wanted[:, 0]))
+        ordered = wanted[order]
+        starts = np.ones(len(order), dtype=bool)
+        starts[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+        leaders = numbers[order][starts]
+        first[numbers[order]] = leaders[np.cumsum(starts) - 1]
+    return first
+
+
+def _share(keys: Spill, share: int, shares: int) -> tuple[Numbers, NDArray[np.uint64]]:
+    """Numbers and keys of the rows whose key falls into one share."""
+    numbers: list[Numbers] = []
+    found: list[NDArray[np.uint64]] = []
+    start = 0
+    for block in keys.blocks():
+        mine = np.flatnonzero(block[:, 0] % np.uint64(shares) == share) if shares > 1 else np.arange(len(block))
+        numbers.append(mine.astype(np.int64) + start)
+        found.append(block[mine])
+        start += len(block)
+    return np.concatenate(numbers), np.concatenate(found)
+
+
+def join(size: int, pairs: Numbers) -> Numbers:
+    """Connected rows: for every row the first row of its group; int64 [size].
+
+    Every row takes the smallest number it is connected with, and pointers are shortened by half in each turn, so the
+    number of turns grows with the logarithm of the longest chain.
+
+    Args:
+        pairs: int64 [P, 2], rows that belong together.
+    """
+    first = np.arange(size, dtype=np.int64)
+    one, other = pairs[:, 0], pairs[:, 1]
+    while len(one):
+        a, b = first[one], first[other]
+        apart = a != b
+        one, other, a, b = one[apart], other[apart], a[apart], b[apart]
+        if not len(one):
+            break
+        np.minimum.at(first, np.maximum(a, b), np.minimum(a, b))
+        while True:
+            shorter = first[first]
+            if np.array_equal(shorter, first):
+                break
+            first = shorter
+    return first

@@ -1,0 +1,65 @@
+"""Where the rows of an intermediate file came from: a file beside it, so that reports name what the user knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from luthier.base.errors import DataError
+from luthier.base.records import Where
+
+_PAIR = np.dtype(np.uint32)
+
+
+def _paths(rows: Path) -> tuple[Path, Path]:
+    return rows.with_suffix(".origins"), rows.with_suffix(".files.json")
+
+
+class OriginWriter:
+    """Writes, for every row of `rows`, the file and line it came from: pairs of uint32, and the names as JSON."""
+
+    def __init__(self, rows: Path):
+        self._path, self._names_path = _paths(rows)
+        self._names: dict[str, int] = {}
+        self._stream: BinaryIO = self._path.open("wb")
+
+    def write(self, places: Sequence[Where]) -> None:
+        """The places of further rows."""
+        pairs = [(self._names.setdefault(place.file, len(self._names)), place.line) for place in places]
+        self._stream.write(np.array(pairs, _PAIR).tobytes())
+
+    def close(self) -> None:
+        """Finish both files."""
+        self._stream.close()
+        self._names_path.write_bytes(orjson.dumps(list(self._names)))
+
+
+class Origins:
+    """What an `OriginWriter` wrote.  Small to send to another process; read where it is used."""
+
+    def __init__(self, rows: Path):
+        self._rows = rows
+        self._table: NDArray[np.uint32] | None = None
+        self._names: list[str] = []
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"_rows": self._rows, "_table": None, "_names": []}
+
+    def __getitem__(self, number: int) -> Where:
+        """Where row `number` (from 0) came from."""
+        if self._table is None:
+            table, names = _paths(self._rows)
+            try:
+                self._table = np.memmap(table, _PAIR, "r").reshape(-1, 2) if table.stat().st_size else None
+                self._names = orjson.loads(names.read_bytes())
+            except OSError as error:
+                raise DataError("a cached step is damaged", where=str(self._rows), fix="Remove it") from error
+            if self._table is None:
+                raise IndexError(number)
+        file, line = self._table[number].tolist()
+        return Where(self._names[file], line)

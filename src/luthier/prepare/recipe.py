@@ -1,0 +1,257 @@
+"""Verbs one after the other, from one file; every step is kept under the hash of all that went into it.
+
+    inputs: [raw.csv, more.jsonl]
+    output: train.jsonl
+    report: report.json
+    seed: 42
+    steps:
+      - dedup: {exact: true}
+      - dedup: {near: true, threshold: 0.8}
+      - split: {ratio: [0.9, 0.05, 0.05]}
+      - decontaminate: {against: [benchmark.jsonl], only: train}
+
+A step works on what the step before it wrote.  Behind a `split` there are several sets; a step works on each of them,
+or on the ones that `only` names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import model_validator
+
+from luthier import __version__
+from luthier.base.config import nearest, validate
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError
+from luthier.base.rundir import fsync_dir, storage_error, write_atomic
+from luthier.data.sources import files_of, open_rows, parse_spec
+from luthier.data.textfile import cache_root
+from luthier.prepare import verbs
+from luthier.prepare.config import ReadConfig, VerbConfig
+from luthier.prepare.origins import Origins
+from luthier.prepare.report import Finished, to_bytes
+from luthier.prepare.verb import Verb
+from luthier.prepare.work import Places, do, read_by, say, write_report
+from luthier.prepare.write import part_paths, refuse_overwriting, target, write_rows
+
+_FORMAT = 1
+"""Of cached steps; another number never reads these."""
+
+
+class RecipeConfig(ReadConfig):
+    """A recipe: where rows come from, where they go, and the verbs between."""
+
+    inputs: tuple[str, ...] = ()
+    """Data sets: [hf::|ms::]path-or-hub-id[:subset][#N]."""
+    output: str | None = None
+    """File to write: .jsonl or .parquet; or a folder."""
+    report: str | None = None
+    """JSON file for the reports of all steps; a page for people is written beside it, with the suffix .html."""
+    steps: tuple[dict[str, dict[str, Any] | None], ...] = ()
+    """The verbs in order, each with its settings: [{dedup: {near: true}}, {split: {ratio: [0.9, 0.1]}}]."""
+
+    @model_validator(mode="after")
+    def _one_verb_a_step(self) -> RecipeConfig:
+        for number, step in enumerate(self.steps, 1):
+            if len(step) != 1:
+                raise ValueError(f"step {number} must name one verb with its settings, like 'dedup: {{exact: true}}'")
+        return self
+
+
+@dataclass(frozen=True)
+class _Set:
+    """Rows between two steps."""
+
+    datasets: tuple[str, ...]
+    """What they are read from: the recipe's inputs, or one file of a cached step."""
+    name: str
+    """What reports call them."""
+    identity: str
+    """Hash of what they are."""
+    rows: Path | None = None
+    """The file of a cached step."""
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One step, checked."""
+
+    number: int
+    verb: Verb
+    config: VerbConfig
+    only: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"step {self.number} ({self.verb.name})"
+
+
+@dataclass
+class Run:
+    """What a recipe made."""
+
+    outputs: dict[str, Path] = field(default_factory=dict[str, Path])
+    """Files written, by the name of the set ("" when there is one)."""
+    done: int = 0
+    """Steps that were worked on, each set counted; the others were in the cache."""
+    cached: int = 0
+
+
+def run(recipe: RecipeConfig, console: Console) -> Run:
+    """Run a recipe, taking from the cache what is there.
+
+    Raises:
+        ConfigError: a step that cannot work; found before anything is read.
+        DataError, RunError: as the verbs; finished steps are kept.
+    """
+    steps = [_check(number, step) for number, step in enumerate(recipe.steps, 1)]
+    if not steps:
+        fix = "Write for example: steps: [{dedup: {exact: true}}]"
+        raise ConfigError("the recipe has no steps", where="steps", fix=fix)
+    if not recipe.inputs:
+        raise ConfigError("the recipe names no data set", where="inputs", fix="Write for example: inputs: [my.jsonl]")
+    names = _names(steps)
+    outputs = part_paths(recipe.output, names) if recipe.output else {}
+    report = target(recipe.report, "--report", (".json",)) if recipe.report else None
+    made = Places(outputs, report)
+    specs = [parse_spec(text, recipe.hub) for text in recipe.inputs]
+    files = [path for spec in specs if spec.kind == "local" for path in files_of(spec)]
+    refuse_overwriting(files, [path for path in (*outputs.values(), made.report, made.page) if path])
+    for step in steps:
+        refuse_overwriting(_named_files(step, recipe), outputs.values())
+    result = Run()
+    sets = {
+        "": _Set(recipe.inputs, ", ".join(recipe.inputs), _hash(*(_content(text, recipe) for text in recipe.inputs)))
+    }
+    reports: list[Mapping[str, Any]] = []
+    for step in steps:
+        after: dict[str, _Set] = {}
+        for name, rows in sets.items():
+            if step.only and name not in step.only:
+                after[name] = rows
+                continue
+            folder = _do(step, name, rows, recipe, console, result)
+            reports.append(orjson.loads((folder / "report.json").read_bytes()))
+            after.update(_after(step, name, rows, folder))
+        sets = after
+    for name, path in outputs.items():
+        rows = sets[name].rows
+        assert rows is not None, "a recipe has a step, and the last one that writes has written"
+        write_rows(rows, path)
+        result.outputs[name] = path
+    write_report(made, [Finished.from_json(shown) for shown in reports])
+    return result
+
+
+def _check(number: int, step: Mapping[str, Mapping[str, Any] | None]) -> _Step:
+    (name, given), *_ = step.items()
+    settings = dict(given or {})
+    known = verbs.names()
+    if name not in known:
+        hint = nearest(name, known)
+        fix = f"Did you mean {hint!r}?" if hint else f"Verbs: {', '.join(known)}"
+        raise ConfigError(f"there is no verb {name!r}", where=f"steps[{number - 1}]", fix=fix, code="unknown_command")
+    only = settings.pop("only", ())
+    verb = verbs.load(name)
+    try:
+        config = validate(verb.config, settings)
+    except ConfigError as error:
+        raise ConfigError(error.what, where=f"steps[{number - 1}] {name}", code=error.code) from error
+    return _Step(number, verb, config, (only,) if isinstance(only, str) else tuple(only))
+
+
+def _names(steps: Sequence[_Step]) -> tuple[str, ...]:
+    """The sets there are behind the last step."""
+    names: tuple[str, ...] = ("",)
+    for step in steps:
+        where = f"steps[{step.number - 1}] {step.verb.name}"
+        unknown = [name for name in step.only if name not in names]
+        if unknown:
+            there = ", ".join(name for name in names if name) or "one set without a name"
+            raise ConfigError(f"only: there is no set {unknown[0]!r} here", where=where, fix=f"There is: {there}")
+        parts = step.verb.parts(step.config) if step.verb.writes else ("",)
+        if parts != ("",):
+            if names != ("",):
+                raise ConfigError("the rows are split already", where=where, fix="Split once")
+            names = parts
+    return names
+
+
+def _named_files(step: _Step, recipe: RecipeConfig) -> list[Path]:
+    specs = [parse_spec(text, recipe.hub) for text in read_by(step.verb, step.config)]
+    return [path for spec in specs if spec.kind == "local" for path in files_of(spec)]
+
+
+def _do(step: _Step, name: str, rows: _Set, recipe: RecipeConfig, console: Console, result: Run) -> Path:
+    """The folder of a step's result for one set: from the cache, or made now."""
+    wishes = recipe.model_dump(mode="json", include={"bad_rows", "max_row_bytes", "min_rows", "seed"})
+    columns = recipe.columns if rows.rows is None else {}
+    further = [_content(text, recipe) for text in read_by(step.verb, step.config)]
+    settings = step.config.model_dump(mode="json")
+    versions = [_FORMAT, __version__, step.verb.name, step.verb.version]
+    key = _hash(rows.identity, rows.name, orjson.dumps([versions, settings, wishes, columns, further]).decode())
+    folder = cache_root(recipe.data()) / "prepare" / key[:2] / key
+    title = f"{step.name}{f' of {name}' if name else ''}"
+    if (folder / "report.json").is_file():
+        console.say(f"{title}: in the cache")
+        result.cached += 1
+        return folder
+    console.say(title)
+    read = validate(ReadConfig, {**{key: getattr(recipe, key) for key in ReadConfig.model_fields}, "columns": columns})
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as holder:
+            staged = Path(holder) / "step"
+            staged.mkdir()
+            parts = step.verb.parts(step.config) if step.verb.writes else ()
+            made = Places(
+                {part: staged / f"{part or 'rows'}.jsonl" for part in parts}, rejected=staged / "rejected.jsonl"
+            )
+            origins = {} if rows.rows is None else {rows.datasets[0]: Origins(rows.rows)}
+            finished = do(
+                step.verb, step.config, read, rows.datasets, made, console, origins=origins, names=[rows.name]
+            )
+            write_atomic(staged / "report.json", to_bytes(finished.as_json()))
+            fsync_dir(staged)
+            if not folder.exists():
+                staged.rename(folder)
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    say(finished, Places(rejected=folder / "rejected.jsonl"), console)
+    result.done += 1
+    return folder
+
+
+def _after(step: _Step, name: str, rows: _Set, folder: Path) -> dict[str, _Set]:
+    """The sets that a step leaves of one set."""
+    if not step.verb.writes:
+        return {name: rows}
+    after: dict[str, _Set] = {}
+    for part in step.verb.parts(step.config):
+        path = folder / f"{part or 'rows'}.jsonl"
+        shown = part or name
+        after[shown] = _Set((str(path),), f"{step.name}{f': {shown}' if shown else ''}", _hash(folder.name, part), path)
+    return after
+
+
+def _content(text: str, recipe: RecipeConfig) -> str:
+    """A hash of what a data set holds, under the name it is given."""
+    spec = parse_spec(text, recipe.hub)
+    if spec.kind != "local":
+        return _hash(text, open_rows(spec, recipe.data()).fingerprint)
+    digests: list[str] = []
+    for path in files_of(spec):
+        with path.open("rb") as stream:
+            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return _hash(text, *digests)
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256(orjson.dumps(parts)).hexdigest()

@@ -1,0 +1,92 @@
+"""What a verb is: settings, one function from rows to rows and a report, and a few words about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.base.console import Console
+from luthier.data.sources import parse_spec
+from luthier.prepare.chunks import plan
+from luthier.prepare.config import ReadConfig, VerbConfig
+from luthier.prepare.engine import Engine
+from luthier.prepare.frame import Frame, Reading, Source
+from luthier.prepare.origins import Origins
+from luthier.prepare.parcel import Parcel
+from luthier.prepare.report import Report
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a verb gives back.
+
+    `stream` is read once, to its end, and its rows are written; a verb that only looks at rows has none.  The report
+    may still change while the stream is read: the tally of every parcel is added to it, and a generator may add to it
+    behind its last parcel.
+    """
+
+    report: Report
+    stream: Iterable[Parcel] | None = None
+
+
+@dataclass
+class Job:
+    """What a verb may use besides its rows and its settings."""
+
+    read: ReadConfig
+    console: Console
+    scratch: Path
+    """A folder for files that do not outlive the verb."""
+    origins: Mapping[str, Origins] = field(default_factory=dict[str, Origins])
+    """For data sets made by earlier steps: where their rows first came from."""
+    _frames: int = field(default=0, repr=False)
+
+    @property
+    def seed(self) -> int:
+        """Seed of everything that is drawn."""
+        return self.read.seed
+
+    def open(self, datasets: Sequence[str]) -> Frame:
+        """The rows of data sets, in the notation of `--inputs`.  What a step of a recipe wrote knows its origins.
+
+        Raises:
+            DataError, ConfigError, MissingExtra: as `luthier.data.sources.open_rows`.
+        """
+        config = self.read.data()
+        sources = [
+            Source(text, tuple(plan(parse_spec(text, self.read.hub), config, self.seed)), self.origins.get(text))
+            for text in datasets
+        ]
+        self._frames += 1
+        reading = Reading(self.read.columns, self.read.bad_rows)
+        engine = Engine(self.read.runner, self.read.workers, self.read.ray_address)
+        rejected = self.scratch / f"rejected-{self._frames}.jsonl"
+        return Frame(sources, reading, engine, self.console, rejected, self.read.min_rows)
+
+
+def _one_output(_: Any) -> tuple[str, ...]:
+    return ("",)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb of the workshop.  Every module in `prepare/verbs` has one under the name VERB."""
+
+    name: str
+    config: type[VerbConfig]
+    run: Callable[[Frame, Any, Job], Outcome]
+    """(rows, settings, job) -> report and rows.  Deterministic: rows, settings and `job.seed` decide, nothing else."""
+    about: str
+    """One sentence for the help page."""
+    examples: tuple[str, ...]
+    """Commands for the help page."""
+    version: int = 1
+    """Part of the key of cached steps: raise it when the same input gives another result."""
+    writes: bool = True
+    """False for a verb that only looks."""
+    reads: tuple[str, ...] = ()
+    """Settings that name further files or data sets; their content enters the key of cached steps."""
+    parts: Callable[[Any], tuple[str, ...]] = _one_output
+    """Names of the outputs, from the settings; ("",) is a single one."""

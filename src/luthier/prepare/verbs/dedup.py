@@ -1,0 +1,166 @@
+"""Find rows that are there more than once, identical or nearly so, and keep the first one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from luthier.base.errors import DataError
+from luthier.prepare.config import VerbConfig
+from luthier.prepare.frame import Frame
+from luthier.prepare.groups import Numbers, first_of_equals
+from luthier.prepare.identity import RowKeys
+from luthier.prepare.parcel import Batch, Parcel
+from luthier.prepare.report import Chart, Report, Table
+from luthier.prepare.spill import Spill
+from luthier.prepare.verb import Job, Outcome, Verb
+
+_LISTED = 50  # groups that the report lists
+
+
+class DedupConfig(VerbConfig):
+    """Duplicates: which rows count as the same, and which sets they are looked for in."""
+
+    exact: bool = False
+    """Remove rows that are identical as a whole; so it is also when neither exact nor near is asked for."""
+    near: bool = False
+    """Remove rows whose text is nearly the same: shingles in common, found by MinHash and then counted."""
+    key: tuple[str, ...] = ()
+    """Compare these columns only (dotted paths reach deeper). Unset: whole rows, or with near all of their text."""
+    against: tuple[str, ...] = ()
+    """Further data sets, say a validation set: rows that are also there are removed, and nothing of them is written."""
+    threshold: float = Field(default=0.8, gt=0.0, le=1.0)
+    """Rows are nearly the same from this Jaccard similarity of their shingles on."""
+    word_shingle: int = Field(default=3, ge=1, le=50)
+    """Words in a shingle of texts in scripts with spaces."""
+    character_shingle: int = Field(default=5, ge=1, le=50)
+    """Characters in a shingle of Chinese, Japanese and other texts without spaces."""
+    permutations: int = Field(default=128, ge=16, le=1024)
+    """Most hash functions a text is summarised with; more find more."""
+
+
+@dataclass(frozen=True)
+class _Drop:
+    """Lets first rows through.  `file` and `line` say which row the others repeat."""
+
+    files: tuple[str, ...]
+    reason: str
+
+    def __call__(self, batch: Batch) -> Parcel:
+        parcel = Parcel()
+        columns = (batch.attached[name].tolist() for name in ("keep", "file", "line", "reference"))
+        for item, keep, file, line, reference in zip(batch.items, *columns, strict=True):
+            if keep:
+                parcel.keep(item)
+            else:
+                parcel.drop(item, "overlap" if reference else self.reason, repeats=f"{self.files[file]}:{line}")
+        return parcel
+
+
+def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
+    """Remove repeated rows.
+
+    Rows of `against` come first, so that what is also there is removed here.
+
+    Raises:
+        DataError: code `overlap` under the policy `strict` when rows are also in `against`.
+    """
+    frames = [job.open(config.against), rows] if config.against else [rows]
+    found = _exact(frames, config, job)
+    places = _Places.of(frames)
+    known = found.known
+    first = found.first[known:]
+    keep = first == np.arange(known, known + len(rows))
+    reference = first < known
+    overlap, repeated = int(reference.sum()), int((~keep & ~reference).sum())
+    if overlap and job.read.bad_rows == "strict":
+        at, of = known + int(np.argmax(reference)), int(first[np.argmax(reference)])
+        what = f"{overlap:,} rows are also in {', '.join(config.against)}; the first repeats {places.name(of)}"
+        fix = "Leave them out with --bad_rows fix"
+        raise DataError(what, where=places.name(at), code="overlap", fix=fix)
+    reason = "near_duplicate" if config.near else "duplicate"
+    report = Report(summary={"duplicates": repeated})
+    if config.against:
+        report.summary["overlap"] = overlap
+    report.summary["groups"] = len(np.unique(first[~keep]))
+    _describe(report, found.first, known, places)
+    attached = {"keep": keep, "file": places.file[first], "line": places.line[first], "reference": reference}
+    return Outcome(report, rows.scan(_Drop(places.names, reason), "Writing", attached))
+
+
+@dataclass(frozen=True)
+class _Found:
+    """For every row of all frames the first row that says the same; `known` rows are of `against`."""
+
+    first: Numbers
+    known: int
+
+
+def _exact(frames: list[Frame], config: DedupConfig, job: Job) -> _Found:
+    keys = Spill(job.scratch / "keys", np.uint64, 2)
+    known = 0
+    for frame in frames:
+        known = keys.rows
+        for parcel in frame.scan(RowKeys(config.key), "Hashing rows"):
+            keys.append(parcel.columns["key"])
+    first = first_of_equals(keys)
+    keys.close()
+    return _Found(first, known)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where the rows of several frames stand."""
+
+    names: tuple[str, ...]
+    file: NDArray[np.int32]
+    line: NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, frames: list[Frame]) -> _Places:
+        names: list[str] = []
+        files: list[NDArray[Any]] = []
+        for frame in frames:
+            files.append(frame.places.file + len(names))
+            names += frame.places.names
+        return cls(tuple(names), np.concatenate(files), np.concatenate([frame.places.line for frame in frames]))
+
+    def name(self, row: int) -> str:
+        return f"{self.names[self.file[row]]}:{self.line[row]}"
+
+
+def _describe(report: Report, first: Numbers, known: int, places: _Places) -> None:
+    """How large the groups are, and the largest ones."""
+    leaders, sizes = np.unique(first, return_counts=True)
+    leaders, sizes = leaders[sizes > 1], sizes[sizes > 1]
+    if not len(leaders):
+        return
+    order = np.lexsort((leaders, -sizes))[:_LISTED]
+    report.tables.append(
+        Table(
+            "Largest groups",
+            [{"first row": places.name(int(leaders[i])), "rows that say the same": int(sizes[i])} for i in order],
+        )
+    )
+    counts = np.bincount(np.minimum(sizes, 20))
+    used = np.flatnonzero(counts)
+    labels = [f"{size}+" if size == 20 else str(size) for size in used.tolist()]
+    report.charts.append(Chart("Sizes of groups", labels, counts[used].tolist(), x="rows in a group", y="groups"))
+
+
+VERB = Verb(
+    name="dedup",
+    config=DedupConfig,
+    run=dedup,
+    about="Find rows that are there more than once, identical or nearly so, and keep the first one.",
+    examples=(
+        "luthier data dedup my.jsonl --exact --output clean.jsonl --report dedup.json",
+        "luthier data dedup my.jsonl more.jsonl --near --threshold 0.8 --output clean.jsonl",
+        "luthier data dedup train.jsonl --near --against valid.jsonl test.jsonl --output train.clean.jsonl",
+    ),
+    reads=("against",),
+)
