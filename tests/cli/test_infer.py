@@ -14,9 +14,9 @@ from luthier.base.errors import ConfigError
 from luthier.cli import conversation
 from luthier.cli.infer import InferConfig, infer
 from luthier.generate.local import Local
-from luthier.model import methods
-from luthier.model.config import Lora, ModelConfig
-from luthier.model.load import load_model, load_tokenizer
+from luthier.model import lowbit, methods
+from luthier.model.config import Lora, ModelConfig, Quant
+from luthier.model.load import Model, load_model, load_tokenizer
 from luthier.run.config import RunConfig
 
 GREEDY = {"max_new_tokens": 6}
@@ -48,9 +48,12 @@ def questions(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> Path:
     """A run directory with one adapter that answers differently from its base."""
+    return trained_run(ModelConfig(path=str(tiny_model_dir("qwen2")), template_args={"mood": "bright"}), tmp_path)
+
+
+def trained_run(base: ModelConfig, tmp_path: Path) -> Path:
     from luthier.engine.checkpoint import Checkpoints, State, Tensors
 
-    base = ModelConfig(path=str(tiny_model_dir("qwen2")), template_args={"mood": "bright"})
     model = load_model(base, torch.device("cpu"), tokenizer=load_tokenizer(base), trained=True)
     method = Lora(rank=4)
     methods.apply(model, method)
@@ -176,3 +179,29 @@ def test_what_cannot_work_is_said(tmp_path: Path, tiny_model_dir: Callable[..., 
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ConfigError, match="no whole checkpoint"):
         infer(options().model_copy(update={"model": ModelConfig(adapters=(str(tmp_path / "run"),))}), Console())
+
+
+def test_a_base_in_few_bits_is_held_as_in_training_unless_asked_otherwise(
+    tiny_model_dir: Callable[..., Path],
+    questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    run = trained_run(ModelConfig(path=str(tiny_model_dir("qwen2")), quant=Quant(bits=4)), tmp_path)
+    held: list[set[torch.dtype]] = []
+    attach = methods.attach
+
+    def seen(model: Model, adapters: Any) -> None:
+        held.append({tensor.dtype for name, tensor in lowbit.tensors(model.base) if name.endswith(".codes")})
+        attach(model, adapters)
+
+    monkeypatch.setattr(methods, "attach", seen)
+    for number, quant in enumerate(({"method": None}, {"method": "none"}, {"method": "bnb", "bits": 8})):
+        model = ModelConfig.model_validate({"adapters": [str(run)], "quant": quant})
+        files = {"val_dataset": str(questions), "result_path": str(tmp_path / f"{number}.jsonl")}
+        infer(options(**files).model_copy(update={"model": model}), Console())
+        assert ("held in 4 bits, as in training" in capsys.readouterr().err) is (number == 0)
+        assert len([row for row in lines(tmp_path / f"{number}.jsonl") if "response" in row]) == 4
+    assert held == [{torch.uint8}, set(), {torch.int8}]

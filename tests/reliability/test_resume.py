@@ -14,11 +14,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sft-full": {"train_type": "full", "learning_rate": 1e-3},
     "pretrain-full": {"train_type": "full", "learning_rate": 1e-3, "objective.type": "pretrain"},
     "sft-lora-ema": {"ema_decay": 0.9, "optim": "muon"},
+    "sft-lora-4-bits": {"quant_bits": 4, "optim": "adamw_8bit"},
+    "sft-lora-hqq": {"quant_method": "hqq", "packing": "true"},
 }
+LIBRARIES = {"sft-lora-4-bits": "bitsandbytes", "sft-lora-hqq": "hqq"}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_resuming_from_any_checkpoint_ends_bit_identical(job: Any, variant: str):
+    if variant in LIBRARIES:
+        pytest.importorskip(LIBRARIES[variant])
     flags = VARIANTS[variant]
     if "objective.type" in flags:
         job.argv = as_pretrain(job.argv)
@@ -86,6 +91,7 @@ def test_resuming_a_finished_run_changes_nothing(job: Any):
         ({"lora_rank": 4}, "method.rank"),
         ({"gradient_accumulation_steps": 4}, "global_batch"),
         ({"max_steps": 16}, "train.max_steps"),
+        ({"quant_bits": 4}, "model.quant.bits"),
     ],
 )
 def test_a_changed_setting_is_refused_with_a_diff_or_accepted_by_name(job: Any, flags: dict[str, Any], names: str):
@@ -93,7 +99,7 @@ def test_a_changed_setting_is_refused_with_a_diff_or_accepted_by_name(job: Any, 
     base = {"max_steps": 4, "resume_from_checkpoint": job.runs()[0] / "checkpoints" / "step-00000002"}
     said = job.run(expect=2, **{**base, **flags})
     assert names in said and "--allow_change" in said
-    if names != "method.rank":  # another rank is another set of weights; no permission makes them fit
+    if names not in ("method.rank", "model.quant.bits"):  # other weights; no permission makes them fit
         job.run(**{**base, **flags}, allow_change=[names])
 
 

@@ -56,7 +56,7 @@ def infer(options: InferConfig, console: Console) -> None:
     from luthier.cli.answers import Answerer, answer_file
     from luthier.cli.conversation import WORDS, Conversation, show, typed
 
-    sampler, renderer, system = _open(options)
+    sampler, renderer, system = _open(options, console)
     if options.val_dataset is not None and options.result_path is not None:
         answerer = Answerer(sampler, renderer, options.sampling, system, options.batch_size)
         with console.progress("Answering rows") as bar:
@@ -68,7 +68,7 @@ def infer(options: InferConfig, console: Console) -> None:
         Conversation(sampler, renderer, options.sampling, system, stream=options.stream).run(typed, show)
 
 
-def _open(options: InferConfig) -> tuple[Sampler, Renderer, str | None]:
+def _open(options: InferConfig, console: Console) -> tuple[Sampler, Renderer, str | None]:
     import torch
 
     from luthier.data.render import Renderer
@@ -81,6 +81,9 @@ def _open(options: InferConfig) -> tuple[Sampler, Renderer, str | None]:
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     tokenizer = load_tokenizer(usable.tokenizer)
     renderer = Renderer(tokenizer, template=usable.model.template, template_args=usable.model.template_args)
+    quant = usable.model.quant
+    if quant.on and options.model.quant.method is None:
+        console.say(f"The base is held in {quant.bits} bits, as in training; --quant_method none leaves it as it is")
     model = load_model(usable.model, torch.device(device), tokenizer=tokenizer, trained=False)
     methods.attach(model, usable.model.adapters)
     system = usable.system if options.system is None else options.system

@@ -16,13 +16,16 @@ from luthier.engine.config import OptimConfig
 
 SEPARATOR = "::"
 
-# By bitsandbytes: with 8 bits of state (for all but embeddings), and with 32.
+# Names in bitsandbytes: what most weights get, and what embeddings and the smallest get; unset: torch's own AdamW.
 _BITSANDBYTES = {
-    "adamw_8bit": ("AdamW8bit", "AdamW32bit"),
+    "adamw_8bit": ("AdamW8bit", None),
     "lion_8bit": ("Lion8bit", "Lion32bit"),
     "paged_adamw": ("PagedAdamW32bit", "PagedAdamW32bit"),
     "paged_adamw_8bit": ("PagedAdamW8bit", "PagedAdamW32bit"),
 }
+
+# bitsandbytes would hold the state of fewer numbers in 32 bits anyway.
+_SMALLEST = 4096
 
 
 def schedule(config: OptimConfig, step: int, total: int) -> float:
@@ -142,8 +145,6 @@ class Optimizer:
 def _build(
     named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]
 ) -> Sequence[torch.optim.Optimizer]:
-    # The learning rate given here is never used: every step sets each group's own.
-    betas, eps = (config.beta1, config.beta2), config.eps
     if config.name == "muon":
         # Muon orthogonalises hidden matrices only; embeddings, heads and vectors go to AdamW at the same rate,
         # which `match_rms_adamw` makes comparable (Moonlight, arXiv 2502.16982).
@@ -154,21 +155,20 @@ def _build(
             groups = parameter_groups(hidden, config, scale)
             parts.append(torch.optim.Muon(groups, momentum=config.beta1, adjust_lr_fn="match_rms_adamw"))
         if rest:
-            groups = parameter_groups(rest, config, scale)
-            parts.append(torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True))
+            parts.append(_adamw(parameter_groups(rest, config, scale), config))
         return parts
     if config.name in _BITSANDBYTES:
         return _of_bitsandbytes(named, config, scale)
     groups = parameter_groups(named, config, scale)
     match config.name:
         case "adamw":
-            return [torch.optim.AdamW(groups, betas=betas, eps=eps, fused=True)]
+            return [_adamw(groups, config)]
         case "adam":
-            return [torch.optim.Adam(groups, betas=betas, eps=eps, fused=True)]
+            return [torch.optim.Adam(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)]
         case "sgd":
             return [torch.optim.SGD(groups, momentum=config.beta1)]
         case "adagrad":
-            return [torch.optim.Adagrad(groups, eps=eps)]
+            return [torch.optim.Adagrad(groups, eps=config.eps)]
         case _:
             return [torch.optim.Adafactor(groups)]
 
@@ -177,14 +177,24 @@ def _of_bitsandbytes(
     named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]
 ) -> Sequence[torch.optim.Optimizer]:
     """State in 8 bits by blocks; embeddings, whose gradients are uneven, keep 32 (Dettmers et al. 2022, 2.3)."""
+    optim, (usual, other) = _bitsandbytes(config.name).optim, _BITSANDBYTES[config.name]
+    options: dict[str, Any] = {"betas": (config.beta1, config.beta2)}
+    if "lion" not in config.name:
+        options["eps"] = config.eps
+    most = {name: weight for name, weight in named.items() if "embed" not in name and weight.numel() >= _SMALLEST}
+    rest = {name: weight for name, weight in named.items() if name not in most}
     parts: list[torch.optim.Optimizer] = []
-    for kind, embeddings in zip(_BITSANDBYTES[config.name], (False, True), strict=True):
-        own = {name: parameter for name, parameter in named.items() if ("embed" in name) is embeddings}
-        options: dict[str, Any] = {} if "Lion" in kind else {"eps": config.eps}
-        if own:
-            build = getattr(_bitsandbytes(config.name).optim, kind)
-            parts.append(build(parameter_groups(own, config, scale), betas=(config.beta1, config.beta2), **options))
+    if most:
+        parts.append(getattr(optim, usual)(parameter_groups(most, config, scale), **options))
+    if rest:
+        groups = parameter_groups(rest, config, scale)
+        parts.append(getattr(optim, other)(groups, **options) if other else _adamw(groups, config))
     return parts
+
+
+def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
+    # The learning rate given here is never used: every step sets each group's own.
+    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
 
 
 def _paged(part: Any, parameter: nn.Parameter, value: Tensor) -> Tensor:
