@@ -85,7 +85,7 @@ class Shape(Config):
     """Tokens of the vocabulary, the 256 bytes and 3 control tokens included."""
     hidden_size: int = Field(default=256, ge=8)
     """Width of the residual stream."""
-    intermediate_size: int = Field(default=768, ge=8)
+    intermediate_size: int = Field(default=736, ge=8)
     """Width inside the feed-forward blocks."""
     num_hidden_layers: int = Field(default=8, ge=1)
     """Layers."""
