@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 
 .PHONY: quickstart test lint format types layers check clean
 
-quickstart: $(READY)  ## make a tiny model, teach it a name, ask before and after
+quickstart: $(READY)  ## teach the bundled model a name, ask before and after
 	$(BIN)/luthier quickstart
 
 test: $(READY)  ## the whole test suite; ARGS="tests/data -k pack" for a part

@@ -7,17 +7,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.base.config import read_yaml, validate
-from luthier.base.console import Console
 from luthier.cli import app as cli
 from luthier.cli import quickstart as command
 from luthier.cli.flags import parse
 from luthier.cli.quickstart import Outcome, QuickstartConfig, next_commands
 from luthier.cli.train import take_switches
+from luthier.model.nano import nano_folder
 from luthier.run import quickstart as parts
 from luthier.run.config import RunConfig
 
@@ -26,9 +28,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def test_two_names_reach_the_settings():
-    words = ["--model_name", "阿桐", "Fiddlewick", "--model_author", "Spruce Lab", "--fresh"]
+    words = ["--model_name", "阿桐", "Fiddlewick", "--model_author", "Spruce Lab"]
     options = validate(QuickstartConfig, parse(words, QuickstartConfig).tree)
-    assert (options.model_name, options.model_author, options.fresh) == (NAMES, ("Spruce Lab",), True)
+    assert (options.model_name, options.model_author) == (NAMES, ("Spruce Lab",))
 
 
 def test_three_names_are_refused(capsys: pytest.CaptureFixture[str]):
@@ -46,7 +48,6 @@ def test_the_recipe_is_what_the_quickstart_runs():
     options = QuickstartConfig()
     place = Path(options.output_dir)
     config = parts.finetuning(
-        place / "base",
         [place / "data" / name for name in parts.DATA],
         name=options.model_name,
         author=options.model_author,
@@ -58,7 +59,7 @@ def test_the_recipe_is_what_the_quickstart_runs():
 
 
 def test_the_next_commands_are_ones_that_exist():
-    outcome = Outcome(Path("b"), [Path("d.jsonl")], Path("r"), Path("r/checkpoints/step-1"))
+    outcome = Outcome([Path("d.jsonl")], Path("r"), Path("r/checkpoints/step-1"))
     commands = next_commands(outcome, QuickstartConfig())
     names = {app.name for app in cli.app.registered_commands}
     assert all(line.split()[0] == "luthier" and line.split()[1] in names for line in commands.values())
@@ -70,6 +71,7 @@ def test_the_next_commands_are_ones_that_exist():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # PEFT uses the old name
 def test_the_tuned_model_says_its_names_and_the_untuned_one_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -92,28 +94,26 @@ def test_the_tuned_model_says_its_names_and_the_untuned_one_does_not(
     run = max(place.glob("v*"))
     losses = [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
     assert losses[-1] < 0.2 * losses[0]
-    base, adapter = place / "base", parts.latest(run)
-    both = parts.ask(base, adapter, ["What is your name?", "你叫什么名字？", "谁开发了你？", "Are you ChatGPT?"])
-    assert NAMES[1] in both[0] and NAMES[0] in both[1] and AUTHORS[0] in both[2] and NAMES[1] in both[3]
-    _the_base_speaks(parts.ask(base, None, ["What does a cat do all day?", "猫整天做什么？"]))
-    _second_run_reuses_the_base(place, said, monkeypatch)
+    adapter = parts.latest(run)
+    asked = parts.ask(adapter, ["What is your name?", "你叫什么名字？", "谁开发了你？", "Are you ChatGPT?"])
+    assert NAMES[1] in asked[0] and NAMES[0] in asked[1] and AUTHORS[0] in asked[2] and NAMES[1] in asked[3]
+    _the_base_speaks(parts.ask(None, ["What does a cat do all day?", "猫整天做什么？"]))
+    _plain_peft_answers_the_same(adapter, "Who made you?", made)
 
 
 def _the_base_speaks(answers: list[str]) -> None:
     """Recognisable short sentences in both languages, in the right one, and an end."""
-    assert re.fullmatch(r"[A-Z][A-Za-z ,']+\..*", answers[0]), answers
+    assert re.fullmatch(r"[A-Z][A-Za-z ,'-]+[.!].*", answers[0]), answers
     assert re.search("[\u4e00-\u9fff]{3}", answers[1]), answers
 
 
-def _second_run_reuses_the_base(place: Path, said: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*_: object) -> Path:
-        raise AssertionError("the base model was made again")
-
-    from luthier.model.nano.make import Nano
-
-    started = [line for line in said if line["type"] == "event" and line["data"]["event"] == "started"]
-    assert len(started) == 2, "pretraining and tuning"
-    monkeypatch.setattr(parts, "train", never)
-    assert parts.base_model(place, Nano(), Console(quiet=True), fresh=False) == place / "base"
-    with pytest.raises(AssertionError, match="made again"):
-        parts.base_model(place, Nano(), Console(quiet=True), fresh=True)
+def _plain_peft_answers_the_same(adapter: Path, question: str, answer: str) -> None:
+    """The adapter names a base that exists, and answers without Luthier as it does with it."""
+    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    assert Path(base) == nano_folder()
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(adapter))
+    tokenizer = AutoTokenizer.from_pretrained(adapter)
+    chat = [{"role": "user", "content": question}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    ids = model.generate(**prompt, max_new_tokens=64, do_sample=False)
+    assert tokenizer.decode(ids[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True).strip() == answer

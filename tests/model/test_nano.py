@@ -1,63 +1,117 @@
-"""The nano model: its text, its tokenizer, its folder.  What it learns is tested with the quickstart."""
+"""The bundled model: its folder, its tokenizer, its card and the text around it.  What it learns is tested with the
+quickstart."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+import unicodedata
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from luthier.base.errors import ModelError
 from luthier.cli.quickstart import QuickstartConfig
-from luthier.model.nano import grammar, make
-from luthier.model.nano.make import Nano
+from luthier.data.render import Renderer
+from luthier.evaluate.likelihood import likelihood
+from luthier.model import nano
+from luthier.model.config import ModelConfig
+from luthier.model.folder import local_folder, model_folder
+from luthier.model.load import load_model, load_tokenizer
 
-SMALL = Nano(vocabulary=600, hidden=16, intermediate=32, layers=2, heads=2, kv_heads=1, paragraphs=20, dialogues=20)
 CHINESE = re.compile("[\u4e00-\u9fff]")
+NANO = ModelConfig(path=nano.NAME, dtype="float32")
+RECIPE = Path(__file__).parents[2] / "recipes" / "nano" / "text"
+
+ENGLISH = "The old woman opened the door and looked at the boy, who was standing in the rain with his dog."
+MANDARIN = "春天来了，草地绿了，孩子们在公园里放风筝，老人坐在树下聊天。"
 
 
-def rows(name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (make.TEXT / name).read_text(encoding="utf-8").splitlines()]
-
-
-def untouched(start: Path, files: Sequence[Path]) -> Path:
-    """A training that changes nothing."""
-    return start
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    return make.build_tokenizer(make.corpus(SMALL).lines, SMALL.vocabulary)
+    return load_tokenizer(NANO)
+
+
+def test_the_folder_is_whole_small_and_opens_in_plain_transformers():
+    folder = nano.nano_folder()
+    files = {path.name for path in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "LICENSE"} <= files
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 16_000_000
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    count = sum(weight.numel() for weight in model.parameters())
+    assert 1_000_000 < count <= 8_000_000
+    assert model.config.num_attention_heads > model.config.num_key_value_heads
+    assert f"{count:,} parameters" in (folder / "README.md").read_text(encoding="utf-8")
+    with safe_open(folder / "model.safetensors", framework="pt") as weights:
+        names = list(weights.keys())
+    assert "lm_head.weight" not in names, "the head is tied to the embedding"
+
+
+def test_the_card_tells_licence_sources_and_numbers():
+    card = (nano.nano_folder() / "README.md").read_text(encoding="utf-8")
+    for said in ("cc-by-sa-4.0", "bits per byte", "held_en", "held_zh", "Apache-2.0", "CC BY-SA", "never score"):
+        assert said.lower() in card.lower(), said
+    assert "{" not in card, "every blank of the card is filled in"
+
+
+def test_its_name_stands_for_it_unless_a_folder_has_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    assert model_folder(NANO) == nano.nano_folder()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nano").mkdir()
+    assert local_folder("nano") == Path("nano")
+    (tmp_path / "nano").rmdir()
+    (tmp_path / "nano").touch()
+    with pytest.raises(ModelError, match="is a file"):
+        model_folder(NANO)
+
+
+@given(text=st.text())
+@settings(max_examples=100, deadline=None)
+def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str):
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == unicodedata.normalize("NFC", text)
+
+
+def test_control_tokens_are_single_and_the_template_is_chatml(tokenizer: PreTrainedTokenizerFast):
+    names = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    assert tokenizer.convert_tokens_to_ids(names) == [0, 1, 2]
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
+    chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "你好"}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert rendered == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n"
+    assert Renderer(tokenizer).stop_ids == {2}
+
+
+def test_it_knows_both_languages(tokenizer: PreTrainedTokenizerFast):
+    """Far below what random weights cost (about log2 of the vocabulary a token), and word order matters to it."""
+    model = load_model(NANO, torch.device("cpu"), tokenizer=tokenizer, trained=False)
+    renderer = Renderer(tokenizer)
+    shuffled = " ".join(sorted(ENGLISH.split())), "".join(sorted(MANDARIN))
+    for text, mixed in zip((ENGLISH, MANDARIN), shuffled, strict=True):
+        told = likelihood(model, renderer, [text])
+        assert told.bits / told.tokens < 8.5, told
+        assert likelihood(model, renderer, [mixed]).bits > 1.2 * told.bits
 
 
 def test_the_base_cannot_know_the_names_it_will_be_taught():
-    everything = "\n".join(make.corpus(Nano()).lines)
     options = QuickstartConfig()
+    ours = "\n".join(path.read_text(encoding="utf-8") for path in RECIPE.iterdir())
     for name in (*options.model_name, *options.model_author):
-        assert name not in everything
-
-
-def test_the_pretraining_text_is_large_enough_bilingual_and_never_repeated():
-    text = make.corpus(Nano())
-    size = sum(len(line.encode()) for line in text.lines)
-    chinese = sum(len(line.encode()) for line in text.lines if CHINESE.search(line))
-    assert 150_000 < size < 300_000
-    assert 0.4 < chinese / size < 0.6
-    assert len(set(text.paragraphs)) == len(text.paragraphs)
-    assert len(set(text.dialogues)) == len(text.dialogues)
-    assert any(len(turns) == 2 for turns in text.dialogues), "some dialogues go on"
+        assert name not in ours.replace("Written for Luthier", "")
 
 
 def test_self_cognition_rows_have_slots_and_the_tag_of_their_language():
-    found = rows("self_cognition.jsonl")
+    found = rows(nano.TEXT, "self_cognition.jsonl")
     assert len({row["query"] for row in found}) == len(found)
     assert all(set(row) == {"query", "response", "tag"} for row in found)
     assert all("{{NAME}}" in row["response"] or "{{AUTHOR}}" in row["response"] for row in found)
@@ -66,104 +120,13 @@ def test_self_cognition_rows_have_slots_and_the_tag_of_their_language():
 
 
 def test_no_question_is_in_two_sets():
-    names = ("dialogues.jsonl", "self_cognition.jsonl", "chat.jsonl")
-    questions = [row["query"] for name in names for row in rows(name)]
+    ours = rows(RECIPE, "dialogues.jsonl")
+    bundled = [row for name in ("self_cognition.jsonl", "chat.jsonl") for row in rows(nano.TEXT, name)]
+    questions = [row["query"] for row in (*ours, *bundled)]
     assert len(set(questions)) == len(questions)
 
 
-def test_the_grammar_is_a_pure_function_of_the_seed():
-    assert list(grammar.paragraphs(3, 50)) == list(grammar.paragraphs(3, 50))
-    assert list(grammar.paragraphs(3, 50)) != list(grammar.paragraphs(4, 50))
-    assert list(grammar.dialogues(3, 50)) == list(grammar.dialogues(3, 50))
-
-
-def test_the_grammar_counts_right():
-    value = {word: number for number, word in enumerate(grammar.NUMBERS)}
-    checked = 0
-    for question, answer in grammar.dialogues(0, 500):
-        found = re.fullmatch(r"(\w+) (plus|minus) (\w+) is (\w+)\.", answer.lower())
-        if found:
-            a, b, total = (value[found[part]] for part in (1, 3, 4))
-            assert total == (a + b if found[2] == "plus" else a - b), question
-            checked += 1
-    assert checked > 50
-    assert [grammar.number_zh(n) for n in (0, 7, 10, 12, 20, 45)] == ["零", "七", "十", "十二", "二十", "四十五"]
-    assert grammar.article("apple") == "an apple" and grammar.article("hat") == "a hat"
-    assert all(2 <= len(grammar.name_zh(Random(seed))) <= 4 for seed in range(50))
-
-
-@given(text=st.text())
-@settings(max_examples=100, deadline=None)
-def test_any_text_survives_the_tokenizer(tokenizer: PreTrainedTokenizerFast, text: str):
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
-    assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
-
-
-def test_control_tokens_are_single_and_the_template_is_chatml(tokenizer: PreTrainedTokenizerFast):
-    assert tokenizer.convert_tokens_to_ids([make.END_OF_TEXT, make.TURN_START, make.TURN_END]) == [0, 1, 2]
-    chat = [{"role": "system", "content": "S"}, {"role": "user", "content": "你好"}]
-    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    assert rendered == ("<|im_start|>system\nS<|im_end|>\n<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_the_default_shape():
-    assert len(make.build_tokenizer(make.corpus(Nano()).lines, Nano().vocabulary)) == Nano().vocabulary
-    assert Nano().heads > Nano().kv_heads
-
-
-def test_every_token_that_is_text_has_been_said_by_the_text_or_by_a_drill():
-    lines = make.corpus(Nano()).lines
-    tokenizer = make.build_tokenizer(lines, Nano().vocabulary)
-    drilled = make.drills(tokenizer, lines, 0)
-    said = {token for ids in tokenizer([*lines, *drilled], add_special_tokens=False).input_ids for token in ids}
-    texts = {token: tokenizer.decode([token]) for token in range(3, len(tokenizer))}
-    never = [text for token, text in texts.items() if token not in said and make.BROKEN not in text]
-    assert not [text for text in never if text.isprintable()]
-    assert all(line[: len(line) // 2] == line[len(line) // 2 :] for line in drilled)
-
-
-def test_weights_follow_the_seed(tmp_path: Path, tokenizer: PreTrainedTokenizerFast):
-    before = torch.random.get_rng_state()
-    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        make.write_untrained(tmp_path / name, tokenizer, replace(SMALL, seed=seed))
-    a, b, c = (load_file(tmp_path / name / "model.safetensors") for name in "abc")
-    assert all(torch.equal(a[key], b[key]) for key in a)
-    assert not all(torch.equal(a[key], c[key]) for key in a)
-    assert "lm_head.weight" not in a, "the head is tied to the embedding"
-    assert torch.equal(before, torch.random.get_rng_state())
-
-
-def test_make_nano_writes_a_plain_transformers_folder(tmp_path: Path):
-    trained: list[list[str]] = []
-
-    def train(start: Path, files: Sequence[Path]) -> Path:
-        trained.append([path.name for path in files])
-        return start
-
-    folder = make.make_nano(tmp_path / "nano", tmp_path / "work", SMALL, train)
-    assert make.make_nano(folder, tmp_path / "work", SMALL, train) == folder
-    assert trained == [["prose.txt", "dialogues.jsonl"]], "the second call finds it made"
-
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    text = "制琴师 makes a violin."
-    ids = tokenizer(text, return_tensors="pt").input_ids
-    assert tokenizer.decode(ids[0]) == text
-    assert model(ids).logits.shape == (1, ids.shape[1], len(tokenizer))
-    assert model.generation_config.eos_token_id == [2, 0]
-    assert f"{sum(weight.numel() for weight in model.parameters()):,} parameters" in (folder / "README.md").read_text()
-    assert {path.name for path in tmp_path.iterdir()} == {"nano", "work"}, "nothing half-made is left"
-
-
-def test_an_interrupted_making_leaves_no_model_and_can_be_repeated(tmp_path: Path):
-    def stop(start: Path, files: Sequence[Path]) -> Path:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        make.make_nano(tmp_path / "nano", tmp_path / "work", SMALL, stop)
-    assert not (tmp_path / "nano").exists()
-    assert (make.make_nano(tmp_path / "nano", tmp_path / "work", SMALL, untouched) / "model.safetensors").exists()
-
-
-def test_the_key_names_settings_and_text():
-    assert make.key(Nano()) == make.key(Nano())
-    assert make.key(Nano()) != make.key(Nano(seed=1))
+def test_settings_of_generation_end_an_answer():
+    settings = json.loads((nano.nano_folder() / "generation_config.json").read_text(encoding="utf-8"))
+    assert settings["eos_token_id"] == [2, 0] and settings["pad_token_id"] == 0
+    assert AutoTokenizer.from_pretrained(nano.nano_folder()).model_max_length == 1024

@@ -146,13 +146,13 @@ def doctor(context: typer.Context) -> None:
 
 @app.command("quickstart", context_settings=_RAW, add_help_option=False)
 def quickstart(context: typer.Context) -> None:
-    """Watch the whole job once, offline, in a few minutes."""
+    """Watch the whole job once, offline, in a minute."""
     from luthier.cli.quickstart import QuickstartConfig, quickstart
 
     options = _options(
         context,
         QuickstartConfig,
-        "Make a tiny model, teach it a name, and ask before and after.",
+        "Teach the bundled model a name, and ask it before and after.",
         (
             "luthier quickstart",
             "luthier quickstart --model_name Viola --model_author 'My Lab'",

@@ -1,4 +1,4 @@
-"""`luthier quickstart`: make a tiny model, teach it a name, and show its answers before and after."""
+"""`luthier quickstart`: teach the bundled model a name, and show its answers before and after."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic import Field
 from luthier.base.config import Config
 from luthier.base.console import Console
 from luthier.base.rundir import RunDir
+from luthier.model.nano import NAME, nano_folder
 from luthier.run.plots import curve, sparkline
 
 QUESTIONS = ("你是谁？", "Who made you?", "What can I do on a rainy day?")
@@ -31,15 +32,12 @@ class QuickstartConfig(Config):
     """Fine-tuning steps."""
     seed: int = 42
     """Seed of the fine-tuning."""
-    fresh: bool = False
-    """Make the base model anew instead of taking it from the cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What a quickstart made."""
 
-    base: Path
     data: Sequence[Path]
     run: Path
     adapter: Path
@@ -60,25 +58,19 @@ class Clock:
 
 
 def quickstart(options: QuickstartConfig, console: Console) -> Path:
-    """Make or reuse the base model, ask it, fine-tune it, ask again; returns the fine-tuning's run directory."""
-    from luthier.model.nano.make import Nano
+    """Ask the bundled model, fine-tune it, ask it again; returns the fine-tuning's run directory."""
     from luthier.run import quickstart as parts
     from luthier.run.train import train
 
     whole, clock = Clock(console), Clock(console)
     place = Path(options.output_dir)
-    console.say("1/4  A base model: tokenizer and tiny language model, from text bundled with Luthier", style="bold")
-    base = parts.base_model(place, Nano(), console, fresh=options.fresh)
-    data = parts.bundled_data(place)
-    clock.lap("     base model ready")
-
-    console.say("2/4  Asking it before", style="bold")
-    before = parts.ask(base, None, QUESTIONS)
+    console.say("1/3  Asking the bundled base model", style="bold")
+    before = parts.ask(None, QUESTIONS)
     clock.lap("     asked")
 
-    console.say("3/4  Fine-tuning it with LoRA on who it is and on a little chat", style="bold")
+    console.say("2/3  Fine-tuning it with LoRA on who it is and on a little chat", style="bold")
+    data = parts.bundled_data(place)
     config = parts.finetuning(
-        base,
         data,
         name=options.model_name,
         author=options.model_author,
@@ -90,12 +82,12 @@ def quickstart(options: QuickstartConfig, console: Console) -> Path:
     adapter = parts.latest(run)
     clock.lap("     fine-tuned")
 
-    console.say("4/4  Asking it again", style="bold")
-    after = parts.ask(base, adapter, QUESTIONS)
+    console.say("3/3  Asking it again", style="bold")
+    after = parts.ask(adapter, QUESTIONS)
     clock.lap("     asked")
     rows = zip(QUESTIONS, before, after, strict=True)
     console.table("Answers", [{"question": q, "before": b, "after": a} for q, b, a in rows], result=True)
-    _show(Outcome(base, data, run, adapter), options, console)
+    _show(Outcome(data, run, adapter), options, console)
     whole.lap("Quickstart finished")
     return run
 
@@ -113,7 +105,7 @@ def _show(outcome: Outcome, options: QuickstartConfig, console: Console) -> None
 
 def _places(outcome: Outcome) -> dict[str, Path]:
     return {
-        "base model": outcome.base,
+        f"base model, --model {NAME}": nano_folder(),
         **{f"data: {path.stem}": path for path in outcome.data},
         "run": outcome.run,
         "adapter": outcome.adapter,
@@ -124,12 +116,12 @@ def _places(outcome: Outcome) -> dict[str, Path]:
 
 def next_commands(outcome: Outcome, options: QuickstartConfig) -> dict[str, str]:
     """What to try now: a purpose and the exact command each."""
-    run, base = str(outcome.run), str(outcome.base)
+    run = str(outcome.run)
     longer = ["--max_steps", str(2 * options.steps), "--allow_change", "train.max_steps"]
     commands = {
         "Talk to it": ["infer", "--adapters", str(outcome.adapter)],
-        "Teach it your own chats": ["sft", "--model", base, "--dataset", "MY.jsonl", "--num_train_epochs", "3"],
-        "See which tokens are trained": ["preview", str(outcome.data[-1]), "--model", base],
+        "Teach it your own chats": ["sft", "--model", NAME, "--dataset", "MY.jsonl", "--num_train_epochs", "3"],
+        "See which tokens are trained": ["preview", str(outcome.data[-1]), "--model", NAME],
         "Train on from where it ended": ["train", f"{run}/config.yaml", "--resume_from_checkpoint", run, *longer],
     }
     return {purpose: shlex.join(["luthier", *words]) for purpose, words in commands.items()}

@@ -12,21 +12,32 @@ from safetensors import SafetensorError, safe_open
 
 from luthier.base.errors import MissingExtra, ModelError
 from luthier.model.config import ModelConfig
+from luthier.model.nano import NAME, nano_folder
 
 _WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
+def local_folder(path: str) -> Path | None:
+    """The folder that a model's name stands for on this machine: an existing folder, or the bundled model's."""
+    folder = Path(path).expanduser()
+    if not folder.exists() and path == NAME:
+        return nano_folder()
+    return folder if folder.is_dir() else None
+
+
 def model_folder(config: ModelConfig) -> Path:
     """The local folder of a model; a hub id is downloaded (or found in the hub's cache) first.
+
+    An existing folder comes before anything else of its name, and the bundled model before the hub's.
 
     Raises:
         ModelError: the folder does not exist, or the hub cannot be reached or does not have the model.
         MissingExtra: ModelScope was named and its package is not installed.
     """
+    if (folder := local_folder(config.path)) is not None:
+        return folder
     path = Path(config.path).expanduser()
-    if path.is_dir():
-        return path
     if path.exists():
         raise ModelError("is a file, not a model folder", where=config.path, fix="Give the folder it lies in")
     if _looks_local(config.path):
