@@ -72,6 +72,7 @@ def _verb(name: str, words: Sequence[str], console: Console) -> int:
     shown = options.model_dump()
     config = validate(verb.config, {field: shown[field] for field in verb.config.model_fields})
     read = validate(ReadConfig, {field: shown[field] for field in ReadConfig.model_fields})
+    from luthier.cli.datatools import tools_of
     from luthier.prepare.work import do, places, say
 
     made = places(
@@ -83,7 +84,7 @@ def _verb(name: str, words: Sequence[str], console: Console) -> int:
         removed=options.removed,
         hub=options.hub,
     )
-    finished = do(verb, config, read, options.inputs, made, console)
+    finished = do(verb, config, read, options.inputs, made, console, tools=tools_of(verb, config))
     say(finished, made, console)
     if verb.writes and not made.outputs:
         console.say("nothing was written: give --output FILE.jsonl or FILE.parquet")
@@ -107,6 +108,7 @@ def _options(words: Sequence[str], kind: type[C], console: Console) -> C:
 
 
 def _run(words: Sequence[str], console: Console) -> int:
+    from luthier.cli.datatools import tools_of
     from luthier.prepare.recipe import RecipeConfig, run
 
     if "-h" in words or "--help" in words:
@@ -119,7 +121,7 @@ def _run(words: Sequence[str], console: Console) -> int:
     parsed = parse(words[1:], RecipeConfig)
     recipe = validate(RecipeConfig, merge(read_yaml(Path(words[0])), parsed.tree))
     try:
-        made = run(recipe, console)
+        made = run(recipe, console, tools_of)
     except KeyboardInterrupt as error:
         fix = "The same command goes on with the step that was under way"
         raise Stopped("the recipe was stopped; finished steps are kept", fix=fix) from error

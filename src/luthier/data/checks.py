@@ -67,11 +67,15 @@ def to_record(row: Row, options: RecordOptions) -> tuple[Record | Fault, tuple[F
     return record, (*row.repairs, *repairs)
 
 
-def shape_fault(value: Mapping[str, Json], where: Where) -> Fault | None:
-    """What a row says against its own shape, after the safe repairs; None when it is fine or has no shape we know."""
-    reader = Reader(where, [])
+def shape_fault(value: Mapping[str, Json], where: Where | None) -> Fault | None:
+    """What a row says against its own shape, after the safe repairs; None when it is fine or has no shape we know.
+
+    Args:
+        where: for the fault; it may be left out to learn whether there is one.
+    """
+    reader = Reader(where or _NOWHERE, [])
     try:
-        record = read_record(value, where, reader.repairs)
+        record = read_record(value, reader.where, reader.repairs)
         if isinstance(record, Chat):
             _sensible(reader, record.messages)
     except BadRow as error:
@@ -79,6 +83,7 @@ def shape_fault(value: Mapping[str, Json], where: Where) -> Fault | None:
     return None
 
 
+_NOWHERE = Where("", 0)
 _NO_SHAPE = ("unknown_shape", "wrong_task", "needs_media")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import cast
 
 from luthier.base.records import Chat, Fault, Json, Message, Record, Text, Where
@@ -77,7 +78,12 @@ def _chat_shape(value: Json) -> str:
 
 def other_task(value: Mapping[str, Json]) -> str | None:
     """The task a row is evidently meant for, when that is not language modelling."""
-    keys = {key.lower() for key, item in value.items() if item is not None}
+    return _task_of(tuple(key for key, item in value.items() if item is not None))
+
+
+@lru_cache(maxsize=4096)
+def _task_of(columns: tuple[str, ...]) -> str | None:
+    keys = {column.lower() for column in columns}
     return next((task for marks, task in _OTHER_TASKS if marks <= keys), None)
 
 

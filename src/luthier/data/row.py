@@ -85,6 +85,18 @@ def parse(layout: Layout, data: bytes | None, where: Where, column: int, policy:
     return replace(row, repairs=(*repairs, *row.repairs)) if repairs else row
 
 
+def plain_row(data: bytes) -> dict[str, Json] | None:
+    """The value of a line that is JSON, an object and free of anything to repair or to explain; None for all others,
+    which `parse` will judge."""
+    if data.count(b"[") + data.count(b"{") > MAX_DEPTH or b"\\u0000" in data or data.endswith(b"\r"):
+        return None
+    try:
+        value = cast(Json, orjson.loads(data))
+    except orjson.JSONDecodeError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
 def _parse_json(data: bytes, where: Where, column: int) -> Row:
     if _too_deep(data):
         return Row(where, Fault("too_deep", where, f"lists and objects are nested deeper than {MAX_DEPTH}"))

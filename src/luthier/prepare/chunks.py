@@ -45,6 +45,17 @@ class Span:
         """Bytes."""
         return self.end - self.start
 
+    @property
+    def quick(self) -> bool:
+        """Whether it is JSON lines and small enough to be held as a whole."""
+        return self.file.layout.kind == "lines" and self.size <= 2 * CHUNK_BYTES and self.size <= self.file.limit
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """Number and bytes of every line that is not blank, without its newline."""
+        for number, line in enumerate(b"".join(self._blocks()).split(b"\n"), self.line):
+            if line and not line.isspace():
+                yield number, line
+
     def rows(self) -> Iterator[Row]:
         """Its rows, in order."""
         for number, (_, _, line, column, data) in enumerate(cut(self._blocks(), self.file.layout, self.file.limit)):

@@ -8,7 +8,7 @@ columns; the next pass takes the decision along, one value for each row.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,12 @@ import orjson
 from numpy.typing import NDArray
 
 from luthier.base.console import Console
-from luthier.base.errors import DataError, LuthierError
-from luthier.base.records import Fault, Json
-from luthier.data.checks import renamed, shape_fault
-from luthier.data.config import BadRows
-from luthier.data.row import Row
+from luthier.base.errors import DataError
 from luthier.prepare.chunks import Chunk, total_bytes
 from luthier.prepare.engine import Engine
 from luthier.prepare.origins import Origins
-from luthier.prepare.parcel import Batch, Columns, Item, Parcel, Tally, Value, Work, raise_again, refusal
-
-TEXT_KEPT = 2000
-"""Characters of a rejected row that are kept for people to read."""
+from luthier.prepare.parcel import Batch, Columns, Parcel, Placed, Read, Tally, Value, Work, raise_again
+from luthier.prepare.reading import Reading, Task, Worker
 
 
 @dataclass(frozen=True)
@@ -42,30 +36,11 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a worker makes items of rows."""
-
-    columns: Mapping[str, str]
-    policy: BadRows
-
-
-@dataclass(frozen=True)
 class Measured:
     """What a pass found out: one value (or row of values) for each row, and counts."""
 
     columns: Columns
     tally: Tally
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the rows of a frame stand: their files by name, and the 1-based line of each row."""
-
-    names: tuple[str, ...]
-    file: NDArray[np.int32]
-    """Position in `names`, [rows]."""
-    line: NDArray[np.uint32]
-    """[rows]"""
 
 
 @dataclass(slots=True)
@@ -105,6 +80,7 @@ class Frame:
         self._reading, self._engine, self._console = reading, engine, console
         self._rejected, self._min_rows = rejected, min_rows
         self._counts: list[int] | None = None
+        self._sound: list[bool] = []
         self._files: dict[str, int] = {}
         self._file: list[NDArray[np.int32]] = []
         self._line: list[NDArray[np.uint32]] = []
@@ -129,15 +105,16 @@ class Frame:
             size = len(self)
             assert all(len(column) == size for column in (attached or {}).values()), "one value for each row"
         counts: list[int] = []
-        run = _Run(work, self._reading, check=first or self._reading.policy == "drop")
+        worker = Worker(work, self._reading, first)
         with self._console.progress(label) as bar:
-            for parcel in self._engine.run(run, self._tasks(attached), total_bytes(self._chunks)):
+            for parcel in self._engine.run(worker, self._tasks(attached), total_bytes(self._chunks)):
                 if parcel.error is not None:
                     raise_again(parcel.error)
-                counts.append(parcel.rows)
+                assert parcel.read is not None, "workers fill it in"
+                counts.append(parcel.read.rows)
                 if first:
-                    self._note(parcel)
-                bar.advance(parcel.rows)
+                    self._note(parcel.read)
+                bar.advance(parcel.read.rows)
                 yield parcel
         if first:
             self._counts = counts
@@ -163,36 +140,41 @@ class Frame:
         return np.repeat(np.concatenate([np.empty(0, np.int32), *numbers]), self._counts).astype(np.int32)
 
     @property
-    def places(self) -> Places:
+    def places(self) -> Placed:
         """Where each row stands; known after the first pass."""
         assert self._counts is not None, "rows are counted by the first pass"
-        return Places(tuple(self._files), np.concatenate(self._file), np.concatenate(self._line))
+        return Placed(tuple(self._files), np.concatenate(self._file), np.concatenate(self._line))
 
-    def _tasks(self, attached: Mapping[str, NDArray[Any]] | None) -> list[_Task]:
-        starts = [0] * (len(self._chunks) + 1) if self._counts is None else np.cumsum([0, *self._counts]).tolist()
-        return [
-            _Task(
-                chunk,
-                self._origins[i],
-                {name: column[starts[i] : starts[i + 1]] for name, column in (attached or {}).items()},
-                starts[i],
-            )
-            for i, chunk in enumerate(self._chunks)
-        ]
+    def _tasks(self, attached: Mapping[str, NDArray[Any]] | None) -> list[Task]:
+        if self._counts is None:
+            return [
+                Task(chunk, origins, {}, 0, False) for chunk, origins in zip(self._chunks, self._origins, strict=True)
+            ]
+        tasks: list[Task] = []
+        start = 0
+        for i, chunk in enumerate(self._chunks):
+            end = start + self._counts[i]
+            mine = {name: column[start:end] for name, column in (attached or {}).items()}
+            tasks.append(Task(chunk, self._origins[i], mine, start, self._sound[i]))
+            start = end
+        return tasks
 
-    def _note(self, parcel: Parcel) -> None:
-        numbers = np.array([self._files.setdefault(name, len(self._files)) for name in parcel.files], np.int32)
-        self._file.append(numbers[parcel.file] if len(numbers) else np.empty(0, np.int32))
-        self._line.append(parcel.line)
-        self.facts.rows += parcel.rows
-        for line in parcel.rejected:
+    def _note(self, read: Read) -> None:
+        """Remember what the first pass saw of a chunk."""
+        assert read.placed is not None, "the first pass places its rows"
+        numbers = np.array([self._files.setdefault(name, len(self._files)) for name in read.placed.files], np.int32)
+        self._file.append(numbers[read.placed.file] if len(numbers) else np.empty(0, np.int32))
+        self._line.append(read.placed.line)
+        self._sound.append(read.sound)
+        self.facts.rows += read.rows
+        for line in read.rejected:
             code = str(line["code"])
             self.facts.rejected[code] = self.facts.rejected.get(code, 0) + 1
-        self.facts.examples += parcel.rejected[: 20 - len(self.facts.examples)]
-        self.facts.faulty.add(parcel.faulty)
-        if parcel.rejected:
+        self.facts.examples += read.rejected[: 20 - len(self.facts.examples)]
+        self.facts.faulty.add(read.faulty)
+        if read.rejected:
             with self._rejected.open("ab") as stream:
-                stream.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in parcel.rejected)
+                stream.writelines(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in read.rejected)
 
     def _refuse_few(self) -> None:
         if self.facts.rows >= max(1, self._min_rows):
@@ -223,69 +205,3 @@ class Pick:
             else:
                 parcel.drop(item, self.reason)
         return parcel
-
-
-@dataclass(frozen=True, slots=True)
-class _Task:
-    chunk: Chunk
-    origins: Origins | None
-    attached: Columns
-    first: int
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What a worker does with a task."""
-
-    work: Work
-    reading: Reading
-    check: bool
-
-    def __call__(self, task: _Task) -> Parcel:
-        rejected: list[Value] = []
-        faulty = Tally()
-        try:
-            items = list(self._items(task, rejected, faulty))
-            parcel = self.work(Batch(items, task.attached, task.first))
-        except LuthierError as error:
-            return Parcel(error=refusal(error))
-        parcel.rows, parcel.rejected, parcel.faulty = len(items), rejected, faulty
-        if self.check:
-            files: dict[str, int] = {}
-            numbers = (files.setdefault(item.where.file, len(files)) for item in items)
-            parcel.file = np.fromiter(numbers, np.int32, len(items))
-            parcel.line = np.fromiter((item.where.line for item in items), np.uint32, len(items))
-            parcel.files = tuple(files)
-        return parcel
-
-    def _items(self, task: _Task, rejected: list[Value], faulty: Tally) -> Iterator[Item]:
-        policy, columns = self.reading.policy, self.reading.columns
-        for row in task.chunk.rows():
-            if task.origins is not None:
-                row = replace(row, where=task.origins[row.where.line - 1])
-            for repair in row.repairs:
-                faulty.count(repair.code)
-                faulty.example(repair.code, row.where, message=repair.message)
-            value = row.value
-            if isinstance(value, Fault):
-                rejected.append(_reject(value, row, policy))
-                continue
-            if columns:
-                value = renamed(value, columns)
-            fault = shape_fault(value, row.where) if self.check else None
-            if fault is not None:
-                if policy != "fix":
-                    rejected.append(_reject(fault, row, policy))
-                    continue
-                faulty.count(fault.code)
-                faulty.example(fault.code, row.where, path=fault.path, message=fault.message)
-            yield Item(row.where, value)
-
-
-def _reject(fault: Fault, row: Row, policy: BadRows) -> Value:
-    if policy == "strict":
-        fix = "Repair the row, or use --bad_rows fix or drop"
-        raise DataError(fault.message, where=f"{fault.where} {fault.path}".strip(), code=fault.code, fix=fix)
-    text = None if isinstance(row.value, Fault) else orjson.dumps(row.value).decode(errors="replace")[:TEXT_KEPT]
-    line: dict[str, Json] = {"file": fault.where.file, "line": fault.where.line, "code": fault.code}
-    return {**line, "path": fault.path, "message": fault.message, "row": text}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from luthier.base.errors import DataError
 from luthier.base.records import Where
+from luthier.prepare.parcel import Placed
 
 _PAIR = np.dtype(np.uint32)
 
@@ -28,10 +28,11 @@ class OriginWriter:
         self._names: dict[str, int] = {}
         self._stream: BinaryIO = self._path.open("wb")
 
-    def write(self, places: Sequence[Where]) -> None:
+    def write(self, placed: Placed) -> None:
         """The places of further rows."""
-        pairs = [(self._names.setdefault(place.file, len(self._names)), place.line) for place in places]
-        self._stream.write(np.array(pairs, _PAIR).tobytes())
+        numbers = np.array([self._names.setdefault(name, len(self._names)) for name in placed.files], _PAIR)
+        if len(numbers):
+            self._stream.write(np.stack([numbers[placed.file], placed.line], axis=1).astype(_PAIR).tobytes())
 
     def close(self) -> None:
         """Finish both files."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -23,12 +23,33 @@ Value = dict[str, Json]
 Columns = dict[str, NDArray[Any]]
 
 
-@dataclass(slots=True)
 class Item:
-    """One row: the whole of it as it was read, and where it stands."""
+    """One row: the whole of it, and where it stands.
 
-    where: Where
-    value: Value
+    A row of JSON lines keeps its bytes, so that what is not changed is written as it was; once a chunk is known to be
+    sound they are parsed only when somebody looks at the value.
+    """
+
+    __slots__ = ("_value", "file", "line", "raw")
+
+    def __init__(self, file: str, line: int, value: Value | None, raw: bytes | None = None):
+        self.file, self.line, self.raw, self._value = file, line, raw, value
+
+    @property
+    def value(self) -> Value:
+        """The row.  Make a new one to change it; others may hold this one."""
+        if self._value is None:
+            self._value = cast(Value, orjson.loads(self.raw or b"{}"))
+        return self._value
+
+    @property
+    def where(self) -> Where:
+        """The row's place."""
+        return Where(self.file, self.line)
+
+    def json(self) -> bytes:
+        """The row as JSON, without a newline."""
+        return orjson.dumps(self.value) if self.raw is None else self.raw
 
 
 @dataclass(slots=True)
@@ -39,6 +60,25 @@ class Batch:
     attached: Columns = field(default_factory=dict[str, Any])
     first: int = 0
     """Number of the first row among all rows; right from the second pass on, 0 in the first one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Where rows stand, column by column."""
+
+    files: tuple[str, ...]
+    file: NDArray[np.int32]
+    """Position in `files`, [rows]."""
+    line: NDArray[np.uint32]
+    """1-based, [rows]."""
+
+    @classmethod
+    def of(cls, places: Sequence[tuple[str, int]]) -> Placed:
+        """From (file, line) of each row."""
+        files: dict[str, int] = {}
+        numbers = [files.setdefault(file, len(files)) for file, _ in places]
+        lines = np.fromiter((line for _, line in places), np.uint32, len(places))
+        return cls(tuple(files), np.array(numbers, np.int32), lines)
 
 
 @dataclass(slots=True)
@@ -74,45 +114,63 @@ class Parcel:
 
     lines: dict[str, bytearray] = field(default_factory=dict[str, bytearray])
     """Rows that go on, as JSON lines, by the name of the output they go to ("" when there is one)."""
+    origins: dict[str, list[tuple[str, int]]] = field(default_factory=dict[str, list[tuple[str, int]]])
+    """File and line that each of them came from."""
     columns: Columns = field(default_factory=dict[str, Any])
     """One value for each row of the batch."""
     tally: Tally = field(default_factory=Tally)
-    rows: int = 0
-    """Usable rows of the batch; filled in by the frame."""
-    files: tuple[str, ...] = ()
-    """Files the batch's rows stand in; this and the next two are filled in by the frame, in its first pass."""
-    file: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
-    """Position in `files` of each row."""
-    line: NDArray[np.uint32] = field(default_factory=lambda: np.empty(0, np.uint32))
-    """Line of each row."""
-    origins: dict[str, list[Where]] = field(default_factory=dict[str, list[Where]])
-    """Where each row in `lines` came from, by output."""
-    rejected: list[Value] = field(default_factory=list[Value])
-    """Rows that cannot be used, as lines of a rejected file; filled in by the frame."""
-    faulty: Tally = field(default_factory=Tally)
-    """Faults of usable rows, and repairs made while reading; filled in by the frame."""
+    read: Read | None = None
+    """What reading the batch showed; filled in by the frame."""
+    written: dict[str, int] = field(default_factory=dict[str, int])
+    """Rows in `lines`; see `pack`."""
+    placed: dict[str, Placed] = field(default_factory=dict[str, Placed])
+    """The origins of rows in `lines`, when they are wanted; see `pack`."""
     error: Mapping[str, Any] | None = None
     """What ended the work; see `refusal`."""
 
     def keep(self, item: Item, value: Mapping[str, Json] | None = None, part: str = "") -> None:
         """A row goes on to the output named `part`: as it was, or as `value`, which was made from it."""
-        self.keep_line(item.where, orjson.dumps(item.value if value is None else value), part)
+        self.keep_line(item.file, item.line, item.json() if value is None else orjson.dumps(value), part)
 
-    def keep_line(self, where: Where, line: bytes, part: str = "") -> None:
-        """A row that is JSON text already goes on; `where` is the place it came from."""
+    def keep_line(self, file: str, line: int, row: bytes, part: str = "") -> None:
+        """A row that is JSON text already, and that came from `file` and `line`, goes on."""
         held = self.lines.get(part)
         if held is None:
-            held, self.origins[part] = self.lines.setdefault(part, bytearray()), []
-        held += line
+            held = self.lines[part] = bytearray()
+            self.origins[part] = []
+        held += row
         held += b"\n"
-        self.origins[part].append(where)
+        self.origins[part].append((file, line))
 
     def drop(self, item: Item, reason: str, **shown: Json) -> None:
         """A row ends here: counted under its reason, with an example, and written where removed rows go."""
         self.tally.count(reason)
-        self.tally.example(reason, item.where, row=orjson.dumps(item.value).decode(), **shown)
-        origin: Value = {"file": item.where.file, "line": item.where.line, "reason": reason, **shown}
-        self.keep_line(item.where, orjson.dumps({**origin, "row": item.value}), REMOVED)
+        self.tally.example(reason, item.where, row=item.json().decode(), **shown)
+        origin: Value = {"file": item.file, "line": item.line, "reason": reason, **shown}
+        self.keep_line(item.file, item.line, orjson.dumps({**origin, "row": item.value}), REMOVED)
+
+    def pack(self, *, origins: bool) -> Parcel:
+        """Make the parcel small for its way: counts, and the origins as columns if they are wanted."""
+        self.written = {part: len(places) for part, places in self.origins.items()}
+        self.placed = {part: Placed.of(places) for part, places in self.origins.items()} if origins else {}
+        self.origins = {}
+        return self
+
+
+@dataclass(slots=True)
+class Read:
+    """What reading a batch showed."""
+
+    rows: int
+    """Usable rows."""
+    placed: Placed | None
+    """Where they stand; in the first pass only."""
+    rejected: list[Value]
+    """Rows that cannot be used, as lines of a rejected file."""
+    faulty: Tally
+    """Faults of usable rows, and repairs made while reading."""
+    sound: bool
+    """Whether every line of the chunk is a row that can be used as it is."""
 
 
 Work = Callable[[Batch], Parcel]

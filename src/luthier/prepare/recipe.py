@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,11 @@ class Run:
     cached: int = 0
 
 
-def run(recipe: RecipeConfig, console: Console) -> Run:
+ToolMaker = Callable[[Verb, VerbConfig], Mapping[str, Callable[..., Any]]]
+"""Makes the callables a verb asks for of its settings."""
+
+
+def run(recipe: RecipeConfig, console: Console, tools: ToolMaker | None = None) -> Run:
     """Run a recipe, taking from the cache what is there.
 
     Raises:
@@ -137,7 +141,7 @@ def run(recipe: RecipeConfig, console: Console) -> Run:
             if step.only and name not in step.only:
                 after[name] = rows
                 continue
-            folder = _do(step, name, rows, recipe, console, result)
+            folder = _do(step, name, rows, recipe, console, result, tools)
             reports.append(orjson.loads((folder / "report.json").read_bytes()))
             after.update(_after(step, name, rows, folder))
         sets = after
@@ -189,7 +193,15 @@ def _named_files(step: _Step, recipe: RecipeConfig) -> list[Path]:
     return [path for spec in specs if spec.kind == "local" for path in files_of(spec)]
 
 
-def _do(step: _Step, name: str, rows: _Set, recipe: RecipeConfig, console: Console, result: Run) -> Path:
+def _do(
+    step: _Step,
+    name: str,
+    rows: _Set,
+    recipe: RecipeConfig,
+    console: Console,
+    result: Run,
+    tools: ToolMaker | None,
+) -> Path:
     """The folder of a step's result for one set: from the cache, or made now."""
     wishes = recipe.model_dump(mode="json", include={"bad_rows", "max_row_bytes", "min_rows", "seed"})
     columns = recipe.columns if rows.rows is None else {}
@@ -216,7 +228,15 @@ def _do(step: _Step, name: str, rows: _Set, recipe: RecipeConfig, console: Conso
             )
             origins = {} if rows.rows is None else {rows.datasets[0]: Origins(rows.rows)}
             finished = do(
-                step.verb, step.config, read, rows.datasets, made, console, origins=origins, names=[rows.name]
+                step.verb,
+                step.config,
+                read,
+                rows.datasets,
+                made,
+                console,
+                tools=tools(step.verb, step.config) if tools else None,
+                origins=origins,
+                names=[rows.name],
             )
             write_atomic(staged / "report.json", to_bytes(finished.as_json()))
             fsync_dir(staged)

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from luthier.base.console import Console
+from luthier.base.errors import ConfigError
 from luthier.data.sources import parse_spec
 from luthier.prepare.chunks import plan
 from luthier.prepare.config import ReadConfig, VerbConfig
 from luthier.prepare.engine import Engine
-from luthier.prepare.frame import Frame, Reading, Source
+from luthier.prepare.frame import Frame, Source
 from luthier.prepare.origins import Origins
 from luthier.prepare.parcel import Parcel
+from luthier.prepare.reading import Reading
 from luthier.prepare.report import Report
 
 
@@ -39,14 +41,26 @@ class Job:
     console: Console
     scratch: Path
     """A folder for files that do not outlive the verb."""
-    origins: Mapping[str, Origins] = field(default_factory=dict[str, Origins])
-    """For data sets made by earlier steps: where their rows first came from."""
+    tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Any])
+    """What was handed in; see `Verb.tools`."""
+    origins: Mapping[str, Origins] | None = None
+    """In a recipe: where the rows of data sets made by earlier steps first came from."""
     _frames: int = field(default=0, repr=False)
 
     @property
     def seed(self) -> int:
         """Seed of everything that is drawn."""
         return self.read.seed
+
+    def tool(self, name: str) -> Callable[..., Any]:
+        """A callable that was handed in.
+
+        Raises:
+            ConfigError: nobody gave one.
+        """
+        if name not in self.tools:
+            raise ConfigError(f"nothing was given that can {name}", where=name, code="missing_tool")
+        return self.tools[name]
 
     def open(self, datasets: Sequence[str]) -> Frame:
         """The rows of data sets, in the notation of `--inputs`.  What a step of a recipe wrote knows its origins.
@@ -56,11 +70,13 @@ class Job:
         """
         config = self.read.data()
         sources = [
-            Source(text, tuple(plan(parse_spec(text, self.read.hub), config, self.seed)), self.origins.get(text))
+            Source(
+                text, tuple(plan(parse_spec(text, self.read.hub), config, self.seed)), (self.origins or {}).get(text)
+            )
             for text in datasets
         ]
         self._frames += 1
-        reading = Reading(self.read.columns, self.read.bad_rows)
+        reading = Reading(self.read.columns, self.read.bad_rows, self.origins is not None)
         engine = Engine(self.read.runner, self.read.workers, self.read.ray_address)
         rejected = self.scratch / f"rejected-{self._frames}.jsonl"
         return Frame(sources, reading, engine, self.console, rejected, self.read.min_rows)
@@ -88,5 +104,10 @@ class Verb:
     """False for a verb that only looks."""
     reads: tuple[str, ...] = ()
     """Settings that name further files or data sets; their content enters the key of cached steps."""
+    tools: tuple[str, ...] = ()
+    """Callables a verb needs from above (a model, an endpoint), by name: `job.tool(name)`.  The command line makes
+    them of the verb's settings, see `cli/datatools.py`; in Python they are arguments of the same names."""
+    sample: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """Settings that suit any small set of chats; the tests that hold for every verb use them."""
     parts: Callable[[Any], tuple[str, ...]] = _one_output
     """Names of the outputs, from the settings; ("",) is a single one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,12 +110,14 @@ def do(
     made: Places,
     console: Console,
     *,
+    tools: Mapping[str, Callable[..., Any]] | None = None,
     origins: Mapping[str, Origins] | None = None,
     names: Sequence[str] = (),
 ) -> Finished:
     """Run a verb on data sets.
 
     Args:
+        tools: callables that the verb asks for by name.
         origins: given for a step of a recipe: where the rows of its inputs first came from.  The step then writes the
             origins of its own rows too.
         names: what the report calls the inputs, when not by their paths.
@@ -128,7 +130,7 @@ def do(
     if not inputs:
         raise ConfigError("no data set was named", where=verb.name, fix=f"luthier data {verb.name} FILE ...")
     with scratch_folder(read) as scratch:
-        job = Job(read, console, scratch, origins or {})
+        job = Job(read, console, scratch, tools or {}, origins)
         frame = job.open(inputs)
         outcome = verb.run(frame, config, job)
         paths = {**made.outputs, **({REMOVED: made.removed} if made.removed else {})}

@@ -119,14 +119,14 @@ class Writer:
         """
         for part, lines in parcel.lines.items():
             if part in self.rows:
-                self.rows[part] += len(parcel.origins[part])
+                self.rows[part] += parcel.written[part]
             if part in self._streams:
                 try:
                     self._streams[part].write(lines)
                 except OSError as error:
                     raise storage_error(error, self.paths[part]) from error
             if part in self._origins:
-                self._origins[part].write(parcel.origins[part])
+                self._origins[part].write(parcel.placed[part])
 
     def publish(self) -> None:
         """Finish every file and give it its name.

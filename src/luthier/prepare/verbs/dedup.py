@@ -124,10 +124,13 @@ class _Places:
     def of(cls, frames: list[Frame]) -> _Places:
         names: list[str] = []
         files: list[NDArray[Any]] = []
+        lines: list[NDArray[Any]] = []
         for frame in frames:
-            files.append(frame.places.file + len(names))
-            names += frame.places.names
-        return cls(tuple(names), np.concatenate(files), np.concatenate([frame.places.line for frame in frames]))
+            placed = frame.places
+            files.append(placed.file + len(names))
+            lines.append(placed.line)
+            names += placed.files
+        return cls(tuple(names), np.concatenate(files), np.concatenate(lines))
 
     def name(self, row: int) -> str:
         return f"{self.names[self.file[row]]}:{self.line[row]}"
