@@ -28,7 +28,7 @@ class QuickstartConfig(Config):
     """Author the model learns: one for both languages, or two (Chinese, English)."""
     output_dir: str = "runs/quickstart"
     """Where everything goes."""
-    steps: int = Field(200, ge=1)
+    steps: int = Field(120, ge=1)
     """Fine-tuning steps."""
     seed: int = 42
     """Seed of the fine-tuning."""

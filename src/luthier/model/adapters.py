@@ -72,7 +72,7 @@ def load_adapter(model: Model, folder: str) -> None:
         ModelError: it is no LoRA adapter in safetensors, or does not fit the model.
     """
     config, state, _ = _read(adapter_folder(model.config, folder))
-    config.base_model_name_or_path = model.config.path
+    config.base_model_name_or_path = model.base.name_or_path  # PEFT compares them
     network = _wrapped(model, config)
     _fill(network, state, ADAPTER)
     network.requires_grad_(False).eval()
@@ -177,7 +177,7 @@ def _settings(model: Model, method: Lora) -> LoraConfig:
     saves_vocabulary = any("embed" in name or "lm_head" in name for name in method.modules_to_save)
     return LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=model.config.path,
+        base_model_name_or_path=model.base.name_or_path,
         r=method.rank,
         lora_alpha=method.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=method.dropout,
