@@ -81,7 +81,7 @@ def luthier_steps(folder: Path, method: str, recompute: bool, steps: Sequence[li
     model = load_model(config, DEVICE, tokenizer=load_tokenizer(config), trained=True)
     torch.manual_seed(0)
     methods.apply(model, Lora(rank=8, alpha=16) if method == "lora" else Full())
-    model.train_mode(recompute)
+    model.train_mode("input" if recompute else "most")
     optimizer = Optimizer(model.trained(), OptimConfig(learning_rate=RATES[method], weight_decay=0.0), lambda _: 1.0)
     objective, mesh = Language(Sft(), None), Mesh(DEVICE)  # the renderer is not needed: tokens are given
     for groups in steps:

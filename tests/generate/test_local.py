@@ -102,7 +102,7 @@ def test_answers_end_where_the_context_ends(tiny_model_dir: Callable[..., Path])
 
 def test_a_model_in_training_stays_in_training(tiny_model_dir: Callable[..., Path]) -> None:
     model = loaded(tiny_model_dir("qwen2"))
-    model.train_mode(gradient_checkpointing=True)
+    model.train_mode(keep="input")
     answers = Local(model).generate(PROMPTS, GREEDY)
     assert model.network.training
     model.eval_mode()

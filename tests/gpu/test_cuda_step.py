@@ -50,7 +50,7 @@ def build(folder: Path, *, dtype: str, attention: str = "auto", method: str = "f
         for name, weight in model.trained().items():
             if "lora_B" in name:
                 weight.normal_(std=0.02)
-    model.train_mode(gradient_checkpointing=False)
+    model.train_mode()
     return model
 
 
@@ -151,7 +151,7 @@ def test_every_trained_weight_gets_a_gradient(
 ) -> None:
     model, batches = build(tiny_model_dir("qwen2", **WIDE), dtype=dtype, method=method), cut(groups(), [range(24)])
     plain = step(model, batches)
-    model.train_mode(gradient_checkpointing=checkpointing)
+    model.train_mode("input" if checkpointing else "most")
     result, found = step(model, batches)
     assert found.keys() == model.trained().keys()
     assert all(gradient.any() and gradient.isfinite().all() for gradient in found.values())
@@ -166,7 +166,7 @@ def test_a_step_waits_for_the_device_once(
     method: str, checkpointing: bool, tiny_model_dir: Callable[..., Path]
 ) -> None:
     model, samples = build(tiny_model_dir("qwen2", **WIDE), dtype="bfloat16", method=method), groups()
-    model.train_mode(gradient_checkpointing=checkpointing)
+    model.train_mode("input" if checkpointing else "most")
     optimizer = Optimizer(model.trained(), OptimConfig(learning_rate=1e-3), lambda _: 1.0)
     batches = cut(samples, micro_batches([len(group) for group in samples], 400, 1))
     assert len(batches) > 2

@@ -37,7 +37,7 @@ def trained(model: Model) -> Model:
         Group((Tokens(np.array(ids, np.int32), np.array([0] + [1] * (len(ids) - 1), np.float32)),)) for ids in IDS
     ]
     batch = collate(groups, range(len(groups)))
-    model.train_mode(gradient_checkpointing=False)
+    model.train_mode()
     optimizer = torch.optim.SGD(model.trained().values(), lr=0.02)
     for _ in range(3):
         optimizer.zero_grad()

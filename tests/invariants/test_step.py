@@ -50,7 +50,7 @@ def build(folder: Path, method: Method, attention: str = "auto") -> Model:
         for name, weight in model.trained().items():
             if "lora_B" in name:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.05)
-    model.train_mode(gradient_checkpointing=False)
+    model.train_mode()
     return model
 
 

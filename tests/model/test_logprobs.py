@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from luthier.data.batch import Batch, Group, Tokens, collate
 from luthier.model import logprobs as module
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
-from luthier.model.logprobs import chunk_rows, token_logprobs
+from luthier.model.logprobs import Score, chunk_rows, score_by_autograd, score_by_hand, token_logprobs
 from luthier.model.methods import apply
+from luthier.model.pointwise import Plain
 
 ROWS, VOCABULARY, WIDTH = 23, 50, 8
 
@@ -34,6 +36,10 @@ def positions(weights_T: Tensor) -> Tensor:
     return weights_T.nonzero().squeeze(1)
 
 
+def by_autograd(head: nn.Linear, rows_at_once: int) -> Score:
+    return partial(score_by_autograd, head, rows_at_once=rows_at_once)
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 4, 5, 15, 1000])
 @pytest.mark.parametrize("trained", ["hidden weight bias", "hidden", "weight bias"])
 def test_chunked_equals_naive_with_gradients(rows_at_once: int, trained: str) -> None:
@@ -42,9 +48,27 @@ def test_chunked_equals_naive_with_gradients(rows_at_once: int, trained: str) ->
     logits_TV = head(hidden_TD)
     naive_T = logits_TV.log_softmax(dim=1).gather(1, targets_T[:, None])[:, 0] * (weights_T != 0)
     expected = torch.autograd.grad((naive_T * weights_T).sum(), leaves)
-    logprobs_T, correct_T = token_logprobs(head, hidden_TD, targets_T, positions(weights_T), rows_at_once=rows_at_once)
+    logprobs_T, correct_T = token_logprobs(by_autograd(head, rows_at_once), hidden_TD, targets_T, positions(weights_T))
     torch.testing.assert_close(logprobs_T, naive_T)
     assert torch.equal(correct_T, (logits_TV.argmax(dim=1) == targets_T) & (weights_T != 0))
+    got = torch.autograd.grad((logprobs_T * weights_T).sum(), leaves)
+    for ours, naive in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, naive)
+        assert naive.any()
+
+
+@pytest.mark.parametrize("keep_logits", [True, False])
+@pytest.mark.parametrize("rows_at_once", [1, 4, 1000])
+@pytest.mark.parametrize("trained", ["hidden weight", "hidden", "weight"])
+def test_by_hand_equals_naive_with_gradients(rows_at_once: int, trained: str, keep_logits: bool) -> None:
+    head, hidden_TD, targets_T, weights_T = problem(trained)
+    leaves = [tensor for tensor in (hidden_TD, head.weight) if tensor.requires_grad]
+    naive_T = (hidden_TD @ head.weight.t()).log_softmax(dim=1).gather(1, targets_T[:, None])[:, 0] * (weights_T != 0)
+    expected = torch.autograd.grad((naive_T * weights_T).sum(), leaves)
+    by_hand = partial(score_by_hand, head.weight, rows_at_once=rows_at_once, keep_logits=keep_logits, pointwise=Plain())
+    logprobs_T, correct_T = token_logprobs(by_hand, hidden_TD, targets_T, positions(weights_T))
+    torch.testing.assert_close(logprobs_T, naive_T)
+    assert torch.equal(correct_T, ((hidden_TD @ head.weight.t()).argmax(dim=1) == targets_T) & (weights_T != 0))
     got = torch.autograd.grad((logprobs_T * weights_T).sum(), leaves)
     for ours, naive in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, naive)
@@ -55,13 +79,13 @@ def test_rows_without_weight_never_meet_the_head() -> None:
     head, hidden_TD, targets_T, weights_T = problem("hidden")
     seen: list[int] = []
     head.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
-    token_logprobs(head, hidden_TD, targets_T, positions(weights_T), rows_at_once=4)
+    token_logprobs(by_autograd(head, 4), hidden_TD, targets_T, positions(weights_T))
     assert max(seen) <= 4 and sum(seen) == int((weights_T != 0).sum())
 
 
 def test_no_trained_row_gives_zeros_with_a_graph() -> None:
     head, hidden_TD, targets_T, _ = problem("hidden weight bias")
-    logprobs_T, correct_T = token_logprobs(head, hidden_TD, targets_T, positions(torch.zeros(ROWS)), rows_at_once=4)
+    logprobs_T, correct_T = token_logprobs(by_autograd(head, 4), hidden_TD, targets_T, positions(torch.zeros(ROWS)))
     assert not logprobs_T.any() and not correct_T.any()
     logprobs_T.sum().backward()
     assert hidden_TD.grad is not None and head.weight.grad is not None and not head.weight.grad.any()
@@ -69,10 +93,10 @@ def test_no_trained_row_gives_zeros_with_a_graph() -> None:
 
 def test_half_precision_logits_are_summed_in_float32() -> None:
     head, hidden_TD, targets_T, weights_T = problem("hidden")
-    exact, _ = token_logprobs(head, hidden_TD, targets_T, positions(weights_T), rows_at_once=100)
+    exact, _ = token_logprobs(by_autograd(head, 100), hidden_TD, targets_T, positions(weights_T))
     half = head.to(torch.bfloat16)
     logprobs_T, _ = token_logprobs(
-        half, hidden_TD.to(torch.bfloat16), targets_T, positions(weights_T), rows_at_once=100
+        by_autograd(half, 100), hidden_TD.to(torch.bfloat16), targets_T, positions(weights_T)
     )
     assert logprobs_T.dtype == torch.float32
     assert (logprobs_T - exact).abs().max() < 0.05

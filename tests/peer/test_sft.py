@@ -173,7 +173,7 @@ def our_step(
     with torch.no_grad():
         for name, weight in model.trained().items():
             weight.copy_(start[name])
-    model.train_mode(gradient_checkpointing=False)
+    model.train_mode()
     objective = Language(Sft(), renderer_of(folder, MARKED))
     return gradients(model, objective, batches, Mesh(torch.device("cpu")), max_norm=0.0), model
 

@@ -25,8 +25,9 @@ class StepConfig(Config):
     """Samples (or packs) of one device in one micro-batch."""
     accumulation: int = Field(default=16, ge=1)
     """Micro-batches of one device in one step. micro_batch x accumulation x devices samples make a step."""
-    gradient_checkpointing: bool | None = None
-    """Recompute activations in the backward pass to save memory. Unset: on with a GPU, off on a CPU."""
+    gradient_checkpointing: bool | Literal["some"] | None = None
+    """Compute activations again in the backward pass to save memory; some: only the widest ones. Unset: as little as
+    the device's memory allows, and nothing on a CPU."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the trained weights; it is what is evaluated and saved at the end."""
     skip_limit: int = Field(default=5, ge=1)

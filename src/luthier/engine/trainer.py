@@ -25,6 +25,7 @@ from luthier.engine.optim import Optimizer, schedule
 from luthier.engine.signals import StopRequest, stop_requests
 from luthier.engine.step import StepResult, evaluate, gradients
 from luthier.engine.watcher import EvalRow, StepRow, Watcher
+from luthier.model.layer import Keep
 from luthier.model.load import Model
 
 
@@ -40,7 +41,7 @@ class Settings:
     seed: int
     loader_workers: int
     total_steps: int
-    gradient_checkpointing: bool
+    keep: Keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,7 @@ class Trainer:
 
     def _run(self, steps: Iterator[Step], request: StopRequest) -> str | None:
         """Steps until there is a reason to end; None asks for another run from the restored state."""
-        self.model.train_mode(self.settings.gradient_checkpointing)
+        self.model.train_mode(self.settings.keep)
         self._clock = Clock()
         while self.state.step < self.settings.total_steps:
             step = next(steps)
@@ -263,7 +264,7 @@ class Trainer:
         metrics = evaluate(self.model, self.objective, batches, self.mesh)
         if live is not None:
             put(self.model.trained(), live)
-        self.model.train_mode(self.settings.gradient_checkpointing)
+        self.model.train_mode(self.settings.keep)
         if config.metric not in metrics:
             raise ConfigError(
                 f"there is no metric {config.metric!r}; this objective has {', '.join(metrics)}",

@@ -1,6 +1,6 @@
 """Attention over packed sequences: many sequences laid end to end in one row, none of them seeing another.
 
-Legend: T packed tokens, S sequences, L tokens of one sequence, H query heads, K key/value heads, E head width.
+Legend: T packed tokens, S sequences, L tokens of one sequence, H query heads, G key/value heads, E head width.
 
 The implementation is registered with transformers under the name `packed`.  A forward that brings a `packing`
 argument is computed sequence by sequence (CPU) or by the variable-length kernel (CUDA); without one, as in
@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
@@ -30,6 +32,9 @@ _VARLEN_GQA: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.si
 # The kernel's backward pass indexes a padded buffer of this many numbers with 32 bits.
 _KERNEL_LIMIT = 2**31
 
+# Lengths that cuDNN is given; it plans 50 ms for every new one.
+_BUCKET = 256
+
 # What masks, attention scores or states a layer may have for `packed` to compute it exactly.
 _EXACT_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
@@ -44,6 +49,11 @@ class Packing:
     """int32 [S + 1] on the model's device: start of each sequence, and the end"""
     windows: list[int | None] | None = None
     """filled, when a list, with the sliding window of each layer that computes attention"""
+
+    @property
+    def even(self) -> bool:
+        """Whether all sequences have one length, of a kind that comes again (kernels are planned for each shape)."""
+        return len(set(self.lengths)) == 1 and self.lengths[0] % _BUCKET == 0
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], offsets: tuple[int, ...], device: torch.device) -> Packing:
@@ -96,7 +106,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of a packed row, in the calling convention of transformers.
 
-    query: [1, H, T, E]; key, value: [1, K, T, E] -> [1, T, H, E].  sliding_window: tokens that a token sees,
+    query: [1, H, T, E]; key, value: [1, G, T, E] -> [1, T, H, E].  sliding_window: tokens that a token sees,
     itself included.
 
     Raises:
@@ -112,31 +122,73 @@ def packed_attention(
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"packed attention does not compute {name}")
     dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
-    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    if query.is_cuda and dtype != torch.float32 and dropout == 0.0 and query.shape[-1] == value.shape[-1] <= 256:
-        return _by_kernel(query, key, value, packing, scaling, sliding_window), None
-    return _by_sequence(query, key, value, packing, scaling, sliding_window, dropout), None
+    q_THE, k_TGE, v_TGE = (heads[0].transpose(0, 1).to(dtype) for heads in (query, key, value))
+    return causal(q_THE, k_TGE, v_TGE, packing, scaling=scaling, window=sliding_window, dropout=dropout)[None], None
 
 
-def _by_kernel(
-    query: Tensor, key: Tensor, value: Tensor, packing: Packing, scaling: float | None, window: int | None
+def causal(
+    q_THE: Tensor,
+    k_TGE: Tensor,
+    v_TGE: Tensor,
+    packing: Packing,
+    *,
+    scaling: float | None = None,
+    window: int | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    sequences, (_, heads, tokens, width) = len(packing.lengths), query.shape
+    """out_THE: causal attention within each sequence, by the fastest way that computes it.
+
+    window: tokens that a token sees, itself included.
+    """
+    if window is not None and window >= max(packing.lengths):
+        window = None
+    half = q_THE.is_cuda and q_THE.dtype != torch.float32
+    if not half or dropout or not q_THE.shape[-1] == v_TGE.shape[-1] <= 256:
+        return _by_sequence(q_THE, k_TGE, v_TGE, packing, scaling, window, dropout)
+    if window is None and packing.even and q_THE.shape[-1] <= 128 and _has_cudnn(q_THE.device):
+        return _by_cudnn(q_THE, k_TGE, v_TGE, packing, scaling)
+    return _by_varlen(q_THE, k_TGE, v_TGE, packing, scaling, window)
+
+
+@cache
+def _has_cudnn(device: torch.device) -> bool:
+    """Whether cuDNN's attention, the fastest on Hopper for sequences of one length, is there."""
+    return torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _by_cudnn(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, packing: Packing, scaling: float | None) -> Tensor:
+    rows = len(packing.lengths), packing.lengths[0]
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
+        out_SHLE = scaled_dot_product_attention(
+            q_THE.unflatten(0, rows).transpose(1, 2),
+            k_TGE.unflatten(0, rows).transpose(1, 2),
+            v_TGE.unflatten(0, rows).transpose(1, 2),
+            is_causal=True,
+            scale=scaling,
+            enable_gqa=q_THE.shape[1] != k_TGE.shape[1],
+        )
+    return out_SHLE.transpose(1, 2).flatten(0, 1)
+
+
+def _by_varlen(
+    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, packing: Packing, scaling: float | None, window: int | None
+) -> Tensor:
+    sequences, (tokens, heads, width) = len(packing.lengths), q_THE.shape
     if sequences > 1 and (tokens + 128 * sequences) * heads * (width + 31) // 32 * 32 >= _KERNEL_LIMIT:
         half = sequences // 2
         at = sum(packing.lengths[:half])
         first = Packing(packing.lengths[:half], packing.offsets_S1[: half + 1])
         second = Packing(packing.lengths[half:], packing.offsets_S1[half:] - at)
         parts = [
-            _by_kernel(query[:, :, :at], key[:, :, :at], value[:, :, :at], first, scaling, window),
-            _by_kernel(query[:, :, at:], key[:, :, at:], value[:, :, at:], second, scaling, window),
+            _by_varlen(q_THE[:at], k_TGE[:at], v_TGE[:at], first, scaling, window),
+            _by_varlen(q_THE[at:], k_TGE[at:], v_TGE[at:], second, scaling, window),
         ]
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts)
     longest = max(packing.lengths)
-    output_THE = varlen_attn(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
+    out_THE = varlen_attn(
+        q_THE,
+        k_TGE,
+        v_TGE,
         packing.offsets_S1,
         packing.offsets_S1,
         longest,
@@ -145,44 +197,44 @@ def _by_kernel(
         window_size=(-1 if window is None else window - 1, 0),
         **_VARLEN_GQA,
     )
-    assert isinstance(output_THE, Tensor)
-    return output_THE[None]
+    assert isinstance(out_THE, Tensor)
+    return out_THE
 
 
 def _by_sequence(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    q_THE: Tensor,
+    k_TGE: Tensor,
+    v_TGE: Tensor,
     packing: Packing,
     scaling: float | None,
     window: int | None,
     dropout: float,
 ) -> Tensor:
     """Sequences of equal length go through SDPA together; no score between two sequences is ever computed."""
-    queries, keys, values = (heads.split(packing.lengths, dim=2) for heads in (query, key, value))
+    queries, keys, values = (heads.split(packing.lengths) for heads in (q_THE, k_TGE, v_TGE))
     members: dict[int, list[int]] = {}
     for index, length in enumerate(packing.lengths):
         members.setdefault(length, []).append(index)
-    outputs: list[Tensor] = [query] * len(packing.lengths)
+    outputs: list[Tensor] = [q_THE] * len(packing.lengths)
     for length, indices in members.items():
         windowed = window is not None and window < length
-        together = scaled_dot_product_attention(
-            torch.cat([queries[i] for i in indices]),
-            _repeated([keys[i] for i in indices], query.shape[1]),
-            _repeated([values[i] for i in indices], query.shape[1]),
-            attn_mask=_window_mask(length, window, query.device) if windowed else None,
+        together_nHLE = scaled_dot_product_attention(
+            _stacked([queries[i] for i in indices], q_THE.shape[1]),
+            _stacked([keys[i] for i in indices], q_THE.shape[1]),
+            _stacked([values[i] for i in indices], q_THE.shape[1]),
+            attn_mask=_window_mask(length, window, q_THE.device) if windowed else None,
             dropout_p=dropout,
             is_causal=not windowed,
             scale=scaling,
         )
-        for index, output in zip(indices, together.split(1), strict=True):
-            outputs[index] = output
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+        for index, output_LHE in zip(indices, together_nHLE.transpose(1, 2).unbind(), strict=True):
+            outputs[index] = output_LHE
+    return torch.cat(outputs)
 
 
-def _repeated(heads: list[Tensor], query_heads: int) -> Tensor:
-    """Each of the [1, K, L, E] stacked to [n, H, L, E], every key/value head repeated for its group of queries."""
-    stacked = torch.cat(heads)
+def _stacked(heads: list[Tensor], query_heads: int) -> Tensor:
+    """Each of the [L, G, E] stacked to [n, H, L, E], every key/value head repeated for its group of queries."""
+    stacked = torch.stack(heads).transpose(1, 2)
     groups = query_heads // stacked.shape[1]
     return stacked.repeat_interleave(groups, dim=1) if groups > 1 else stacked
 

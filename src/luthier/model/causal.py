@@ -15,7 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from luthier.base.errors import ModelError
 from luthier.model import attention, probe
 from luthier.model.config import ModelConfig
-from luthier.model.logprobs import chunk_rows, token_logprobs
+from luthier.model.decoder import Decoder, Unsuitable
+from luthier.model.layer import Keep
+from luthier.model.logprobs import chunk_rows, score_by_autograd, score_by_hand, token_logprobs
+from luthier.model.pointwise import Plain, Pointwise
 
 # Renamed in transformers 5.2x; the old name warns there.
 _NEW_NAME = "activation_checkpointing_enable" in vars(PreTrainedModel)
@@ -76,7 +79,10 @@ class Model:
         self.max_length = max_length
         self.config = config
         self.packed, self.note = packed, note
+        self.keep: Keep = "most"
         self._checkpointing = False
+        self._decoder: Decoder | None = None
+        self._pointwise: Pointwise = Plain()
         self.finish = probe.finish_of(network)
         self.vocabulary = int(self.head.weight.shape[0])
 
@@ -104,8 +110,7 @@ class Model:
         Both are 0 elsewhere.  See `model.logprobs`.
         """
         hidden_TD = self.hidden(batch) if hidden_TD is None else hidden_TD
-        rows = chunk_rows(self.vocabulary, self.device)
-        return token_logprobs(self.logits, hidden_TD, batch.targets_T, batch.trained_R, rows_at_once=rows)
+        return token_logprobs(self._score, hidden_TD, batch.targets_T, batch.trained_R)
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """hidden_RD -> logits_RV: the head and the model's own scale or cap."""
@@ -123,23 +128,40 @@ class Model:
             total = total + weight.flatten()[:0].sum()
         return total
 
-    def train_mode(self, gradient_checkpointing: bool) -> None:
-        """Dropout on; with `gradient_checkpointing` each layer is computed again in the backward pass.
+    def by_hand(self, pointwise: Pointwise) -> str | None:
+        """Run the decoder through `model.layer` from now on; or the reason why this model cannot.
+
+        To be called when the method has been applied: the layers find their adapters once.
+        """
+        if not self.packed:
+            return "its sequences are padded"
+        try:
+            self._decoder = Decoder(self.base.get_decoder(), self.dtype, pointwise)
+        except Unsuitable as reason:
+            return str(reason)
+        self._pointwise = pointwise
+        return None
+
+    def train_mode(self, keep: Keep = "most") -> None:
+        """Dropout on.  keep: what each layer keeps for its backward pass; what it does not is computed again.
+
+        Where transformers runs the layers, "some" keeps as little as "input".
 
         Raises:
-            ModelError: the model does not support it.
+            ModelError: the model cannot compute its layers again.
         """
-        if gradient_checkpointing and not self.base.supports_gradient_checkpointing:
+        recompute = keep != "most" and self._decoder is None
+        if recompute and not self.base.supports_gradient_checkpointing:
             raise ModelError(
                 f"{type(self.base).__name__} cannot compute its layers again",
                 where="--gradient_checkpointing",
                 fix="Set it to false",
             )
-        if gradient_checkpointing and not self._checkpointing:
+        if recompute and not self._checkpointing:
             _CHECKPOINTING_ON(self.base, {"use_reentrant": False})
-        elif self._checkpointing and not gradient_checkpointing:
+        elif self._checkpointing and not recompute:
             _CHECKPOINTING_OFF(self.base)
-        self._checkpointing = gradient_checkpointing
+        self._checkpointing, self.keep = recompute, keep
         self.network.train()
 
     def eval_mode(self) -> None:
@@ -154,6 +176,8 @@ class Model:
         decoder: Any = self.base.get_decoder()
         if self.packed:
             packing = attention.Packing.of(lengths, offsets, self.device)
+            if self._decoder is not None:
+                return self._decoder.hidden(ids_T, positions_T, packing, self.keep)
             with self.arithmetic():
                 return decoder(**attention.packed_inputs(ids_T, positions_T, packing))[0][0]
         within_SL = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
@@ -164,3 +188,18 @@ class Model:
                 input_ids=ids_SL, attention_mask=within_SL.long(), position_ids=positions_SL, use_cache=False
             )[0]
         return hidden_SLD[within_SL]
+
+    def _score(self, hidden_RD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
+        rows = chunk_rows(self.vocabulary, self.device)
+        head: Any = self.head
+        kind: type = type(head)
+        if kind is nn.Linear and head.bias is None and self.finish is probe.as_is:
+            return score_by_hand(
+                head.weight,
+                hidden_RD.to(self.dtype),
+                targets_R,
+                rows_at_once=rows,
+                keep_logits=self.keep == "most",
+                pointwise=self._pointwise,
+            )
+        return score_by_autograd(self.logits, hidden_RD, targets_R, rows_at_once=rows)

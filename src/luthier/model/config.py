@@ -68,6 +68,8 @@ class ModelConfig(Config):
     """Attention kernel. packed: no padding at all; auto: packed where the model allows it."""
     quant: Quant = Quant()
     """A frozen base in fewer bits."""
+    layers: Literal["auto", "plain"] = "auto"
+    """Who computes the layers of Llama-shaped models on a GPU. auto: Luthier's own kernels; plain: transformers."""
     adapters: tuple[str, ...] = ()
     """Earlier adapters, applied in order. Training continues the last one when its method fits."""
     trust_remote_code: bool = False

@@ -116,10 +116,11 @@ def _finishes(config: Any) -> Iterator[Finish]:
             scales += [constant, 1.0 / constant]
     cap = getattr(config, "final_logit_softcapping", None)
     for scale in scales:
-        yield partial(_finish, scale=scale, cap=cap) if cap or scale != 1.0 else _as_is
+        yield partial(_finish, scale=scale, cap=cap) if cap or scale != 1.0 else as_is
 
 
-def _as_is(logits: Tensor) -> Tensor:
+def as_is(logits: Tensor) -> Tensor:
+    """The usual finish: none."""
     return logits
 
 

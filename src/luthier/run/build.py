@@ -23,6 +23,7 @@ from luthier.engine.trainer import Data, Settings, Trainer
 from luthier.engine.watcher import RunPlan, Watcher
 from luthier.model import lowbit, methods
 from luthier.model.config import Lora
+from luthier.model.layer import Keep
 from luthier.model.load import Model, load_model
 from luthier.objectives.language import Language
 from luthier.run.config import RunConfig
@@ -92,6 +93,12 @@ def build_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Model, st
     fingerprint = model_fingerprint(model)
     torch.manual_seed(config.seed)
     methods.apply(model, config.method, config.model.adapters)
+    if run.mesh.device.type == "cuda" and config.model.layers != "plain":
+        from luthier.model.kernels import Fused  # Triton is there only where CUDA is
+
+        reason = model.by_hand(Fused())
+        if reason:
+            run.console.say(f"transformers runs the layers, which is slower: {reason}")
     return model, fingerprint
 
 
@@ -99,7 +106,6 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
     """The trainer of a run, at step 0."""
     config = run.config
     source = _source(run, data, objective)
-    recompute = config.train.gradient_checkpointing
     settings = Settings(
         train=config.train,
         optim=config.optim,
@@ -109,7 +115,7 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
         seed=config.seed,
         loader_workers=config.data.loader_workers,
         total_steps=config.train.max_steps or source.steps(config.train.epochs) or 0,
-        gradient_checkpointing=run.mesh.device.type == "cuda" if recompute is None else recompute,
+        keep=_keep(run),
     )
     return Trainer(
         model,
@@ -128,6 +134,17 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
         run.mesh,
         lambda folder: _write_artefact(model, config, folder),
     )
+
+
+def _keep(run: Run) -> Keep:
+    """What each layer keeps for its backward pass."""
+    match run.config.train.gradient_checkpointing:
+        case "some":
+            return "some"
+        case None:
+            return "input" if run.mesh.device.type == "cuda" else "most"
+        case recompute:
+            return "input" if recompute else "most"
 
 
 def _source(run: Run, data: Prepared, objective: Language) -> Source:

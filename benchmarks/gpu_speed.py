@@ -1,0 +1,227 @@
+"""The fastest step on one GPU: Luthier's own modes side by side, on models with random weights made on the device.
+
+    python benchmarks/gpu_speed.py --work A --modes fast lean            LoRA r16 on Qwen2.5-7B's shape, 4 x 4,096
+    python benchmarks/gpu_speed.py --work B --modes fast lean            full tuning of Qwen2.5-0.5B's shape, 16 x 2,048
+    python benchmarks/gpu_speed.py --work C --modes fast                 A on chats of mixed length, packed
+
+Random weights and tokens say nothing about learning; the loss is printed to show that all modes compute the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
+
+from luthier.data.batch import Batch, Group, Tokens, collate
+from luthier.data.pack import micro_batches
+from luthier.data.render import Renderer
+from luthier.engine.config import OptimConfig
+from luthier.engine.mesh import Mesh
+from luthier.engine.optim import Optimizer
+from luthier.engine.step import StepResult, gradients
+from luthier.model import attention, methods
+from luthier.model.causal import Model
+from luthier.model.config import Full, Lora, Method, ModelConfig
+from luthier.model.kernels import Fused
+from luthier.model.layer import Keep
+from luthier.model.pointwise import Plain
+from luthier.objectives.config import Pretrain
+from luthier.objectives.language import Language
+
+DEVICE = torch.device("cuda", 0)
+WARM_UP = 3
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "tie_word_embeddings": False,
+    },
+    "0.5b": {
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """One workload: a shape, what moves, and the lengths of one step's sequences."""
+
+    shape: str
+    method: Method
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How a workload is run."""
+
+    keep: Keep | None = "most"
+    """None: transformers' own layers, without recomputation"""
+    fused: bool = True
+    micro_tokens: int = 16384
+    optimizer: str = "adamw"
+
+
+def mixed_lengths(total: int) -> tuple[int, ...]:
+    """Log-normal chat lengths that fill `total` tokens."""
+    rng = np.random.default_rng(0)
+    lengths: list[int] = []
+    while sum(lengths) < total:
+        prompt, answer = rng.lognormal(5.0, 0.8) + 16, rng.lognormal(6.2, 0.8)
+        lengths.append(int(min(prompt, 1365) + min(answer + 16, 2048)) + 12)
+    lengths[-1] -= sum(lengths) - total
+    return tuple(length for length in lengths if length > 1)
+
+
+WORKS = {
+    "A": Work("7b", Lora(rank=16, alpha=32), (4096,) * 4),
+    "B": Work("0.5b", Full(), (2048,) * 16),
+    "C": Work("7b", Lora(rank=16, alpha=32), mixed_lengths(16384)),
+}
+MODES = {
+    "fast": Mode(micro_tokens=32768),
+    "eager": Mode(micro_tokens=32768, fused=False),
+    "some": Mode("some", micro_tokens=32768),
+    "lean": Mode("input", micro_tokens=4096),
+    "lean8": Mode("input", micro_tokens=8192),
+    "lean8bit": Mode("input", micro_tokens=8192, optimizer="adamw_8bit"),
+    "plain": Mode(None, fused=False, micro_tokens=32768),
+}
+
+
+def make_model(shape: str, method: Method) -> Model:
+    """A random model on the device, in the arithmetic's type, with its method applied."""
+    config = Qwen2Config(**SHAPES[shape], max_position_embeddings=32768)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with DEVICE:
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    torch.set_default_dtype(torch.float32)
+    network.requires_grad_(False)
+    network.set_attn_implementation(attention.NAME)
+    model = Model(
+        network,
+        PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast),
+        device=DEVICE,
+        dtype=torch.bfloat16,
+        max_length=32768,
+        config=ModelConfig(path="random"),
+        packed=True,
+        note=None,
+    )
+    torch.manual_seed(0)
+    methods.apply(model, method)
+    return model
+
+
+def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int) -> list[Batch]:
+    """One step's micro-batches of random tokens, every one of them trained."""
+    rng = np.random.default_rng(seed)
+    groups = [
+        Group((Tokens(rng.integers(0, vocabulary, length).astype(np.int32), np.ones(length, np.float32)),))
+        for length in lengths
+    ]
+    return [
+        collate([groups[index] for index in members], members).to(DEVICE)
+        for members in micro_batches(lengths, capacity, 1)
+    ]
+
+
+def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool) -> None:
+    """Train a few steps and print one line."""
+    started = time.perf_counter()
+    model = make_model(work.shape, work.method)
+    objective = Language(Pretrain(), Renderer.__new__(Renderer))
+    if mode.keep is not None:
+        reason = model.by_hand(Fused() if mode.fused else Plain())
+        assert reason is None, reason
+    model.train_mode(mode.keep or "most")
+    config = OptimConfig.model_validate({"learning_rate": 1e-4, "name": mode.optimizer})
+    optimizer = Optimizer(model.trained(), config, lambda _: 1.0)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    mesh, results, seconds = Mesh(DEVICE), list[StepResult](), list[float]()
+    warm = 0.0
+    for number in range(WARM_UP + steps):
+        batches = make_step(work.lengths, mode.micro_tokens, model.vocabulary, number)
+        torch.cuda.synchronize()
+        before = time.perf_counter()
+        optimizer.zero_grad()
+        results.append(gradients(model, objective, batches, mesh, max_norm=1.0))
+        optimizer.step(1.0)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - before)
+        if number == 0:
+            warm = time.perf_counter() - started
+    median = sorted(seconds[WARM_UP:])[steps // 2]
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    losses = " ".join(f"{result.loss:.4f}" for result in (results[0], results[-1]))
+    norms = " ".join(f"{result.grad_norm:.4f}" for result in (results[0], results[-1]))
+    print(
+        f"{name:10} {sum(work.lengths) / median:9,.0f} tokens/s  {median * 1e3:7.1f} ms  {peak:6.1f} GiB  "
+        f"loss {losses}  norm {norms}  first step after {warm:.1f} s",
+        flush=True,
+    )
+    if profile:
+        batches = make_step(work.lengths, mode.micro_tokens, model.vocabulary, 0)
+        activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
+        with torch.profiler.profile(activities=activities) as seen:
+            optimizer.zero_grad()
+            gradients(model, objective, batches, mesh, max_norm=1.0)
+            optimizer.step(1.0)
+            torch.cuda.synchronize()
+        table(seen)
+
+
+def table(seen: torch.profiler.profile, rows: int = 24) -> None:
+    """Device time by kernel."""
+    kernels: dict[str, list[float]] = {}
+    for event in seen.events() or ():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            kernels.setdefault(event.name, []).append(event.device_time)
+    total = sum(sum(times) for times in kernels.values())
+    print(f"    device busy {total / 1e3:.1f} ms")
+    for kernel, times in sorted(kernels.items(), key=lambda item: -sum(item[1]))[:rows]:
+        print(f"    {sum(times) / 1e3:8.2f} ms {len(times):5}x  {kernel[:110]}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", choices=WORKS, default="A")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["fast"])
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--micro", type=int, help="tokens of a micro-batch, instead of the mode's own")
+    parser.add_argument("--profile", action="store_true")
+    options = parser.parse_args()
+    for name in options.modes:
+        mode = replace(MODES[name], micro_tokens=options.micro) if options.micro else MODES[name]
+        try:
+            measure(name, WORKS[options.work], mode, options.steps, options.profile)
+        except torch.OutOfMemoryError as error:
+            print(f"{name:10} out of memory: {str(error)[:120]}", flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()

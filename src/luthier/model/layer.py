@@ -1,0 +1,240 @@
+"""A decoder layer of the Llama family, forward and backward written out.
+
+Autograd keeps whatever each operation might need.  Here a layer keeps what is expensive to compute again and
+recomputes what is cheap: norms and the activation always, more of it when memory is short (`Keep`).
+
+Legend: T packed tokens, D width, N heads of all kinds, H query heads, G key/value heads, E head width, F width of the
+feed-forward part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from luthier.model.attention import Packing
+from luthier.model.pointwise import Pointwise
+from luthier.model.products import Product, Rider
+
+Keep = Literal["most", "some", "input"]
+"""What a layer keeps for its backward pass: everything but norms and activation; not the wide feed-forward products
+either; or only its input."""
+
+Attend = Callable[[Tensor, Tensor, Tensor, Packing], Tensor]
+"""(q_THE, k_TGE, v_TGE, packing) -> out_THE: causal attention within each packed sequence, with a graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the tokens of a batch stand."""
+
+    packing: Packing
+    cos_TE: Tensor
+    """float32, of the tokens' positions"""
+    sin_TE: Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weights of one layer, and how to compute with them."""
+
+    input_norm: nn.Parameter
+    qkv: Product
+    output: Product
+    feed_norm: nn.Parameter
+    gate_up: Product
+    down: Product
+    head_width: int
+    query_heads: int
+    eps: float
+    head_norms: tuple[nn.Parameter, nn.Parameter] | None
+    """weights of the norms of queries and keys, where the model has them (Qwen3)"""
+    attend: Attend
+    pointwise: Pointwise
+
+    @property
+    def products(self) -> tuple[Product, ...]:
+        """Every linear layer."""
+        return self.qkv, self.output, self.gate_up, self.down
+
+    @cached_property
+    def riders(self) -> list[Rider]:
+        """The adapters, each with its seat beside the frozen weights."""
+        return [rider for product in self.products for rider in product.riders()]
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """In the order in which `_backward` answers."""
+        norms = [self.input_norm, self.feed_norm, *(self.head_norms or ())]
+        return [*norms, *(parameter for product in self.products for parameter in product.parameters)]
+
+    def __call__(self, h_TD: Tensor, place: Place, keep: Keep) -> Tensor:
+        """The residual stream after this layer.  [T, D] -> [T, D]"""
+        return _Step.apply(h_TD, self, place, keep, *self.parameters)
+
+
+@dataclass(slots=True)
+class _Attention:
+    """What the attention half keeps."""
+
+    u_qkv: Tensor
+    raw_TNE: Tensor | None
+    """queries, keys and values before the head norms, where there are any"""
+    qkv: tuple[Tensor, Tensor, Tensor]
+    """rotated queries and keys, and values: leaves of `out`'s graph"""
+    out_TX: Tensor
+    """[T, H * E] with a graph"""
+    u_output: Tensor
+
+
+@dataclass(slots=True)
+class _Feed:
+    """What the feed-forward half keeps."""
+
+    gate_up_TF: Tensor
+    """[T, 2F]"""
+    u_gate_up: Tensor
+    u_down: Tensor | None
+
+
+Gradients = list[Tensor | None]
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h_TD: Tensor, layer: Layer, place: Place, keep: Keep, *parameters: Tensor) -> Tensor:
+        h2_TD, attention = _attend(layer, h_TD, place)
+        gate_up_TF, u_gate_up = _widen(layer, h2_TD)
+        act_TF = layer.down.room(h_TD)
+        layer.pointwise.swiglu(act_TF[:, : layer.down.into], gate_up_TF)
+        h3_TD, u_down = layer.down.forward(act_TF, add_TO=h2_TD)
+        ctx.layer, ctx.place = layer, place
+        ctx.attention = None if keep == "input" else attention
+        ctx.feed = _Feed(gate_up_TF, u_gate_up, u_down) if keep == "most" else None
+        ctx.save_for_backward(h_TD, *(() if keep == "input" else (h2_TD,)))
+        return h3_TD
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        layer: Layer = ctx.layer
+        h_TD, *kept = ctx.saved_tensors
+        attention, feed = ctx.attention, ctx.feed
+        ctx.attention = ctx.feed = None
+        if attention is None:
+            h2_TD, attention = _attend(layer, h_TD, ctx.place)
+        else:
+            h2_TD = kept[0]
+        if feed is None:
+            feed = _Feed(*_widen(layer, h2_TD), None)
+        dh2_TD, dfeed_norm, of_feed = _feed_gradient(layer, dh_TD, h2_TD, feed)
+        del feed
+        dh_TD, dnorms, of_attention = _attention_gradient(layer, dh2_TD, h_TD, attention, ctx.place)
+        dinput_norm, *dhead_norms = dnorms
+        return dh_TD, None, None, None, dinput_norm, dfeed_norm, *dhead_norms, *of_attention, *of_feed
+
+
+def _attend(layer: Layer, h_TD: Tensor, place: Place) -> tuple[Tensor, _Attention]:
+    """The residual stream after attention."""
+    x_TD = layer.qkv.room(h_TD)
+    layer.pointwise.norm(x_TD[:, : layer.qkv.into], h_TD, layer.input_norm, layer.eps)
+    qkv_TN, u_qkv = layer.qkv.forward(x_TD)
+    del x_TD
+    raw_TNE = qkv_TN.unflatten(1, (-1, layer.head_width))
+    heads = layer.query_heads
+    groups = (raw_TNE.shape[1] - heads) // 2
+    qk_TNE = raw_TNE[:, : heads + groups]
+    if layer.head_norms is not None:
+        qk_TNE = torch.empty_like(qk_TNE, memory_format=torch.contiguous_format)
+        for weight, part in zip(layer.head_norms, (slice(heads), slice(heads, heads + groups)), strict=True):
+            layer.pointwise.norm(qk_TNE[:, part], raw_TNE[:, part], weight, layer.eps)
+    layer.pointwise.rotate(qk_TNE, place.cos_TE, place.sin_TE)
+    parts = qk_TNE[:, :heads], qk_TNE[:, heads:], raw_TNE[:, heads + groups :]
+    # The attention kernels bring their own derivative: a small graph of its own, which the backward pass walks.
+    with torch.enable_grad():
+        q_THE, k_TGE, v_TGE = (part.detach().requires_grad_() for part in parts)
+        out_TX = layer.attend(q_THE, k_TGE, v_TGE, place.packing).flatten(1)
+    out_room = layer.output.room(h_TD)
+    layer.pointwise.copy(out_room[:, : layer.output.into], out_TX.detach())
+    h2_TD, u_output = layer.output.forward(out_room, add_TO=h_TD)
+    raw = raw_TNE if layer.head_norms is not None else None
+    return h2_TD, _Attention(u_qkv, raw, (q_THE, k_TGE, v_TGE), out_TX, u_output)
+
+
+def _widen(layer: Layer, h2_TD: Tensor) -> tuple[Tensor, Tensor]:
+    """gate and up side by side [T, 2F], and u."""
+    x_TD = layer.gate_up.room(h2_TD)
+    layer.pointwise.norm(x_TD[:, : layer.gate_up.into], h2_TD, layer.feed_norm, layer.eps)
+    return layer.gate_up.forward(x_TD)
+
+
+def _feed_gradient(layer: Layer, dh_TD: Tensor, h2_TD: Tensor, kept: _Feed) -> tuple[Tensor, Tensor | None, Gradients]:
+    """d h2 (with room beside it), d norm weight, and the gradients of the products."""
+    dact_TF, du_down = layer.down.input_gradient(_beside(layer, layer.down, dh_TD))
+    dgate_up_TF, act_TF = layer.gate_up.room_back(dh_TD), layer.down.room(dh_TD)
+    layer.pointwise.swiglu_gradient(
+        dgate_up_TF[:, : layer.gate_up.out], act_TF[:, : layer.down.into], dact_TF, kept.gate_up_TF
+    )
+    del dact_TF
+    u_down = layer.down.inner(act_TF) if kept.u_down is None else kept.u_down
+    down = layer.down.gradients(dh_TD, act_TF, u_down, du_down)
+    del act_TF
+    dx_TD, du = layer.gate_up.input_gradient(dgate_up_TF)
+    dh2_TD, x_TD = layer.output.room_back(h2_TD), torch.empty_like(h2_TD)
+    dnorm = layer.pointwise.norm_gradient(
+        dh2_TD[:, : layer.output.out],
+        x_TD,
+        dx_TD,
+        h2_TD,
+        layer.feed_norm,
+        layer.eps,
+        dh_TD,
+        weight_moves=layer.feed_norm.requires_grad,
+    )
+    gate_up = layer.gate_up.gradients(dgate_up_TF, x_TD, kept.u_gate_up, du)
+    return dh2_TD, dnorm, [*gate_up, *down]
+
+
+def _attention_gradient(
+    layer: Layer, dh2_TD: Tensor, h_TD: Tensor, kept: _Attention, place: Place
+) -> tuple[Tensor, Gradients, Gradients]:
+    """d h, d norm weights (the input's, then the heads'), and the gradients of the products."""
+    dout_TX, du_output = layer.output.input_gradient(dh2_TD)
+    dh2_TD = dh2_TD[:, : layer.output.out]
+    output = layer.output.gradients(dh2_TD, kept.out_TX.detach(), kept.u_output, du_output)
+    dq_THE, dk_TGE, dv_TGE = torch.autograd.grad(kept.out_TX, kept.qkv, dout_TX)
+    dqkv_TN = layer.qkv.room_back(h_TD)
+    dqkv_TNE = dqkv_TN[:, : layer.qkv.out].unflatten(1, (-1, layer.head_width))
+    layer.pointwise.rotate_back(dqkv_TNE, dq_THE, dk_TGE, dv_TGE, place.cos_TE, place.sin_TE)
+    dhead_norms: Gradients = []
+    if layer.head_norms is not None:
+        assert kept.raw_TNE is not None
+        heads = layer.query_heads
+        for weight, part in zip(layer.head_norms, (slice(heads), slice(heads, heads + dk_TGE.shape[1])), strict=True):
+            of_heads, raw, moves = dqkv_TNE[:, part], kept.raw_TNE[:, part], weight.requires_grad
+            dhead_norms.append(
+                layer.pointwise.norm_gradient(
+                    of_heads, None, of_heads, raw, weight, layer.eps, None, weight_moves=moves
+                )
+            )
+    dx_TD, du = layer.qkv.input_gradient(dqkv_TN)
+    dh_TD, x_TD = torch.empty_like(h_TD), torch.empty_like(h_TD)
+    dnorm = layer.pointwise.norm_gradient(
+        dh_TD, x_TD, dx_TD, h_TD, layer.input_norm, layer.eps, dh2_TD, weight_moves=layer.input_norm.requires_grad
+    )
+    qkv = layer.qkv.gradients(dqkv_TN, x_TD, kept.u_qkv, du)
+    return dh_TD, [dnorm, *dhead_norms], [*qkv, *output]
+
+
+def _beside(layer: Layer, product: Product, dy_TO: Tensor) -> Tensor:
+    """The output's gradient with room beside it."""
+    if not product.spare:
+        return dy_TO
+    room = product.room_back(dy_TO)
+    layer.pointwise.copy(room[:, : product.out], dy_TO)
+    return room

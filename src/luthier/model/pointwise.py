@@ -1,0 +1,131 @@
+"""The parts of a decoder layer that are no matrix products, each with its derivative written out.
+
+Everything is computed in float32 and rounded once, into memory that the caller provides.  These are the plain forms;
+`model.kernels` holds the same functions as one GPU kernel each.
+
+Legend: T packed tokens, D width of the model, F width of the feed-forward part, N heads of some kind, H query heads,
+G key/value heads, E head width, R rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Pointwise(Protocol):
+    """The functions of this module, wherever they run."""
+
+    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float) -> None: ...
+    def norm_gradient(
+        self,
+        dh: Tensor,
+        x: Tensor | None,
+        dx: Tensor,
+        h: Tensor,
+        weight: Tensor,
+        eps: float,
+        around: Tensor | None,
+        *,
+        weight_moves: bool,
+    ) -> Tensor | None: ...
+    def copy(self, out_TD: Tensor, x_TD: Tensor) -> None: ...
+    def rotate(self, heads_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> None: ...
+    def rotate_back(
+        self, out_TNE: Tensor, dq_THE: Tensor, dk_TGE: Tensor, dv_TGE: Tensor, cos_TE: Tensor, sin_TE: Tensor
+    ) -> None: ...
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor) -> None: ...
+    def swiglu_gradient(self, dgate_up_TF: Tensor, act_TF: Tensor, dact_TF: Tensor, gate_up_TF: Tensor) -> None: ...
+    def score(self, logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
+    def score_gradient(
+        self, logits_RV: Tensor, targets_R: Tensor, norm_R: Tensor, dlogprobs_R: Tensor | None
+    ) -> None: ...
+
+
+class Plain:
+    """In plain PyTorch, on any device."""
+
+    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float) -> None:
+        """out = h / rms(h) * weight over the last axis (Zhang & Sennrich 2019).  h: [T, D] or [T, N, E]"""
+        h32 = h.float()
+        out.copy_(h32 * torch.rsqrt(h32.square().mean(-1, keepdim=True) + eps) * weight.float())
+
+    def norm_gradient(
+        self,
+        dh: Tensor,
+        x: Tensor | None,
+        dx: Tensor,
+        h: Tensor,
+        weight: Tensor,
+        eps: float,
+        around: Tensor | None,
+        *,
+        weight_moves: bool,
+    ) -> Tensor | None:
+        """dh = around + (d norm / d h)^T dx; x = the norm's output again.  dh may be dx itself.
+
+        around: what flows around the norm, along the residual stream.
+
+        Returns:
+            d weight, float32, when it moves.
+        """
+        h32, dx32 = h.float(), dx.float()
+        scale = torch.rsqrt(h32.square().mean(-1, keepdim=True) + eps)
+        normed = h32 * scale
+        weighted = dx32 * weight.float()
+        inner = scale * (weighted - normed * (weighted * normed).mean(-1, keepdim=True))
+        dweight = (dx32 * normed).flatten(0, -2).sum(0) if weight_moves else None
+        if x is not None:
+            x.copy_(normed * weight.float())
+        dh.copy_(inner if around is None else inner + around)
+        return dweight
+
+    def copy(self, out_TD: Tensor, x_TD: Tensor) -> None:
+        """out = x, between rows that may lie further apart than they are long."""
+        out_TD.copy_(x_TD)
+
+    def rotate(self, heads_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> None:
+        """Rotary position embedding (Su et al. 2021) in place, the two halves of a head forming the pairs."""
+        heads_TNE.copy_(_rotated(heads_TNE, cos_TE, sin_TE))
+
+    def rotate_back(
+        self, out_TNE: Tensor, dq_THE: Tensor, dk_TGE: Tensor, dv_TGE: Tensor, cos_TE: Tensor, sin_TE: Tensor
+    ) -> None:
+        """The derivative of `rotate` (a rotation back) for queries and keys side by side, and the values' as it is."""
+        out_TNE.copy_(torch.cat((_rotated(dq_THE, cos_TE, -sin_TE), _rotated(dk_TGE, cos_TE, -sin_TE), dv_TGE), dim=1))
+
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor) -> None:
+        """silu(gate) * up (Shazeer 2020), of gate and up side by side.  [T, 2F] -> [T, F]"""
+        gate, up = gate_up_TF.chunk(2, dim=-1)
+        out_TF.copy_(torch.nn.functional.silu(gate.float()) * up.float())
+
+    def swiglu_gradient(self, dgate_up_TF: Tensor, act_TF: Tensor, dact_TF: Tensor, gate_up_TF: Tensor) -> None:
+        """d gate and d up side by side [T, 2F], and `swiglu`'s output again [T, F]."""
+        dact, gate, up = dact_TF.float(), *(half.float() for half in gate_up_TF.chunk(2, dim=-1))
+        share = torch.sigmoid(gate)
+        silu = gate * share
+        act_TF.copy_(silu * up)
+        dgate_TF, dup_TF = dgate_up_TF.chunk(2, dim=-1)
+        dgate_TF.copy_(dact * up * (share + silu * (1 - share)))
+        dup_TF.copy_(dact * silu)
+
+    def score(self, logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log p(target) (float32), whether the target is the likeliest token, and the log of the softmax's sum."""
+        logits = logits_RV.float()
+        norm_R = torch.logsumexp(logits, dim=-1)
+        target_R = logits.gather(1, targets_R[:, None])[:, 0]
+        return target_R - norm_R, logits_RV.argmax(dim=-1) == targets_R, norm_R
+
+    def score_gradient(self, logits_RV: Tensor, targets_R: Tensor, norm_R: Tensor, dlogprobs_R: Tensor | None) -> None:
+        """The logits become their own gradient, given that of the log-probabilities (1 when None)."""
+        gradient = torch.exp(logits_RV.float() - norm_R[:, None]).neg_()
+        gradient.scatter_add_(1, targets_R[:, None], torch.ones_like(gradient[:, :1]))
+        logits_RV.copy_(gradient if dlogprobs_R is None else gradient * dlogprobs_R[:, None])
+
+
+def _rotated(heads_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:
+    heads, half = heads_TNE.float(), heads_TNE.shape[-1] // 2
+    turned = torch.cat((-heads[..., half:], heads[..., :half]), dim=-1)
+    return (heads * cos_TE[:, None] + turned * sin_TE[:, None]).to(heads_TNE.dtype)

@@ -1,0 +1,203 @@
+"""The linear layers of a decoder layer, those with the same input joined into one product, backward written out.
+
+    y = x W^T + b + s (x A^T) B^T
+
+A low-rank adapter rides inside the product of its frozen weight instead of being added to it:
+
+    y  = [x, u] [W, s B]^T          u  = x A^T
+    dx = [dy, du] [W; A]            du = dy (s B)
+
+so y and dx, the widest tensors of a layer, are written once and never read again to have something added.  One matrix
+of O + K rows and I + K columns holds W, s B (right) and A (below); x and dy come in buffers with K spare columns.
+
+Legend: T packed tokens, I input width, O output width (of all joined layers together), K ranks of all their adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_ALIGN = 64
+"""Columns that adapters take come in multiples of this: 128 bytes in bfloat16, the tile of a matrix kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """One linear layer, as a method left it."""
+
+    weight: nn.Parameter
+    """[O, I]"""
+    bias: nn.Parameter | None = None
+    adapter: tuple[nn.Parameter, nn.Parameter] | None = None
+    """A [K, I] and B [O, K] of a low-rank adapter (Hu et al. 2021)"""
+    scale: float = 1.0
+    """s, of the adapter's product"""
+
+    def parameters(self) -> list[nn.Parameter]:
+        """In the order in which `Product.gradients` answers."""
+        return [self.weight, *([] if self.bias is None else [self.bias]), *(self.adapter or ())]
+
+
+@dataclass(frozen=True, slots=True)
+class Rider:
+    """One matrix of an adapter, and its seat beside the frozen weight."""
+
+    matrix: nn.Parameter
+    scale: float
+    seat: Tensor
+
+
+@torch.no_grad()
+def board(riders: Sequence[Rider]) -> None:
+    """Take the adapters' present values; to be called before a forward pass."""
+    if riders:
+        scaled = torch._foreach_mul([rider.matrix for rider in riders], [rider.scale for rider in riders])  # pyright: ignore[reportPrivateUsage]
+        torch._foreach_copy_([rider.seat for rider in riders], scaled)  # pyright: ignore[reportPrivateUsage]
+
+
+class Product:
+    """Several linear layers of one input, their outputs side by side.
+
+    Frozen weights are moved into one matrix, of which the layers keep views, so nothing is held twice.  Weights that
+    move are joined and rounded to the arithmetic's type for each use.
+    """
+
+    def __init__(self, linears: Sequence[Linear], dtype: torch.dtype):
+        self.linears, self.dtype = tuple(linears), dtype
+        self.parameters = [parameter for linear in linears for parameter in linear.parameters()]
+        self.sizes = [linear.weight.shape[0] for linear in linears]
+        self.out, self.into = sum(self.sizes), linears[0].weight.shape[1]
+        self.ranks = [linear.adapter[0].shape[0] if linear.adapter else 0 for linear in linears]
+        self.spare = -(-sum(self.ranks) // _ALIGN) * _ALIGN
+        self.moves = any(linear.weight.requires_grad for linear in linears)
+        self._held = None if self.moves else self._hold()
+
+    def riders(self) -> list[Rider]:
+        """Where the adapters ride."""
+        if self._held is None:
+            return []
+        found: list[Rider] = []
+        column = row = 0
+        for linear, size, rank in zip(self.linears, self.sizes, self.ranks, strict=True):
+            if linear.adapter is not None:
+                a, b = linear.adapter
+                below = slice(self.out + column, self.out + column + rank)
+                found.append(Rider(a, 1.0, self._held[below, : self.into]))
+                right = slice(self.into + column, self.into + column + rank)
+                found.append(Rider(b, linear.scale, self._held[row : row + size, right]))
+            row, column = row + size, column + rank
+        return found
+
+    def room(self, x_T: Tensor) -> Tensor:
+        """Memory for an input and what rides beside it.  [T, I + K]"""
+        return x_T.new_empty(len(x_T), self.into + self.spare)
+
+    def room_back(self, x_T: Tensor) -> Tensor:
+        """Memory for the output's gradient and what rides beside it.  [T, O + K]"""
+        return x_T.new_empty(len(x_T), self.out + self.spare)
+
+    def forward(self, x_TI: Tensor, add_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y_TO (added to `add_TO`, if given), and u_TK, which the backward pass wants again.
+
+        x_TI: from `room`, its first I columns filled.
+        """
+        u_TK = self.inner(x_TI)
+        weight = self._weight()[: self.out]
+        bias = self._bias()
+        if add_TO is None:
+            y_TO = torch.nn.functional.linear(x_TI, weight, bias)
+        else:
+            y_TO = torch.addmm(add_TO if bias is None else add_TO + bias, x_TI, weight.t())
+        return y_TO, u_TK
+
+    def inner(self, x_TI: Tensor) -> Tensor:
+        """u_TK, put beside x as well."""
+        if not self.spare:
+            return x_TI[:, :0]
+        assert self._held is not None
+        # Seats that no adapter takes hold zeros, so that all of the spare columns are written.
+        beside = x_TI[:, self.into :]
+        torch.mm(x_TI[:, : self.into], self._held[self.out :, : self.into].t(), out=beside)
+        return beside.contiguous()
+
+    def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
+        """dx_TI and du_TK.  dy_TO: from `room_back`, its first O columns filled."""
+        weight = self._weight()
+        du_TK = dy_TO[:, self.out :]
+        if self.spare:
+            torch.mm(dy_TO[:, : self.out], weight[: self.out, self.into :], out=du_TK)
+        return dy_TO @ weight[:, : self.into], du_TK
+
+    def gradients(self, dy_TO: Tensor, x_TI: Tensor, u_TK: Tensor, du_TK: Tensor) -> list[Tensor | None]:
+        """The gradient of each of `parameters`, float32; None for those that do not move."""
+        dy_TO, x_TI = dy_TO[:, : self.out], x_TI[:, : self.into]
+        biases = [linear.bias is not None and linear.bias.requires_grad for linear in self.linears]
+        dbias = dy_TO.sum(0, dtype=torch.float32).split(self.sizes) if any(biases) else None
+        da_KI = times32(du_TK.t(), x_TI) if self.spare else None
+        db_OK = times32(dy_TO.t(), u_TK) if self.spare else None
+        found: list[Tensor | None] = []
+        column = row = 0
+        for number, (linear, size, rank) in enumerate(zip(self.linears, self.sizes, self.ranks, strict=True)):
+            part_TO = dy_TO[:, row : row + size]
+            found.append(times32(part_TO.t(), x_TI) if linear.weight.requires_grad else None)
+            if linear.bias is not None:
+                found.append(dbias[number] if dbias is not None and linear.bias.requires_grad else None)
+            if linear.adapter is not None:
+                assert da_KI is not None and db_OK is not None
+                a, b = linear.adapter
+                db = db_OK[row : row + size, column : column + rank] * linear.scale
+                found.append(da_KI[column : column + rank] if a.requires_grad else None)
+                found.append(db if b.requires_grad else None)
+            row, column = row + size, column + rank
+        return found
+
+    def _weight(self) -> Tensor:
+        """[O + K, I + K] in the arithmetic's type."""
+        return self._held if self._held is not None else _joined([linear.weight for linear in self.linears], self.dtype)
+
+    def _hold(self) -> Tensor:
+        """The matrix of weights and adapters; each weight becomes a view of its part."""
+        first = self.linears[0].weight
+        held = torch.zeros(self.out + self.spare, self.into + self.spare, dtype=self.dtype, device=first.device)
+        for linear, part in zip(self.linears, held[: self.out, : self.into].split(self.sizes), strict=True):
+            linear.weight.data = part.copy_(linear.weight.data)
+        return held
+
+    def _bias(self) -> Tensor | None:
+        biases = [linear.bias for linear in self.linears]
+        if all(bias is None for bias in biases):
+            return None
+        pairs = zip(biases, self.linears, strict=True)
+        parts = [
+            bias if bias is not None else linear.weight.new_zeros(linear.weight.shape[0]) for bias, linear in pairs
+        ]
+        return _joined(parts, self.dtype)
+
+
+def times32(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right, summed and kept in float32."""
+    if left.is_cuda and left.dtype != torch.float32:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return (left @ right).float()
+
+
+def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total (float32) += left @ right, in place."""
+    if left.is_cuda and left.dtype != torch.float32:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        total += left @ right
+
+
+def _joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Side by side along the first axis, in one pass."""
+    if len(parts) == 1:
+        return parts[0].to(dtype)
+    joined = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:], dtype=dtype)
+    with torch.no_grad():
+        torch._foreach_copy_(joined.split([len(part) for part in parts]), list(parts))  # pyright: ignore[reportPrivateUsage]
+    return joined

@@ -1,0 +1,82 @@
+"""Layers written out by hand against transformers' own: outputs, and the gradient of every weight that moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from luthier.data.batch import Batch, Group, Tokens, collate
+from luthier.model import methods
+from luthier.model.config import Freeze, Full, Lora, Method, ModelConfig
+from luthier.model.layer import Keep
+from luthier.model.load import Model, load_model, load_tokenizer
+from luthier.model.pointwise import Plain
+
+SHAPES = ("qwen2", "qwen2-untied", "qwen3", "llama", "mistral")
+METHODS: dict[str, Method] = {
+    "full": Full(),
+    "upper": Freeze(last_layers=1),
+    "scattered": Freeze(pattern=r"v_proj|k_proj\.bias|post_attention|layers\.0\.mlp\.up"),
+    "lora": Lora(rank=3, alpha=5),
+    "some targets": Lora(rank=2, alpha=7, target=("q_proj", "v_proj", "down_proj")),
+    "mlp only, rslora": Lora(rank=4, alpha=2, target=("gate_proj", "up_proj"), rslora=True),
+    "with the head": Lora(rank=2, alpha=4, modules_to_save=("embed_tokens", "lm_head")),
+}
+Result = tuple[Tensor, dict[str, Tensor]]
+
+
+def loaded(folder: Path, method: Method) -> Model:
+    config = ModelConfig(path=str(folder))
+    model = load_model(config, torch.device("cpu"), tokenizer=load_tokenizer(config), trained=True)
+    methods.apply(model, method)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.trained().items():
+            if "lora_B" in name or "norm" in name or "bias" in name:
+                weight.add_(torch.randn_like(weight) * 0.2)
+    return model
+
+
+def batch_of(lengths: tuple[int, ...] = (9, 3, 9, 1, 14)) -> Batch:
+    rng = np.random.default_rng(0)
+    groups = [
+        Group((Tokens(rng.integers(3, 390, n).astype(np.int32), rng.random(n).astype(np.float32).round(1)),))
+        for n in lengths
+    ]
+    return collate(groups, range(len(groups)))
+
+
+def run(model: Model, batch: Batch) -> Result:
+    model.network.zero_grad()
+    logprobs_T, _ = model.logprobs(batch)
+    (logprobs_T * batch.weights_T).sum().backward()
+    return logprobs_T.detach(), {name: w.grad.clone() for name, w in model.trained().items() if w.grad is not None}
+
+
+def assert_same(left: Result, right: Result) -> None:
+    torch.testing.assert_close(left[0], right[0], rtol=1e-5, atol=1e-5)
+    assert left[1].keys() == right[1].keys()
+    for name, gradient in left[1].items():
+        torch.testing.assert_close(
+            gradient, right[1][name], rtol=1e-4, atol=2e-5, msg=lambda text, n=name: f"{n}: {text}"
+        )
+        assert gradient.any(), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layers_by_hand_equal_transformers(tiny_model_dir: Callable[[str], Path], shape: str, method: str) -> None:
+    model, batch = loaded(tiny_model_dir(shape), METHODS[method]), batch_of()
+    model.train_mode()
+    expected = run(model, batch)
+    assert model.by_hand(Plain()) is None
+    keeps: tuple[Keep, ...] = ("most", "some", "input")
+    for keep in keeps:
+        model.train_mode(keep)
+        assert_same(run(model, batch), expected)
+    assert len(expected[1]) == len(model.trained())
