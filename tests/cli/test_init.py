@@ -30,6 +30,7 @@ def test_a_new_model_is_made_pretrained_and_asked(
     base = tmp_path / "base"
     assert cli.main(["init", "--dataset", str(corpus), "--output_dir", str(base), *SMALL, "--json"]) == 0
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert not list(tmp_path.glob(".luthier-init-*"))
     result = next(line for line in said if line["type"] == "result")
     assert (result["path"], result["rows"]) == (str(base), 31)
     assert result["parameters"] == 310 * 16 + 2 * (16 * 16 + 16 * 8) + 16 + 2 * 8 + 3 * 16 * 32 + 3 * 16

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError
@@ -16,6 +17,7 @@ from luthier.data.mix import take_indices
 from luthier.data.render import CHATML
 from luthier.data.sources import open_rows, parse_spec
 from luthier.model.config import Shape
+from luthier.model.scratch import train_tokenizer, write_untrained
 
 
 @dataclass(slots=True)
@@ -39,13 +41,15 @@ def make_untrained(data: DataConfig, shape: Shape, folder: Path, seed: int, cons
     """
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("is there and not empty", where=str(folder), fix="Name another --output_dir")
-    # Imported here: the command line reads the settings of this module's callers without loading torch.
-    from luthier.model.scratch import train_tokenizer, write_untrained
-
     seen = Read()
     with console.progress("Reading rows and learning tokens") as bar:
         tokenizer = train_tokenizer(_counted(data, seed, seen, bar.advance), shape.vocab_size, CHATML)
-    return write_untrained(folder, tokenizer, shape, seed), seen
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".luthier-init-") as staging:
+        whole = Path(staging) / "model"
+        parameters = write_untrained(whole, tokenizer, shape, seed)
+        whole.rename(folder)  # there whole or not at all
+    return parameters, seen
 
 
 def _counted(data: DataConfig, seed: int, seen: Read, progress: Callable[[int], None]) -> Iterator[str]:
