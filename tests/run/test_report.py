@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from luthier.base.rundir import RunDir
+from luthier.cli.flags import parse
 from luthier.data.config import DataConfig
 from luthier.data.report import DataReport, SetReport
 from luthier.engine.watcher import RunPlan
-from luthier.model.config import Full, ModelConfig
+from luthier.model.config import Full, ModelConfig, Quant
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, git_revision, measured_memory
 from luthier.run.report import Ending, Facts, compose, python_lines, usage, write_report
@@ -169,3 +170,21 @@ def test_the_python_lines_open_what_was_trained(tmp_path: Path) -> None:
     compile(lines, "report", "exec")
     assert "merge_and_unload" in lines
     assert "peft" not in "\n".join(python_lines(CONFIG.model_copy(update={"method": Full()}), tmp_path))
+
+
+@pytest.mark.parametrize(
+    "quant",
+    [
+        Quant(bits=4),
+        Quant(bits=4, format="fp4", double_quant=False, skip=("o_proj", "layers.3")),
+        Quant(method="hqq", bits=2, group_size=16),
+    ],
+)
+def test_a_base_in_few_bits_is_named_and_held_so_again(quant: Quant) -> None:
+    config = CONFIG.model_copy(update={"model": CONFIG.model.model_copy(update={"quant": quant})})
+    command = usage(Path("runs/v1"), config, ENDING)["Teach it more, from other data"]
+    parsed = parse(shlex.split(command)[2:], RunConfig)
+    assert RunConfig.model_validate({**parsed.tree, "method": {"type": "lora"}}).model.quant == quant
+    said = compose(replace(facts([train_row(1, 2.0), train_row(50, 1.0)]), config=config))
+    assert f"trained over a base held in {quant.bits} bits ({quant.method})" in said
+    assert "bits" not in compose(facts([train_row(1, 2.0)]))

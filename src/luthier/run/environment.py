@@ -18,7 +18,7 @@ from luthier.base.errors import DoesNotFit
 from luthier.base.records import Json
 from luthier.engine.meters import peak_memory
 
-PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "datasets", "numpy", "bitsandbytes")
+PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "datasets", "numpy", "bitsandbytes", "hqq")
 GIB = 2**30
 
 

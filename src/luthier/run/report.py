@@ -189,6 +189,12 @@ def _is_number(value: Json) -> TypeGuard[float]:
 
 def _cautions(facts: Facts) -> list[str]:
     found = cautions(facts.plan, facts.metrics, facts.events, facts.data, complete=facts.ending.complete)
+    quant = facts.config.model.quant
+    if quant.on:
+        found.append(
+            f"The adapter was trained over a base held in {quant.bits} bits ({quant.method}). Over the original "
+            "weights, as in plain PEFT or merged into them, it answers a little differently."
+        )
     return [f"- {line}" for line in found]
 
 
@@ -236,9 +242,20 @@ def usage(run: Path, config: RunConfig, ending: Ending) -> dict[str, str]:
     flag = "--adapters" if adapter else "--model"
     commands["Talk to it"] = shlex.join(["luthier", "infer", flag, str(checkpoint)])
     base = ["--model", config.model.path, "--adapters", str(checkpoint)] if adapter else ["--model", str(checkpoint)]
-    teach = ["luthier", config.objective.type, *base, "--train_type", config.method.type]
+    teach = ["luthier", config.objective.type, *base, *_quant_flags(config), "--train_type", config.method.type]
     commands["Teach it more, from other data"] = f"{shlex.join(teach)} --dataset MORE.jsonl"
     return commands
+
+
+def _quant_flags(config: RunConfig) -> list[str]:
+    """Flags that hold the base as this run did."""
+    quant = config.model.quant
+    if not quant.on:
+        return []
+    flags = ["--quant_method", str(quant.method), "--quant_bits", str(quant.bits)]
+    for name, value in quant.model_dump(mode="json", exclude_defaults=True, exclude={"method", "bits"}).items():
+        flags += [f"--model.quant.{name}", *(value if isinstance(value, list) else [str(value)])]
+    return flags
 
 
 def _data(facts: Facts) -> list[str]:
