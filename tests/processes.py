@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import sys
 import time
 import warnings
@@ -136,6 +137,28 @@ class Job:
     def call(self, *words: object, expect: int = 0, stdin: str = "") -> str:
         """Run any command to its end; returns what was said."""
         return _ended(self.begin([str(word) for word in words], stdin=stdin), expect)
+
+    def start_ranks(self, count: int, before: Callable[[], object] | None = None, **flags: Any) -> list[Child]:
+        """Fork the processes that torchrun would start, with their share of the same step of 4 samples."""
+        flags = {"gradient_accumulation_steps": 4 // count, "per_device_train_batch_size": 1, **flags}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+
+        def join(rank: int) -> None:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
+            os.environ.update({name: str(value) for name, value in place.items()}, MASTER_PORT=port)
+            if before is not None:
+                before()
+
+        return [self.start(lambda rank=rank: join(rank), **flags) for rank in range(count)]
+
+    def run_ranks(
+        self, count: int, before: Callable[[], object] | None = None, *, expect: int = 0, **flags: Any
+    ) -> str:
+        """Run several processes to their end; returns what the leading one said."""
+        children = self.start_ranks(count, before, **flags)
+        return [_ended(child, expect) for child in children][0]  # noqa: RUF015 (each is waited for)
 
     def run(self, before: Callable[[], object] | None = None, *, expect: int = 0, **flags: Any) -> str:
         """Run to the end; returns what was said."""

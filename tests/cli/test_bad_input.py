@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from luthier.engine.checkpoint import Checkpoints, verify
+from luthier.base.sealed import verify
+from luthier.engine.checkpoint import Checkpoints
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
 DEEP = "[" * 1_000

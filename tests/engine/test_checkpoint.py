@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError
 
 from luthier.base.errors import ConfigError, RunError
+from luthier.base.sealed import verify
 from luthier.engine import checkpoint
-from luthier.engine.checkpoint import Checkpoints, State, Tensors, digest, put, read, verify
+from luthier.engine.checkpoint import Checkpoints, State, Tensors, digest, put, read
 
 
 def tensors(seed: int) -> Tensors:
@@ -91,7 +92,7 @@ def test_rotation_keeps_the_latest_and_the_best(tmp_path: Path):
     assert not list(tmp_path.glob(".staging*"))
 
 
-@pytest.mark.parametrize("failure", ["artefact", "tensors", "seal", "rename"])
+@pytest.mark.parametrize("failure", ["artefact", "adapter", "tensors", "seal", "rename"])
 def test_a_full_disk_publishes_nothing_and_loses_nothing(tmp_path: Path, failure: str, monkeypatch: pytest.MonkeyPatch):
     store = Checkpoints(tmp_path, 1)
     good = save(store, 1)
@@ -105,8 +106,10 @@ def test_a_full_disk_publishes_nothing_and_loses_nothing(tmp_path: Path, failure
     write = artefact
     if failure == "artefact":
         write = full
+    elif failure == "adapter":
+        write = full_in_safetensors
     elif failure == "tensors":
-        monkeypatch.setattr(checkpoint, "save_file", full_in_safetensors)
+        monkeypatch.setattr(checkpoint, "write_tensors", full)
     elif failure == "seal":
         monkeypatch.setattr(os, "fsync", full)
     else:

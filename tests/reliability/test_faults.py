@@ -6,8 +6,6 @@ import errno
 import os
 from typing import Any
 
-import torch
-
 from luthier.engine.checkpoint import digest, read
 from luthier.engine.objective import Terms
 
@@ -71,7 +69,7 @@ def fill_the_disk(saves: range) -> None:
     """Some 1-based checkpoint saves meet a full disk while sealing."""
     from luthier.engine import checkpoint
 
-    real, count = checkpoint._seal, 0
+    real, count = checkpoint.seal, 0
 
     def seal(folder: Any) -> None:
         nonlocal count
@@ -80,7 +78,7 @@ def fill_the_disk(saves: range) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(folder)
 
-    checkpoint._seal = seal
+    checkpoint.seal = seal
 
 
 def test_a_full_disk_in_the_middle_does_not_stop_training(job: Any):
@@ -95,27 +93,3 @@ def test_a_full_disk_at_the_end_is_an_error_and_the_last_good_checkpoint_stays(j
     assert "disk_full" in said
     assert job.checkpoints().all() == [job.checkpoints().path(2)] == [job.checkpoints().named("LATEST")]
     assert not list(job.output_dir.glob("v*/checkpoints/.staging*"))
-
-
-def run_out_of_memory() -> None:
-    """The third step finds no room on the device."""
-    from luthier.objectives.language import Language
-
-    real, count = Language.sums, 0
-
-    def sums(self: Any, model: Any, batch: Any) -> Terms:
-        nonlocal count
-        count += 1
-        if count == 3:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
-        return real(self, model, batch)
-
-    Language.sums = sums
-
-
-def test_a_device_without_room_is_named_with_what_to_do(job: Any):
-    said = job.run(run_out_of_memory, expect=4, save_steps=2, **ONE)
-    assert "memory is used up" in said and "out_of_memory" in said and "bug in Luthier" not in said
-    assert all(flag in said for flag in ("--per_device_train_batch_size", "--gradient_checkpointing", "--max_length"))
-    assert "failed" in kinds(job)
-    assert job.checkpoints().named("LATEST") == job.checkpoints().path(2)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from luthier.engine.checkpoint import verify
+from luthier.base.sealed import verify
 
 
 def test_killed_at_random_instants_it_always_resumes_and_ends_exact(job: Any, tmp_path: Path):
@@ -47,7 +47,7 @@ def touch_at(place: str, marker: Path) -> None:
     from luthier.engine import checkpoint
     from luthier.engine.trainer import Trainer
 
-    sync, seal, advance = os.fsync, checkpoint._seal, Trainer._advance
+    sync, seal, advance = os.fsync, checkpoint.seal, Trainer._advance
     saves = 0
 
     def slow_seal(folder: Path) -> None:
@@ -68,7 +68,7 @@ def touch_at(place: str, marker: Path) -> None:
         case "step":
             Trainer._advance = marked_advance
         case _:
-            checkpoint._seal = slow_seal
+            checkpoint.seal = slow_seal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -96,7 +96,7 @@ def slow(place: str) -> None:
     from luthier.engine import checkpoint
     from luthier.engine.trainer import Trainer
 
-    owner: Any = {"_judge": Trainer, "_seal": checkpoint, "encode_rows": dataset}[place]
+    owner: Any = {"_judge": Trainer, "seal": checkpoint, "encode_rows": dataset}[place]
     real = getattr(owner, place)
 
     def slowed(*arguments: Any, **named: Any) -> Any:
@@ -107,7 +107,7 @@ def slow(place: str) -> None:
     setattr(owner, place, slowed)
 
 
-@pytest.mark.parametrize("place", ["_judge", "_seal"])
+@pytest.mark.parametrize("place", ["_judge", "seal"])
 def test_asked_while_evaluating_or_saving_it_stops_whole(job: Any, place: str):
     child = job.start(lambda: slow(place), split_dataset_ratio=0.2, max_steps=40)
     child.wait_for("it begins")

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from luthier.data.report import DataReport, SetReport
-from luthier.engine.watcher import RunPlan
 from luthier.run.cautions import cautions
+from luthier.run.plan import RunPlan
 
 PLAN = RunPlan(
     model="models/my base",

@@ -13,10 +13,10 @@ from luthier.base.rundir import RunDir
 from luthier.cli.flags import parse
 from luthier.data.config import DataConfig
 from luthier.data.report import DataReport, SetReport
-from luthier.engine.watcher import RunPlan
 from luthier.model.config import Full, ModelConfig, Quant
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, git_revision, measured_memory
+from luthier.run.plan import RunPlan
 from luthier.run.report import Ending, Facts, compose, python_lines, usage, write_report
 
 CONFIG = resolve(RunConfig(model=ModelConfig(path="models/my base"), data=DataConfig(datasets=("a.jsonl#500",))))

@@ -12,8 +12,9 @@ import pytest
 
 from luthier.base.console import Console
 from luthier.base.rundir import RunDir
-from luthier.engine.watcher import EvalRow, RunPlan, StepRow, Watcher
-from luthier.run.watch import Watch, count, duration, evaluation_line, plan_lines, step_line
+from luthier.engine.watcher import EvalRow, StepRow
+from luthier.run.plan import RunPlan, count, plan_lines
+from luthier.run.watch import Watch, duration, evaluation_line, step_line
 
 PLAN = RunPlan(
     model="models/tiny",
@@ -57,7 +58,7 @@ def rows_of(path: Path) -> list[dict]:
 
 
 def test_metrics_rows_hold_training_and_evaluation(tmp_path: Path) -> None:
-    watch: Watcher = open_watch(tmp_path)
+    watch = open_watch(tmp_path)
     watch.started(PLAN)
     watch.step(ROW)
     watch.log(ROW)

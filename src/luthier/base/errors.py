@@ -4,6 +4,11 @@ A message says what happened, where, and what to do.  Exit codes: 0 done, 1 the 
 config, 3 bad data, 4 does not fit in memory, 75 stopped and resumable.
 """
 
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
 
 class LuthierError(Exception):
     """Root of all errors raised on purpose.
@@ -80,3 +85,12 @@ class Stopped(LuthierError, InterruptedError):
 
     exit_code = 75
     code = "stopped"
+
+
+@contextmanager
+def together() -> Generator[None]:
+    """A collective that fails has lost a process; that process says why, this one only that it is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RunError("another process of this run is gone; its own message says why", code="peer_lost") from error

@@ -25,9 +25,10 @@ def _not_yet(what: str) -> Refused:
     return Refused(f"{what} is not there yet")
 
 
-_SHARDING = Refused(
-    "training on several devices is started with torchrun, not configured for another library",
-    fix="Set NPROC_PER_NODE=<devices>; sharding with FSDP2 replaces DeepSpeed and is not there yet",
+_DEEPSPEED = Refused(
+    "DeepSpeed is not used here",
+    fix="Set NPROC_PER_NODE=<devices>, with --fsdp full_shard in place of ZeRO; without it each device holds the "
+    "whole model",
 )
 _ALWAYS = Ignored("it is always so")
 _OWN_DIRECTORY = Ignored("each run gets a directory of its own")
@@ -196,9 +197,11 @@ FAMILIAR: dict[str, Familiar] = {
         "train.gradient_checkpointing", switch("train.gradient_checkpointing", "false", "true")
     ),
     "gradient_checkpointing_kwargs": Ignored("checkpointing is never re-entrant"),
-    "deepspeed": _SHARDING,
-    "fsdp": _SHARDING,
-    "fsdp_config": _SHARDING,
+    "deepspeed": _DEEPSPEED,
+    "fsdp": Means("train.shard"),
+    "fsdp_config": Refused("FSDP2 needs no settings of its own", fix="Use --fsdp full_shard alone"),
+    "fsdp_transformer_layer_cls_to_wrap": Ignored("the layers are found in the model"),
+    "fsdp_transformer_layer_cls": Ignored("the layers are found in the model"),
     "ddp_timeout": _DDP,
     "ddp_backend": _DDP,
     "ddp_find_unused_parameters": _DDP,
@@ -274,6 +277,7 @@ WORDS: dict[str, dict[str, str]] = {
     "objective.train_on": {"default": "assistant", "last_round": "last"},
     "data.overlong": {"delete": "drop", "right": "truncate"},
     "train.max_steps": {"-1": "null"},
+    "train.shard": dict.fromkeys(("full_shard", "full_shard auto_wrap", "fsdp2"), "full") | {"no_shard": "none"},
     "optim.name": {
         "adamw_torch": "adamw",
         "adamw_torch_fused": "adamw",

@@ -9,7 +9,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -57,6 +57,10 @@ class Share:
     rank: int = 0
     world: int = 1
     padded: bool = False
+
+    def halved(self, *, where: int | None) -> Share:
+        """With half the capacity, where the capacity is `where`."""
+        return replace(self, capacity=self.capacity // 2) if self.capacity == where else self
 
 
 class Source(Protocol):

@@ -9,9 +9,9 @@ then named by LATEST.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -19,19 +19,17 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from luthier.base.errors import ConfigError, RunError
+from luthier.base.errors import ConfigError
 from luthier.base.rundir import fsync_dir, storage_error, write_atomic
+from luthier.base.sealed import seal, set_aside, verify
+from luthier.model.lending import Whole
+from luthier.model.sharding import part
+from luthier.model.tensorfile import write_tensors
 
-MANIFEST, STATE, TRAINED, OPTIMIZER, EMA = (
-    "MANIFEST.json",
-    "state.json",
-    "trained.safetensors",
-    "optimizer.safetensors",
-    "ema.safetensors",
-)
+STATE, TRAINED, OPTIMIZER, EMA = "state.json", "trained.safetensors", "optimizer.safetensors", "ema.safetensors"
 
 
 @dataclass(slots=True)
@@ -54,6 +52,10 @@ class State:
     """Non-finite steps in a row."""
     rolled_back: bool = False
     """Whether the one return to a good checkpoint has been used."""
+    too_big: int | None = None
+    """Tokens of a micro-batch that did not fit into memory; half as many are used instead."""
+    too_big_to_judge: int | None = None
+    """The same for evaluation."""
     fingerprints: dict[str, str] | None = None
     """Hashes of what may not change on resume: data, model."""
 
@@ -78,8 +80,19 @@ class Checkpoints:
     def __init__(self, folder: Path, limit: int | None):
         self.folder, self.limit = folder, limit
 
-    def save(self, state: State, tensors: Tensors, artefact: Callable[[Path], None], *, best: bool) -> Path:
+    def save(
+        self,
+        state: State,
+        tensors: Tensors,
+        artefact: Callable[[Path], None],
+        *,
+        best: bool,
+        whole: Whole = Tensor.detach,
+    ) -> Path:
         """Publish a checkpoint; `artefact` writes the files people use into the folder it is given.
+
+        Args:
+            whole: makes a whole tensor of one that is spread over processes.
 
         Raises:
             RunError: nothing was published and everything published before is untouched.
@@ -90,25 +103,20 @@ class Checkpoints:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             artefact(staging)
-            for name, part in ((TRAINED, tensors.trained), (OPTIMIZER, tensors.optimizer), (EMA, tensors.ema)):
-                if part:
-                    save_file({key: value.detach().contiguous() for key, value in part.items()}, staging / name)
+            for name, named in ((TRAINED, tensors.trained), (OPTIMIZER, tensors.optimizer), (EMA, tensors.ema)):
+                if named:
+                    write_tensors(staging / name, named, whole)
             (staging / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-            _seal(staging)
+            seal(staging)
             staging.rename(final)
             fsync_dir(self.folder)
-        except OSError as error:
-            shutil.rmtree(staging, ignore_errors=True)
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, SafetensorError):  # it reports a full disk in words of its own
+                full = "No space left" in str(error) or "os error 28" in str(error)
+                error = OSError(errno.ENOSPC if full else None, str(error))
             raise storage_error(error, final) from error
-        except SafetensorError as error:  # safetensors reports a full disk in words of its own
+        finally:
             shutil.rmtree(staging, ignore_errors=True)
-            full = "No space left" in str(error) or "os error 28" in str(error)
-            raise RunError(
-                f"cannot write: {error}", where=str(final), code="disk_full" if full else "cannot_write"
-            ) from error
-        except RunError:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
         write_atomic(self.folder / "LATEST", final.name.encode())
         if best:
             write_atomic(self.folder / "BEST", final.name.encode())
@@ -155,33 +163,6 @@ class Checkpoints:
                 shutil.rmtree(doomed, ignore_errors=True)
 
 
-def set_aside(path: Path, fault: str) -> str:
-    """Rename a broken checkpoint out of the way; returns what to tell the user."""
-    target = path.with_name(path.name + ".corrupt")
-    if target.exists():
-        shutil.rmtree(target)
-    path.rename(target)
-    return f"{path.name} is broken ({fault}); kept as {target.name}"
-
-
-def verify(path: Path) -> str | None:
-    """None when every file of a checkpoint is there with its recorded size and hash, else what is wrong."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "no readable MANIFEST.json"
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(file) != expected["sha256"]:
-            return f"{name} does not match its hash"
-    return None
-
-
 def read(path: Path) -> tuple[State, Tensors]:
     """Take back what `save` wrote.
 
@@ -201,10 +182,10 @@ def read(path: Path) -> tuple[State, Tensors]:
 
 
 def put(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    """Copy saved tensors into live ones of the same names, exactly."""
+    """Copy saved tensors into live ones of the same names, exactly; of sharded ones, this process's part."""
     with torch.no_grad():
         for name, tensor in named.items():
-            tensor.copy_(values[name])
+            tensor.copy_(part(values[name], tensor))
 
 
 def digest(named: Mapping[str, Tensor]) -> str:
@@ -218,22 +199,3 @@ def digest(named: Mapping[str, Tensor]) -> str:
 
 def _tensors(file: Path) -> dict[str, Tensor]:
     return load_file(file) if file.exists() else {}
-
-
-def _seal(folder: Path) -> None:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    listed = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
-    }
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"version": 1, "files": listed}, indent=2), encoding="utf-8")
-    for path in [*files, manifest]:
-        with path.open("rb+") as file:
-            os.fsync(file.fileno())
-    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        fsync_dir(path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -28,6 +28,8 @@ class StepConfig(Config):
     gradient_checkpointing: bool | Literal["some"] | None = None
     """Compute activations again in the backward pass to save memory; some: only the widest ones. Unset: as little as
     the device's memory allows, and nothing on a CPU."""
+    shard: Literal["none", "full"] = "none"
+    """full: each process holds a part of every weight, gradient and optimizer state (FSDP2); none: it holds all."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the trained weights; it is what is evaluated and saved at the end."""
     skip_limit: int = Field(default=5, ge=1)

@@ -25,9 +25,9 @@ class Ema:
             self.weights[name].lerp_(weight, 1.0 - self.decay)
 
     @torch.no_grad()
-    def swap_in(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Put the average into the live weights; returns what was there."""
-        live = {name: weight.detach().clone() for name, weight in trained.items()}
+    def exchange(self, trained: Mapping[str, Tensor]) -> None:
+        """Put the average into the live weights and keep what was there; a second time puts both back."""
         for name, weight in trained.items():
+            live = weight.detach().clone()
             weight.copy_(self.weights[name])
-        return live
+            self.weights[name].copy_(live)

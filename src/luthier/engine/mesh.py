@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from luthier.base.errors import ConfigError, RunError
+from luthier.base.errors import ConfigError, together
 
 BUCKET = 16 * 2**20
 """Gradient elements summed in one collective."""
@@ -37,7 +37,7 @@ class Mesh:
             return {}
         stacked = torch.stack([value.detach().to(self.device, torch.float64) for value in values.values()])
         if self.world > 1:
-            with _together():
+            with together():
                 dist.all_reduce(stacked)
         return dict(zip(values, stacked.unbind(), strict=True))
 
@@ -70,7 +70,7 @@ class Mesh:
             return text
         data = torch.tensor(list(text.encode()), dtype=torch.uint8, device=self.device)
         size = torch.tensor([len(data)], device=self.device)
-        with _together():
+        with together():
             dist.broadcast(size, src=0)
             if not self.leads:
                 data = torch.zeros(int(size), dtype=torch.uint8, device=self.device)
@@ -80,22 +80,13 @@ class Mesh:
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
-            with _together():
+            with together():
                 dist.barrier()
-
-
-@contextmanager
-def _together() -> Generator[None]:
-    """A collective that fails has lost a process; that process says why, this one only that it is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise RunError("another process of this run is gone; its own message says why", code="peer_lost") from error
 
 
 def _sum_flat(gradients: list[Tensor]) -> None:
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-    with _together():
+    with together():
         dist.all_reduce(flat)
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))

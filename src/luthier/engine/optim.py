@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from luthier.base.errors import ConfigError, MissingExtra
 from luthier.engine.config import OptimConfig
+from luthier.model import sharding
 
 SEPARATOR = "::"
 
@@ -134,6 +135,8 @@ class Optimizer:
             part = owner[id(parameter)]
             on_device = value.ndim > 0 or bool(part.defaults.get("fused"))
             stays_int = key == "step" and value.dtype == torch.int64  # plain Python counter (bitsandbytes)
+            if value.ndim > 0 and value.shape == parameter.shape:
+                value = sharding.part(value, parameter)
             if stays_int:
                 part.state[parameter][key] = int(value)
             elif key.startswith("state") and getattr(part, "is_paged", False):

@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from luthier.data.batch import Batch
+from luthier.engine.attempt import Attempt
 from luthier.engine.mesh import Mesh
 from luthier.engine.objective import Objective, Terms
 from luthier.model.load import Model
+from luthier.model.sharding import whole
 
 Pairs = dict[str, tuple[float, float]]
 """Loss terms and metrics by name, each as (sum, count)."""
@@ -43,22 +45,28 @@ def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: M
 
     Counts are summed over all micro-batches and devices before the first backward pass, so the loss is
     sum(term) / sum(count) over the whole step however it was cut up.
+
+    Raises:
+        NoRoom: on all processes, when one has run out of memory; what is in `.grad` then means nothing.
     """
-    objective.prepare(model, step)
-    total = mesh.sum(_add(objective.counts(batch) for batch in step))
+    attempt = Attempt(model)
+    attempt.run(lambda batches: objective.prepare(model, batches), step)
+    total = mesh.sum(_add(objective.counts(batch) for batch in attempt.batches(step)))
     seen: list[dict[str, Tensor]] = []
-    for batch in step:
-        terms = objective.sums(model, batch)
-        torch.stack([summed / _or_one(total[name]) for name, summed in terms.losses.items()]).sum().backward()
-        seen.append(_flat(terms))
+    for number, batch in enumerate(step, 1):
+        if model.sharded is not None:
+            model.sharded.reduce(last=number == len(step))
+        seen.append(attempt.run(lambda batches: _backward(model, objective, batches[0], total), [batch]))
     trained = list(model.trained().values())
-    mesh.sum_gradients(trained)
-    norm = torch.nn.utils.clip_grad_norm_(trained, max_norm or float("inf"))
-    tokens = torch.full((), float(sum(batch.tokens for batch in step)), device=mesh.device)
-    summed = mesh.sum({**_add(seen), "tokens": tokens})
+    if model.sharded is None:
+        mesh.sum_gradients(trained)
+    norm = whole(torch.nn.utils.clip_grad_norm_(trained, max_norm or float("inf")))
+    tokens = sum(batch.tokens for batch in step)
+    summed = mesh.sum({**_add(seen), **_numbers(mesh, tokens=tokens, failed=attempt.failed)})
     # The one place a step waits for the device: all its numbers in one copy.
     *values, grad_norm = torch.stack([*summed.values(), *total.values(), norm.to(torch.float64)]).tolist()
     numbers = dict(zip([*summed, *(f"count/{name}" for name in total)], values, strict=True))
+    attempt.agree(numbers["failed"])
     means = _pairs(numbers)
     return StepResult(
         loss=_loss(means, total),
@@ -71,16 +79,25 @@ def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: M
 
 @torch.no_grad()
 def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh: Mesh) -> dict[str, float]:
-    """`loss` and every metric (and loss term, where there are several) over a set, each as one sum over one count."""
+    """`loss` and every metric (and loss term, where there are several) over a set, each as one sum over one count.
+
+    Raises:
+        NoRoom: on all processes, when one has run out of memory.
+    """
+    attempt = Attempt(model)
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
     for batch in batches:
-        here = batch.to(mesh.device)
-        objective.prepare(model, [here])
-        sums = _add([sums, _flat(objective.sums(model, here))])
-        counts = _add([counts, objective.counts(here)])
+        if attempt.failed and model.sharded is None:
+            break  # no other process waits for this one before the end
+        seen, counted = attempt.run(lambda batches: _judged(model, objective, batches[0]), [batch.to(mesh.device)])
+        sums, counts = _add([sums, seen]), _add([counts, counted])
+    if model.sharded is not None:
+        model.sharded.rest()
     total = mesh.sum(counts)
-    numbers = {name: float(value) for name, value in mesh.sum(sums).items()}
+    summed = mesh.sum({**sums, **_numbers(mesh, failed=attempt.failed)})
+    numbers = {name: float(value) for name, value in summed.items()}
+    attempt.agree(numbers["failed"])
     means = _pairs({**numbers, **{f"count/{name}": float(value) for name, value in total.items()}})
     told = _without_sole(means, total)
     return {"loss": _loss(means, total), **{name: ratio(pair) for name, pair in told.items()}}
@@ -89,6 +106,23 @@ def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh:
 def ratio(pair: tuple[float, float]) -> float:
     """sum / count; 0 when nothing was counted."""
     return pair[0] / pair[1] if pair[1] > 0 else 0.0
+
+
+def _backward(model: Model, objective: Objective, batch: Batch, total: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Add one micro-batch's gradient to the step's, and return its sums and counts."""
+    terms = objective.sums(model, batch)
+    torch.stack([summed / _or_one(total[name]) for name, summed in terms.losses.items()]).sum().backward()
+    return _flat(terms)
+
+
+def _judged(model: Model, objective: Objective, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Sums and counts of one evaluation batch, and the counts of its loss terms."""
+    objective.prepare(model, [batch])
+    return _flat(objective.sums(model, batch)), objective.counts(batch)
+
+
+def _numbers(mesh: Mesh, **values: float) -> dict[str, Tensor]:
+    return {name: torch.full((), float(value), device=mesh.device) for name, value in values.items()}
 
 
 def _or_one(count: Tensor) -> Tensor:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from luthier.base.errors import ConfigError, RunError
+from luthier.base.errors import ConfigError, DoesNotFit, RunError
+from luthier.base.signals import StopRequest, stop_requests
 from luthier.data.loader import Cursor, Share, Source, Step, evaluation_batches, load
 from luthier.data.tokens import Groups
+from luthier.engine.attempt import NoRoom
 from luthier.engine.checkpoint import Checkpoints, State, Tensors, put, read
 from luthier.engine.config import EvalConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.engine.ema import Ema
@@ -22,11 +23,12 @@ from luthier.engine.mesh import Mesh
 from luthier.engine.meters import Clock, Means, peak_memory
 from luthier.engine.objective import Objective
 from luthier.engine.optim import Optimizer, schedule
-from luthier.engine.signals import StopRequest, stop_requests
 from luthier.engine.step import StepResult, evaluate, gradients
 from luthier.engine.watcher import EvalRow, StepRow, Watcher
 from luthier.model.layer import Keep
+from luthier.model.lending import Whole, lending
 from luthier.model.load import Model
+from luthier.model.sharding import held
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +58,12 @@ class Data:
     """Samples of one epoch."""
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How training ended."""
-
-    state: State
-    reason: str
-    """finished, early_stopped, or the signal that stopped it."""
-    checkpoint: Path | None
-
-
 class Trainer:
     """Runs one objective on one model until it is done, stopped, or beyond repair.
 
     Args:
-        artefact: writes the files people use (adapter or model) into a folder.
+        artefact: writes the files people use (adapter or model) into a folder; what it is given besides makes the
+            numbers to write of a weight.
     """
 
     def __init__(
@@ -83,7 +76,7 @@ class Trainer:
         checkpoints: Checkpoints,
         watcher: Watcher,
         mesh: Mesh,
-        artefact: Callable[[Path], None],
+        artefact: Callable[[Path, Whole], None],
     ):
         self.model, self.objective, self.optimizer, self.data = model, objective, optimizer, data
         self.settings, self.checkpoints, self.watcher, self.mesh = settings, checkpoints, watcher, mesh
@@ -100,6 +93,8 @@ class Trainer:
         state, tensors = read(checkpoint)
         if approve is not None:
             approve(state)
+        state.too_big = self.state.too_big or state.too_big
+        state.too_big_to_judge = self.state.too_big_to_judge or state.too_big_to_judge
         self.state = state
         put(self.model.trained(), tensors.trained)
         self.optimizer.load(tensors.optimizer)
@@ -107,8 +102,8 @@ class Trainer:
             put(self.ema.weights, tensors.ema)
         self.saved = checkpoint
 
-    def fit(self) -> Outcome:
-        """Train from the current state to the end.
+    def fit(self) -> str:
+        """Train from the current state to the end; returns how it ended: finished, early_stopped, or a signal's name.
 
         Raises:
             RunError: non-finite losses that one return to a good checkpoint did not cure, a step whose gradients
@@ -122,7 +117,7 @@ class Trainer:
                 with closing(self._steps()) as steps:
                     reason = self._run(steps, request)
             self._save(final=True)
-        return Outcome(self.state, reason, self.saved)
+        return reason
 
     def _ended(self) -> str | None:
         """Why a restored run has nothing left to do."""
@@ -133,7 +128,8 @@ class Trainer:
 
     def _steps(self) -> Generator[Step]:
         cursor = Cursor(self.state.epoch, self.state.consumed)
-        return load(self.data.source, cursor, self.data.share, self.settings.loader_workers)
+        share = self.data.share.halved(where=self.state.too_big)
+        return load(self.data.source, cursor, share, self.settings.loader_workers)
 
     def _run(self, steps: Iterator[Step], request: StopRequest) -> str | None:
         """Steps until there is a reason to end; None asks for another run from the restored state."""
@@ -141,7 +137,12 @@ class Trainer:
         self._clock = Clock()
         while self.state.step < self.settings.total_steps:
             step = next(steps)
-            result = self._gradients(step)
+            try:
+                result = self._gradients(step)
+            except NoRoom as full:
+                what = f"step {self.state.step + 1}"
+                self.state.too_big = self._halved(self.data.share, self.state.too_big, what, full)
+                return None
             sound = self._guard.sound(self.state.step + 1, result)
             self.state.skipped = 0 if sound else self.state.skipped + 1
             if self.state.skipped >= self.settings.train.skip_limit:
@@ -259,11 +260,11 @@ class Trainer:
             return None
         config, start = self.settings.eval, time.perf_counter()
         self.model.eval_mode()
-        live = self.ema.swap_in(self.model.trained()) if self.ema is not None else None
-        batches = evaluation_batches(self.data.validation, self.data.validation_share)
-        metrics = evaluate(self.model, self.objective, batches, self.mesh)
-        if live is not None:
-            put(self.model.trained(), live)
+        if self.ema is not None:
+            self.ema.exchange(self.model.trained())
+        metrics = self._evaluated(self.data.validation)
+        if self.ema is not None:
+            self.ema.exchange(self.model.trained())
         self.model.train_mode(self.settings.keep)
         if config.metric not in metrics:
             raise ConfigError(
@@ -276,19 +277,49 @@ class Trainer:
         self._clock = Clock()
         return metrics
 
+    def _evaluated(self, validation: Groups) -> dict[str, float]:
+        share = self.data.validation_share
+        batches = evaluation_batches(validation, share.halved(where=self.state.too_big_to_judge))
+        try:
+            return evaluate(self.model, self.objective, batches, self.mesh)
+        except NoRoom as full:
+            before = self.state.too_big_to_judge
+            self.state.too_big_to_judge = self._halved(share, before, f"the evaluation at step {self.state.step}", full)
+        return self._evaluated(validation)
+
+    def _halved(self, share: Share, too_big: int | None, what: str, full: NoRoom) -> int:
+        """Say that micro-batches of this size are too big, the first time.
+
+        Raises:
+            DoesNotFit: half of them are too big as well.
+        """
+        tokens = share.capacity
+        if too_big == tokens:
+            raise DoesNotFit(f"{what} does not fit, not even in micro-batches of {tokens // 2:,} tokens ({full})")
+        message = (
+            f"Out of memory in {what} ({full}): from here on a micro-batch has at most {tokens // 2:,} tokens "
+            f"instead of {tokens:,}, and a step has more of them; its samples stay the same"
+        )
+        self.watcher.event("halved_micro_batch", message, level="warn", step=self.state.step, tokens=tokens // 2)
+        return tokens
+
     def _save(self, *, best: bool = False, final: bool = False) -> None:
         """Write a checkpoint unless this step has one.  A failure ends the run only when it is the final one."""
         if self.saved == self.checkpoints.path(self.state.step):
             return
         error: RunError | None = None
-        if self.mesh.leads:
-            try:
-                path = self.checkpoints.save(self.state, self._tensors(), self._write_artefact, best=best)
-                self.watcher.event("checkpoint", f"Checkpoint {path.name}", step=self.state.step, path=str(path))
-            except RunError as caught:
-                error = caught
-                message = f"Checkpoint at step {self.state.step} failed: {error}"
-                self.watcher.event(error.code, message, level="error", step=self.state.step)
+        averages = self.ema.weights if self.ema is not None else {}
+        tensors = Tensors({**self.model.trained()}, self.optimizer.state(), averages)
+        spread = [*self.model.network.parameters(), *tensors.optimizer.values(), *tensors.ema.values()]
+        with lending(self.mesh, spread) as whole:
+            if self.mesh.leads:
+                try:
+                    self._publish(tensors, whole, best=best)
+                except RunError as caught:
+                    error = caught
+        if error is not None:
+            message = f"Checkpoint at step {self.state.step} failed: {error}"
+            self.watcher.event(error.code, message, level="error", step=self.state.step)
         failed = self.mesh.any(error is not None)
         if not failed:
             self.saved = self.checkpoints.path(self.state.step)
@@ -296,15 +327,15 @@ class Trainer:
             raise error or RunError("the final checkpoint could not be written", code="cannot_write")
         self._clock = Clock()
 
-    def _tensors(self) -> Tensors:
-        ema: dict[str, Tensor] = self.ema.weights if self.ema is not None else {}
-        return Tensors({**self.model.trained()}, self.optimizer.state(), ema)
+    def _publish(self, tensors: Tensors, whole: Whole, *, best: bool) -> None:
+        # People use the averaged weights, where there are any; training goes on from the live ones.
+        averages = {held(tensors.trained[name]).data_ptr(): average for name, average in tensors.ema.items()}
 
-    def _write_artefact(self, folder: Path) -> None:
-        live = self.ema.swap_in(self.model.trained()) if self.ema is not None else None
-        self.artefact(folder)
-        if live is not None:
-            put(self.model.trained(), live)
+        def artefact(folder: Path) -> None:
+            self.artefact(folder, lambda weight: whole(averages.get(held(weight).data_ptr(), weight)))
+
+        path = self.checkpoints.save(self.state, tensors, artefact, best=best, whole=whole)
+        self.watcher.event("checkpoint", f"Checkpoint {path.name}", step=self.state.step, path=str(path))
 
 
 def better(value: float, best: float | None, config: EvalConfig) -> bool:

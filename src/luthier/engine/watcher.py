@@ -10,38 +10,6 @@ from luthier.base.records import Json
 
 
 @dataclass(frozen=True, slots=True)
-class RunPlan:
-    """What is about to be trained, said once before the first step."""
-
-    model: str
-    """Folder or hub id of the base model."""
-    parameters: int
-    """Weights of the whole model."""
-    trained_parameters: int
-    """Weights that may move."""
-    method: str
-    """full, freeze, lora."""
-    objective: str
-    """pretrain, sft."""
-    samples: int
-    """Training samples of one epoch; 0 when streamed."""
-    tokens_per_epoch: int | None
-    """Tokens of one epoch; None when nobody has counted them."""
-    steps: int
-    """Optimizer steps of the whole run."""
-    epochs: float | None
-    """Passes over the training set; None when it is streamed."""
-    global_batch: int
-    """Samples of one optimizer step, all devices together."""
-    device: str
-    """cpu, or the GPU's name."""
-    world_size: int
-    """Processes that train together."""
-    run_dir: str
-    """Where everything is written."""
-
-
-@dataclass(frozen=True, slots=True)
 class StepRow:
     """One optimizer step, or the average of the steps since the last log line."""
 
@@ -82,10 +50,6 @@ class EvalRow:
 
 class Watcher(Protocol):
     """Whoever is told about a run.  Nothing a watcher does may stop training."""
-
-    def started(self, plan: RunPlan) -> None:
-        """Before the first step."""
-        ...
 
     def step(self, row: StepRow) -> None:
         """After every optimizer step; must be cheap."""

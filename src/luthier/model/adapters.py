@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,19 +114,24 @@ def stack(model: Model, folders: Sequence[str]) -> None:
             weight.requires_grad_(False)
 
 
-def save_adapter(model: Model, folder: Path) -> None:
-    """Write adapter_model.safetensors and adapter_config.json, which fit the base model as it was loaded."""
+def save_adapter(model: Model, folder: Path, whole: Callable[[Tensor], Tensor]) -> None:
+    """Write adapter_model.safetensors and adapter_config.json, which fit the base model as it was loaded.
+
+    Args:
+        whole: as in `methods.save`.
+    """
     from peft import PeftModel, get_peft_model_state_dict
 
     assert isinstance(model.network, PeftModel)
     config = model.network.peft_config[ADAPTER]
     settings: dict[str, Any] = config.to_dict()
-    state = get_peft_model_state_dict(model.network, adapter_name=ADAPTER, save_embedding_layers=False)
+    found = get_peft_model_state_dict(model.network, adapter_name=ADAPTER, save_embedding_layers=False)
+    state = {name: whole(value) for name, value in found.items()}
     metadata = {"format": "pt"}
     if START in model.network.peft_config:
         start = get_peft_model_state_dict(model.network, adapter_name=START, save_embedding_layers=False)
         for name, frozen in start.items():
-            state[name] = torch.cat([state[name], frozen], dim=rank_axis(name))
+            state[name] = torch.cat([state[name], whole(frozen)], dim=rank_axis(name))
         metadata[_HALVES] = str(settings["r"])
         settings["lora_alpha"] *= math.sqrt(2) if settings["use_rslora"] else 2
         settings["r"] *= 2

@@ -6,7 +6,7 @@ Legend: T packed tokens, S sequences, L tokens of the longest sequence, R rows, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from luthier.model.decoder import Decoder, Unsuitable
 from luthier.model.layer import Keep
 from luthier.model.logprobs import chunk_rows, score_by_autograd, score_by_hand, token_logprobs
 from luthier.model.pointwise import Plain, Pointwise
+
+if TYPE_CHECKING:
+    from luthier.model.sharding import Sharded
 
 # Renamed in transformers 5.2x; the old name warns there.
 _NEW_NAME = "activation_checkpointing_enable" in vars(PreTrainedModel)
@@ -57,6 +60,7 @@ class Model:
         max_length: longest sequence the model can hold, in tokens.
         config: what the user asked for.
         packed: whether sequences run end to end without padding.
+        sharded: the decoder whose weights are split over several processes, if they are.
         note: one sentence for the user about how the model is run, if there is something to say.
     """
 
@@ -79,6 +83,7 @@ class Model:
         self.max_length = max_length
         self.config = config
         self.packed, self.note = packed, note
+        self.sharded: Sharded | None = None
         self.keep: Keep = "most"
         self._checkpointing = False
         self._decoder: Decoder | None = None
@@ -133,6 +138,8 @@ class Model:
 
         To be called when the method has been applied: the layers find their adapters once.
         """
+        if self.sharded is not None:
+            return "its weights are split over several processes"
         if not self.packed:
             return "its sequences are padded"
         try:
@@ -173,7 +180,7 @@ class Model:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths: tuple[int, ...], offsets: tuple[int, ...]) -> Tensor:
-        decoder: Any = self.base.get_decoder()
+        decoder: Any = self.base.get_decoder() if self.sharded is None else self.sharded
         if self.packed:
             packing = attention.Packing.of(lengths, offsets, self.device)
             if self._decoder is not None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from torch import Tensor
 
 from luthier.base.errors import ConfigError
 from luthier.model import adapters as lora
@@ -33,11 +35,14 @@ def check_files(config: ModelConfig) -> None:
         lora.adapter_folder(config, adapter)
 
 
-def apply(model: Model, method: Method, adapters: Sequence[str] = ()) -> None:
+def apply(model: Model, method: Method, adapters: Sequence[str] = (), *, widen: bool = True) -> None:
     """Make the weights that `method` names trainable, in place.
 
     Weights that move become float32, the others are held in the arithmetic's type or in the few bits they have.
     Earlier adapters are merged in order; with LoRA the last one is trained further.
+
+    Args:
+        widen: off where `sharding.shard` follows, which widens layer by layer what each process keeps.
 
     Raises:
         ConfigError: the method leaves nothing to train, or does not fit the earlier adapter.
@@ -56,13 +61,14 @@ def apply(model: Model, method: Method, adapters: Sequence[str] = ()) -> None:
             "weights in few bits cannot move", where="method.type", fix="Use lora, or leave --quant_bits out"
         )
     else:
-        _widen(model)
+        if adapters:
+            _widen(model)
         _merge_all(model, adapters)
         chosen = _chosen(model, method)
         for name, weight in model.network.named_parameters():
             weight.requires_grad_(name in chosen)
         _hold_frozen(model)
-    for weight in model.trained().values():
+    for weight in model.trained().values() if widen else ():
         weight.data = weight.data.float()
     model.eval_mode()
 
@@ -82,16 +88,19 @@ def attach(model: Model, adapters: Sequence[str]) -> None:
         model.network.requires_grad_(False).eval()
 
 
-def save(model: Model, folder: Path) -> None:
+def save(model: Model, folder: Path, whole: Callable[[Tensor], Tensor] = Tensor.detach) -> None:
     """Write what plain transformers (and PEFT) open: adapters, or the whole model; tokenizer and chat template.
 
     Whole models are written in the arithmetic's type.
+
+    Args:
+        whole: gives the numbers to write for a weight, which may be spread over several processes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if model.adapted:
-        lora.save_adapter(model, folder)
+        lora.save_adapter(model, folder, whole)
     else:
-        _save_whole(model, folder)
+        _save_whole(model, folder, whole)
     model.tokenizer.save_pretrained(folder)
 
 
@@ -163,9 +172,9 @@ def _hold_frozen(model: Model) -> None:
             weight.data = weight.data.to(model.dtype)
 
 
-def _save_whole(model: Model, folder: Path) -> None:
+def _save_whole(model: Model, folder: Path, whole: Callable[[Tensor], Tensor]) -> None:
     state = {
-        name: value.detach().to(model.dtype) if value.is_floating_point() else value
+        name: whole(value).to("cpu", model.dtype) if value.is_floating_point() else value
         for name, value in model.base.state_dict().items()
     }
     # A base model's own settings may name a temperature and yet not sample, which transformers refuses to save.

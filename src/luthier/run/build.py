@@ -20,14 +20,16 @@ from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
 from luthier.engine.trainer import Data, Settings, Trainer
-from luthier.engine.watcher import RunPlan, Watcher
-from luthier.model import lowbit, methods
+from luthier.engine.watcher import Watcher
+from luthier.model import lowbit, methods, sharding
 from luthier.model.config import Lora
 from luthier.model.layer import Keep
-from luthier.model.load import Model, load_model
+from luthier.model.lending import Whole
+from luthier.model.load import Model, arithmetic_dtype, load_model
 from luthier.objectives.language import Language
 from luthier.run.config import RunConfig
 from luthier.run.environment import describe_device
+from luthier.run.plan import RunPlan
 from luthier.run.resume import model_fingerprint
 
 PREVIEW_ROWS = 20
@@ -86,13 +88,23 @@ def _show_data(run: Run, prepared: Prepared, renderer: Renderer) -> None:
 
 def build_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Model, str]:
     """The model with its method applied, and the fingerprint of the model it started from."""
-    config = run.config
-    model = load_model(config.model, run.mesh.device, tokenizer=tokenizer, trained=True)
+    config, device, settings = run.config, run.mesh.device, run.config.model
+    sharded = config.train.shard == "full" and run.mesh.world > 1
+    if sharded:
+        # All weights go no further than main memory; of them, each process's part goes to its device.
+        dtype = str(arithmetic_dtype(settings.dtype, device)).removeprefix("torch.")
+        device, settings = torch.device("cpu"), settings.model_copy(update={"dtype": dtype})
+    model = load_model(settings, device, tokenizer=tokenizer, trained=True)
     if model.note:
         run.console.say(model.note)
     fingerprint = model_fingerprint(model)
     torch.manual_seed(config.seed)
-    methods.apply(model, config.method, config.model.adapters)
+    methods.apply(model, config.method, settings.adapters, widen=not sharded)
+    if sharded:
+        sharding.shard(model, run.mesh.device)
+        run.console.say(f"Each of the {run.mesh.world} processes holds a part of the weights (FSDP2)")
+    elif config.train.shard == "full":
+        run.console.warn("--fsdp full_shard changes nothing with one process; set NPROC_PER_NODE=<devices>")
     if run.mesh.device.type == "cuda" and config.model.layers != "plain":
         from luthier.model.kernels import Fused  # Triton is there only where CUDA is
 
@@ -132,7 +144,7 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
         Checkpoints(run.directory.path / "checkpoints", config.save.total_limit),
         watcher,
         run.mesh,
-        lambda folder: _write_artefact(model, config, folder),
+        lambda folder, whole: _write_artefact(model, config, folder, whole),
     )
 
 
@@ -161,8 +173,8 @@ def _source(run: Run, data: Prepared, objective: Language) -> Source:
     )
 
 
-def _write_artefact(model: Model, config: RunConfig, folder: Path) -> None:
-    methods.save(model, folder)
+def _write_artefact(model: Model, config: RunConfig, folder: Path, whole: Whole) -> None:
+    methods.save(model, folder, whole)
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from luthier.data.report import DataReport
-from luthier.engine.watcher import RunPlan
+from luthier.run.plan import RunPlan
 from luthier.run.plots import Rows, curve
 
 FEW_ROWS = 100

@@ -73,6 +73,8 @@ def resolve(config: RunConfig) -> RunConfig:
             where=f"--train_type {config.method.type}",
             fix="Train an adapter over them with --train_type lora, or leave --quant_method and --quant_bits out",
         )
+    if config.train.shard == "full":
+        _refuse_what_cannot_be_split(config)
     if config.model.dtype == "float16":
         raise ConfigError(
             "training in float16 loses small gradients", where="--torch_dtype", fix="Use bfloat16 or float32"
@@ -96,6 +98,21 @@ def resolve(config: RunConfig) -> RunConfig:
             ),
         }
     )
+
+
+def _refuse_what_cannot_be_split(config: RunConfig) -> None:
+    if config.model.quant.on:
+        raise ConfigError(
+            f"weights held in {config.model.quant.bits} bits are not split over processes",
+            where="--fsdp",
+            fix="Leave it out: each device then holds all of them; or leave --quant_method and --quant_bits out",
+        )
+    if config.optim.name not in ("adamw", "adam", "sgd", "adagrad", "muon"):
+        raise ConfigError(
+            "the state of this optimizer cannot be split over processes",
+            where=f"--optim {config.optim.name}",
+            fix="Use adamw, whose state each process then holds a part of, or leave --fsdp out",
+        )
 
 
 def _keeping_modules(config: RunConfig) -> ModelConfig:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Generator
-from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import psutil
 import torch
 
 import luthier
-from luthier.base.errors import DoesNotFit
 from luthier.base.records import Json
 from luthier.engine.meters import peak_memory
 
@@ -48,19 +45,6 @@ def describe_device(device: torch.device) -> str:
         return device.type
     properties = torch.cuda.get_device_properties(device)
     return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
-
-
-@contextmanager
-def within_memory() -> Generator[None]:
-    """Say what to do where a GPU has no room left.  Raises DoesNotFit."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise DoesNotFit(
-            f"the GPU's memory is used up ({str(error).split('. ')[0]})",
-            fix="Lower --per_device_train_batch_size or --max_length, set --gradient_checkpointing true, "
-            "or train an adapter with --train_type lora",
-        ) from error
 
 
 def measured_memory(device: torch.device) -> dict[str, Json]:

@@ -17,12 +17,12 @@ import orjson
 from luthier.base.records import Json
 from luthier.base.rundir import RunDir, write_atomic
 from luthier.data.report import DataReport, SetReport, notes, table
-from luthier.engine.watcher import RunPlan
 from luthier.model.config import Lora
 from luthier.run.cautions import cautions
 from luthier.run.config import RunConfig
+from luthier.run.plan import RunPlan, plan_lines
 from luthier.run.plots import Rows, curve, draw, sparkline
-from luthier.run.watch import EVENTS, METRICS, duration, plan_lines
+from luthier.run.watch import EVENTS, METRICS, duration
 
 PICTURES = ("loss", "token_accuracy", "evaluation", "learning_rate", "grad_norm")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from luthier.base.config import read_yaml, validate
 from luthier.base.errors import ConfigError, ModelError
 from luthier.base.rundir import run_number
-from luthier.engine.checkpoint import Checkpoints, verify
+from luthier.base.sealed import verify
+from luthier.engine.checkpoint import Checkpoints
 from luthier.model.config import ModelConfig
 from luthier.run.config import RunConfig
 

@@ -13,7 +13,8 @@ import torch
 from luthier.base.config import read_yaml
 from luthier.base.errors import ConfigError
 from luthier.base.rundir import run_number
-from luthier.engine.checkpoint import MANIFEST, Checkpoints
+from luthier.base.sealed import MANIFEST
+from luthier.engine.checkpoint import Checkpoints
 from luthier.model import lowbit
 from luthier.model.load import Model
 from luthier.run.config import RunConfig
@@ -21,7 +22,7 @@ from luthier.run.config import RunConfig
 FREE = (
     "output_dir", "device", "log", "save", "eval", "model.path", "model.hub", "data.cache_dir", "data.tokenize_workers",
     "data.loader_workers", "data.hub", "train.micro_batch", "train.accumulation", "train.gradient_checkpointing",
-    "train.skip_limit",
+    "train.shard", "train.skip_limit",
 )  # fmt: skip
 """Settings that change nothing a step computes; what they stand for is covered by fingerprints where it matters."""
 

@@ -15,13 +15,14 @@ from luthier.engine import optim
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.trainer import Trainer
-from luthier.engine.watcher import RunPlan, Watcher
 from luthier.model import lowbit, methods
 from luthier.model.load import context_length, load_tokenizer
 from luthier.objectives.language import Language
 from luthier.run.build import Run, build_data, build_model, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
-from luthier.run.environment import environment, measured_memory, within_memory
+from luthier.run.environment import environment, measured_memory
+from luthier.run.memory import within_memory
+from luthier.run.plan import RunPlan
 from luthier.run.report import Ending, usage, write_report
 from luthier.run.resume import Resume, find_resume, refuse_changes, stored_config
 from luthier.run.trackers import TrackedRun, flatten, start_trackers
@@ -56,7 +57,7 @@ def train(config: RunConfig, console: Console) -> Path:
         run = Run(config, voice, mesh, directory, max_length)
         objective = Language(config.objective, renderer)
         data = build_data(run, objective)
-        with within_memory():
+        with within_memory(run):
             model, fingerprint = build_model(run, tokenizer)
         watcher = _watch(run, resume, stack) if mesh.leads else Unwatched()
         trainer = build_trainer(run, data, model, objective, watcher)
@@ -116,13 +117,13 @@ def _write_beginning(run: Run) -> None:
         run.directory.write_json("env.json", environment(run.config.seed, run.mesh.device))
 
 
-def _fit(run: Run, trainer: Trainer, plan: RunPlan, watcher: Watcher, started: float) -> Path:
+def _fit(run: Run, trainer: Trainer, plan: RunPlan, watcher: Watch | Unwatched, started: float) -> Path:
     """Train, and write down how it went whatever happens."""
     watcher.started(plan)
     reason, message = "failed", ""
     try:
-        with within_memory():
-            reason = trainer.fit().reason
+        with within_memory(run):
+            reason = trainer.fit()
     except LuthierError as error:
         message = str(error)
         watcher.event("failed", message, level="error", code=error.code)

@@ -18,7 +18,8 @@ from luthier.base.errors import RunError
 from luthier.base.records import Json
 from luthier.base.rundir import RunDir
 from luthier.base.secrets import redact
-from luthier.engine.watcher import EvalRow, RunPlan, StepRow
+from luthier.engine.watcher import EvalRow, StepRow
+from luthier.run.plan import RunPlan, plan_lines
 from luthier.run.plots import sparkline
 from luthier.run.trackers import Background
 
@@ -199,31 +200,6 @@ def _metric_texts(metrics: Mapping[str, float]) -> list[str]:
         else f"{name.replace('_', ' ')} {value:.4g}"
         for name, value in metrics.items()
     ]
-
-
-def plan_lines(plan: RunPlan) -> dict[str, str]:
-    """What will be trained, for a person: a name and a sentence each."""
-    share = plan.trained_parameters / max(1, plan.parameters)
-    samples = f"{plan.samples:,} samples" if plan.samples else "streamed"
-    tokens = f", {plan.tokens_per_epoch:,} tokens an epoch" if plan.tokens_per_epoch is not None else ""
-    epochs = f", {plan.epochs:.3g} epoch{'s' * (plan.epochs != 1)}" if plan.epochs is not None else ""
-    return {
-        "model": f"{plan.model}, {count(plan.parameters)} parameters",
-        "trained": f"{count(plan.trained_parameters)} parameters ({share:.2%}) by {plan.method}",
-        "objective": plan.objective,
-        "data": samples + tokens,
-        "steps": f"{plan.steps:,} of {plan.global_batch:,} samples each{epochs}",
-        "device": plan.device if plan.world_size == 1 else f"{plan.world_size} x {plan.device}",
-        "run": plan.run_dir,
-    }
-
-
-def count(n: int) -> str:
-    """1234567 -> 1.23M."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if n >= size:
-            return f"{n / size:.3g}{unit}"
-    return str(n)
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,60 @@
+"""Directories that can prove they are whole: every file listed in MANIFEST.json with its size and its hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+from luthier.base.rundir import fsync_dir
+
+MANIFEST = "MANIFEST.json"
+
+
+def seal(folder: Path) -> None:
+    """List and hash every file, and make all of them survive a power cut.  Raises OSError."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
+    }
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"version": 1, "files": listed}, indent=2), encoding="utf-8")
+    for path in [*files, manifest]:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+    for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
+        fsync_dir(path)
+
+
+def verify(path: Path) -> str | None:
+    """None when every file of a sealed directory is there with its recorded size and hash, else what is wrong."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "no readable MANIFEST.json"
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
+        if _sha256(file) != expected["sha256"]:
+            return f"{name} does not match its hash"
+    return None
+
+
+def set_aside(path: Path, fault: str) -> str:
+    """Rename a broken directory out of the way; returns what to tell the user."""
+    target = path.with_name(path.name + ".corrupt")
+    if target.exists():
+        shutil.rmtree(target)
+    path.rename(target)
+    return f"{path.name} is broken ({fault}); kept as {target.name}"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
