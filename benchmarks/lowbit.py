@@ -32,6 +32,7 @@ from luthier.engine.step import gradients
 from luthier.model import attention, lowbit, methods
 from luthier.model.causal import Model
 from luthier.model.config import Full, Lora, Method, ModelConfig, Quant
+from luthier.model.kernels import Fused
 from luthier.objectives.config import Pretrain
 from luthier.objectives.language import Language
 
@@ -67,6 +68,7 @@ BASES = {
     "hqq 3": Quant(method="hqq", bits=3),
     "hqq 2": Quant(method="hqq", bits=2, group_size=16),
 }
+"""Ways to hold the base."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,9 @@ def make_model(work: Work, quant: Quant) -> Model:
     )
     torch.manual_seed(0)
     methods.apply(model, work.method)
+    reason = model.by_hand(Fused())
+    if reason:
+        print(f"transformers runs the layers: {reason}")
     model.train_mode("input")
     return model
 

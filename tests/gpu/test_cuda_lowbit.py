@@ -109,6 +109,23 @@ def test_gradients_are_those_of_plain_lora_over_the_rounded_weights(
 
 
 @pytest.mark.parametrize("quant", ways())
+def test_layers_by_hand_give_the_same_gradients(quant: Quant, tiny_model_dir: Callable[..., Path]) -> None:
+    from luthier.model.kernels import Fused
+
+    folder, method = tiny_model_dir("qwen2-untied", **SMALLER), LORAS["lora"]
+    model, plain = adapted(load(folder, quant), method), adapted(twin(folder, quant, "bfloat16"), method)
+    assert model.by_hand(Fused()) is None
+    plain.train_mode()
+    for keep in ("most", "some", "input"):
+        model.train_mode(cast(Any, keep))
+        for batches in ([batch(2, 12)], [batch(24, 200), batch(3, 90)]):
+            (found, gradient), (expected, exact) = step(model, batches), step(plain, batches)
+            print(f"{quant.method} {quant.bits} {keep}: gradients {apart(gradient, exact):.4f} apart")
+            assert found.loss == pytest.approx(expected.loss, rel=3e-3)
+            assert apart(gradient, exact) < 3e-2
+
+
+@pytest.mark.parametrize("quant", ways())
 def test_it_learns_in_less_memory(quant: Quant, tiny_model_dir: Callable[..., Path]) -> None:
     folder = tiny_model_dir("qwen2-untied", **BIG)
     peaks: list[float] = []
