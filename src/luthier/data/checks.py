@@ -7,14 +7,14 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 
 import orjson
 
 from luthier.base.errors import DataError
 from luthier.base.records import BadRow, Chat, Fault, Json, Message, Record, Text, Where
 from luthier.data.config import BadRows, DataConfig
-from luthier.data.formats import extra_columns, read_record
+from luthier.data.formats import PLAIN_SHAPES, extra_columns, other_task, read_record, shape_of
 from luthier.data.messages import Reader
 from luthier.data.row import Row
 
@@ -73,6 +73,8 @@ def shape_fault(value: Mapping[str, Json], where: Where | None) -> Fault | None:
     Args:
         where: for the fault; it may be left out to learn whether there is one.
     """
+    if _is_plain(value):
+        return None
     reader = Reader(where or _NOWHERE, [])
     try:
         record = read_record(value, reader.where, reader.repairs)
@@ -81,6 +83,27 @@ def shape_fault(value: Mapping[str, Json], where: Where | None) -> Fault | None:
     except BadRow as error:
         return None if error.fault.code in _NO_SHAPE else error.fault
     return None
+
+
+def _is_plain(value: Mapping[str, Json]) -> bool:
+    """Whether a row is one of the shapes without inner parts and obviously sound; most rows are, and it is quick."""
+    texts = _plain_columns(tuple(value))
+    if texts is None:
+        return False
+    found = [value[name] for name in texts]
+    return all(isinstance(text, str) for text in found) and str(found[-1]).strip() != ""
+
+
+@lru_cache(maxsize=4096)
+def _plain_columns(columns: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The columns of a row that must be text, the one that must not be empty last; None if there is more to look at."""
+    row: dict[str, Json] = dict.fromkeys(columns, "x")
+    shape = shape_of(row)
+    if shape not in PLAIN_SHAPES or other_task(row):
+        return None
+    used = [name for name in columns if name not in extra_columns(row)]
+    wanted = PLAIN_SHAPES[shape]
+    return tuple(sorted(used, key=wanted.index)) if all(name in wanted for name in used) else None
 
 
 _NOWHERE = Where("", 0)

@@ -254,3 +254,11 @@ _SHAPES: dict[str, tuple[Callable[[Reader, Mapping[str, Json]], Record], tuple[s
     "text": (_text, ("text", "content", "weight")),
 }
 """How each shape is read, and the columns it uses."""
+
+PLAIN_SHAPES: dict[str, tuple[str, ...]] = {
+    "alpaca": ("instruction", "text", "input", "output"),
+    "query-response": (*_QUESTIONS, "context", *_ANSWERS),
+    "prompt-completion": ("prompt", "response", "completion"),
+    "text": ("content", "text"),
+}
+"""Shapes that may consist of nothing but text, with their columns; the last one that is there must not be empty."""

@@ -7,78 +7,143 @@ by the number of workers, so the size of an input does not matter.
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
-import time
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from typing import Any, Literal
 
-import psutil
-
-from luthier.base.errors import ConfigError, MissingExtra
+from luthier.base.errors import ConfigError, DoesNotFit, MissingExtra
 from luthier.prepare.parcel import Parcel
 
 SMALL_BYTES = 24 * 2**20
 """Below this, starting processes takes longer than the work."""
-_LEAVING = 5.0  # seconds a worker process has to end
+Call = Callable[[Any], Parcel]
 
 
-@dataclass(frozen=True)
 class Engine:
-    """Where the work is done."""
+    """Where the work is done.  Use as a context, which ends the processes that were started.
 
-    runner: Literal["native", "ray"] = "native"
-    workers: int | None = None
-    ray_address: str | None = None
+    Daft keeps the order and bounds what is under way.  Its own worker processes would start anew for every pass and
+    are not waited for when Python ends, so under the native runner its threads hand the work to a pool that lives as
+    long as the engine.
+    """
 
-    def run(self, work: Callable[[Any], Parcel], tasks: Sequence[object], size: int) -> Iterator[Parcel]:
+    def __init__(
+        self, runner: Literal["native", "ray"] = "native", workers: int | None = None, ray_address: str | None = None
+    ):
+        self._runner: Literal["native", "ray"] = runner
+        self._workers, self._ray_address = workers, ray_address
+        self._pool: int | None = None
+
+    def run(self, work: Call, tasks: Sequence[object], size: int) -> Iterator[Parcel]:
         """`work` of every task, in the order of the tasks.
 
         Args:
             size: about how many bytes are read in all; little is not worth other processes.
+
+        Raises:
+            DoesNotFit: a process was ended from outside, as the system does when memory runs out.
         """
         if not tasks:
             return
-        daft = _daft(self.runner, self.ray_address)
-        workers = self.workers or os.cpu_count() or 1
-        apart = self.runner == "native" and workers > 1 and size > SMALL_BYTES and len(tasks) > 1
-        many = workers if apart else None if self.runner == "ray" else 1
-        if self.runner == "ray" and self.workers:
-            many = self.workers
+        daft = _daft(self._runner, self._ray_address)
+        many = min(self._many(size), len(tasks))
+        call = work
+        if self._runner == "native" and many > 1:
+            call = partial(_hand_over, self._pool_of(many), work)
 
-        @daft.cls(use_process=apart, max_concurrency=min(many or 1, len(tasks)))
+        @daft.cls(use_process=False, max_concurrency=many)
         class Worker:
             def __init__(self) -> None:
-                self.work = work
+                self.call = call
 
             @daft.method.batch(return_dtype=daft.DataType.python(), batch_size=1)
             def __call__(self, tasks: Any) -> list[Parcel]:
-                return [self.work(task) for task in tasks.to_pylist()]
+                return [self.call(task) for task in tasks.to_pylist()]
 
         frame = daft.from_pydict({"task": list(tasks)}).into_batches(1)
         frame = frame.select(Worker()(frame["task"]).alias("parcel"))
         try:
-            for row in frame.iter_rows(results_buffer_size=2):
+            for row in frame.iter_rows(results_buffer_size=many):
                 yield row["parcel"]
-        finally:
-            del frame
-            if apart:
-                _wait_for_workers()
+        except Exception as error:
+            if isinstance(error.__cause__, BrokenProcessPool):
+                fix = "Most likely memory ran out: use fewer --workers, or a smaller --max_row_bytes"
+                raise DoesNotFit("a worker process was ended from outside", fix=fix) from error
+            raise
+
+    def _many(self, size: int) -> int:
+        """How many chunks are worked on at a time."""
+        if self._workers is not None:
+            return self._workers
+        if self._runner == "native" and size <= SMALL_BYTES:
+            return 1
+        return os.cpu_count() or 1
+
+    def _pool_of(self, many: int) -> int:
+        if self._pool is None:
+            # A forked child would inherit locks that Daft's threads hold.
+            context = multiprocessing.get_context("spawn")
+            self._pool = max(_pools, default=0) + 1
+            _pools[self._pool] = ProcessPoolExecutor(many, mp_context=context, initializer=_ignore_interrupts)
+        return self._pool
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            _pools.pop(self._pool).shutdown(wait=True, cancel_futures=True)
+            self._pool = None
+
+
+_pools: dict[int, ProcessPoolExecutor] = {}
+"""Pools by number: Daft wants to be able to copy what it calls, and a pool cannot be."""
+
+
+def _hand_over(pool: int, work: Call, task: object) -> Parcel:
+    return _pools[pool].submit(_apart, work, task).result()
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C reaches every process of a terminal; the first one decides."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _apart(work: Call, task: object) -> Parcel:
+    """Work in a process of the pool.  Rows hold no cycles, so looking for them would only take time."""
+    gc.disable()
+    return work(task)
+
+
+def series(values: Sequence[str] | Sequence[bytes] | Sequence[int]) -> Any:
+    """Values as a Daft series, for the functions that Daft has on them."""
+    _quieten()
+    import daft
+
+    return daft.Series.from_pylist(list(values))
+
+
+def _quieten() -> None:
+    """Daft sends nothing anywhere and draws nothing; it looks at the environment when it is imported."""
+    for name, value in {"DO_NOT_TRACK": "1", "DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}.items():
+        os.environ[name] = value
 
 
 def _daft(runner: Literal["native", "ray"], address: str | None) -> Any:
-    """Daft, with the runner wanted; it sends nothing anywhere and draws nothing."""
-    for name, value in {"DO_NOT_TRACK": "1", "DAFT_ANALYTICS_ENABLED": "0", "DAFT_PROGRESS_BAR": "0"}.items():
-        os.environ[name] = value
+    """Daft, with the runner wanted."""
+    _quieten()
     try:
         import daft
     except ImportError as error:
         raise MissingExtra("daft", "data", what_for="Preparing data") from error
-    current = daft.get_or_infer_runner_type() if _chosen else None
-    if current is not None and current != runner:
-        raise ConfigError(
-            f"this process already works with the runner {current!r}", where="--runner", fix="Start another process"
-        )
+    if _chosen and _chosen[0] != runner:
+        what = f"this process already works with the runner {_chosen[0]!r}"
+        raise ConfigError(what, where="--runner", fix="Start another process")
     if not _chosen:
         if runner == "ray":
             try:
@@ -95,22 +160,3 @@ def _daft(runner: Literal["native", "ray"], address: str | None) -> Any:
 
 _chosen: list[str] = []
 """The runner of this process; Daft allows one."""
-
-
-def _wait_for_workers() -> None:
-    """Let Daft's worker processes end: a process that exits while they do aborts now and then."""
-    gc.collect()
-    until = time.monotonic() + _LEAVING
-    while time.monotonic() < until:
-        children = psutil.Process().children()
-        if not any("daft.execution.udf_worker" in _command(child) for child in children):
-            break
-        time.sleep(0.02)
-    time.sleep(0.05)
-
-
-def _command(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""

@@ -44,27 +44,27 @@ def _share(keys: Spill, share: int, shares: int) -> tuple[Numbers, NDArray[np.ui
     return np.concatenate(numbers), np.concatenate(found)
 
 
-def join(size: int, pairs: Numbers) -> Numbers:
-    """Connected rows: for every row the first row of its group; int64 [size].
+def join(first: Numbers, pairs: Numbers) -> Numbers:
+    """Join groups by pairs of rows: for every row the first row of its group; int64 [N].
 
     Every row takes the smallest number it is connected with, and pointers are shortened by half in each turn, so the
     number of turns grows with the logarithm of the longest chain.
 
     Args:
-        pairs: int64 [P, 2], rows that belong together.
+        first: for every row the first row of its group so far, int64 [N]; `arange(N)` when all are alone.
+        pairs: rows that belong together, int64 [P, 2].
     """
-    first = np.arange(size, dtype=np.int64)
+    first = first.copy()
     one, other = pairs[:, 0], pairs[:, 1]
-    while len(one):
+    while True:
         a, b = first[one], first[other]
         apart = a != b
+        if not apart.any():
+            return first
         one, other, a, b = one[apart], other[apart], a[apart], b[apart]
-        if not len(one):
-            break
         np.minimum.at(first, np.maximum(a, b), np.minimum(a, b))
         while True:
             shorter = first[first]
             if np.array_equal(shorter, first):
                 break
             first = shorter
-    return first

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from luthier.base.records import Json
+from luthier.prepare.engine import series
 from luthier.prepare.parcel import Batch, Parcel
 from luthier.prepare.view import column
+
+_OTHER_SEED = 0x9E3779B97F4A7C15
 
 
 @dataclass(frozen=True)
@@ -27,17 +32,22 @@ class RowKeys:
 
     def __call__(self, batch: Batch) -> Parcel:
         parcel = Parcel()
+        values: list[Json] = [item.value for item in batch.items]
         if self.on:
-            parts = [self._part([column(item.value, name) for name in self.on]) for item in batch.items]
-        else:
-            parts = [self._part(item.value) for item in batch.items]
-        parcel.columns["key"] = np.frombuffer(b"".join(parts), np.uint64).reshape(-1, 2)
+            values = [[column(item.value, name) for name in self.on] for item in batch.items]
+        parcel.columns["key"] = keys_of([orjson.dumps(value, option=orjson.OPT_SORT_KEYS) for value in values])
         return parcel
 
-    def _part(self, value: Json) -> bytes:
-        return key_of(orjson.dumps(value, option=orjson.OPT_SORT_KEYS))
+
+def keys_of(texts: Sequence[str] | Sequence[bytes]) -> NDArray[np.uint64]:
+    """128 bits for each text, uint64 [rows, 2]: xxHash3 with two seeds, as Daft computes it."""
+    if not texts:
+        return np.empty((0, 2), np.uint64)
+    made = series(texts)
+    halves = (made.hash(), made.hash(seed=series([_OTHER_SEED]).cast(made.hash().datatype())))
+    return np.stack([np.asarray(half.to_arrow().to_numpy(), np.uint64) for half in halves], axis=1)
 
 
 def key_of(data: bytes) -> bytes:
-    """16 bytes that stand for these bytes."""
+    """16 bytes that stand for these bytes, the same on every machine and in every version."""
     return hashlib.blake2b(data, digest_size=16).digest()

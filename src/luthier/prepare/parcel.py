@@ -75,10 +75,18 @@ class Placed:
     @classmethod
     def of(cls, places: Sequence[tuple[str, int]]) -> Placed:
         """From (file, line) of each row."""
+        if places and all(file == places[0][0] for file, _ in places):
+            lines = np.fromiter((line for _, line in places), np.uint32, len(places))
+            return cls((places[0][0],), np.zeros(len(places), np.int32), lines)
         files: dict[str, int] = {}
         numbers = [files.setdefault(file, len(files)) for file, _ in places]
         lines = np.fromiter((line for _, line in places), np.uint32, len(places))
         return cls(tuple(files), np.array(numbers, np.int32), lines)
+
+    @classmethod
+    def of_items(cls, items: Sequence[Item]) -> Placed:
+        """The places of rows."""
+        return cls.of([(item.file, item.line) for item in items])
 
 
 @dataclass(slots=True)

@@ -60,7 +60,7 @@ class Worker:
             parcel = self.work(Batch(items, task.attached, task.first))
         except LuthierError as error:
             return Parcel(error=refusal(error))
-        placed = Placed.of([(item.file, item.line) for item in items]) if self.first else None
+        placed = Placed.of_items(items) if self.first else None
         parcel.read = Read(len(items), placed, rejected, faulty, not rejected and not faulty.counts)
         return parcel.pack(origins=self.reading.origins)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +13,7 @@ from numpy.typing import DTypeLike, NDArray
 from luthier.base.rundir import storage_error
 
 IN_MEMORY = 64 * 2**20
-"""Bytes of a column that stay in memory."""
+"""Bytes of a column that stay in memory, unless it has a limit of its own."""
 _BLOCK = 2**20
 
 
@@ -22,11 +23,12 @@ class Spill:
     Args:
         path: file that takes what is too much for memory; it is written only then.
         width: values a row; 0 for plain numbers.
+        limit: most bytes kept in memory.
     """
 
-    def __init__(self, path: Path, dtype: DTypeLike, width: int = 0):
+    def __init__(self, path: Path, dtype: DTypeLike, width: int = 0, limit: int = IN_MEMORY):
         self.dtype, self.width = np.dtype(dtype), width
-        self._path, self._file = path, None
+        self._path, self._limit, self._file = path, limit, None
         self._held: list[NDArray[Any]] = []
         self._bytes = self.rows = 0
         self._file: BinaryIO | None
@@ -40,7 +42,7 @@ class Spill:
         piece = np.ascontiguousarray(piece, dtype=self.dtype)
         self.rows += len(piece)
         self._bytes += piece.nbytes
-        if self._bytes <= IN_MEMORY:
+        if self._bytes <= self._limit:
             self._held.append(piece)
             return
         try:
@@ -67,7 +69,23 @@ class Spill:
     def all(self) -> NDArray[Any]:
         """All values at once."""
         blocks = list(self.blocks())
+        if len(blocks) == 1:
+            return blocks[0]
         return np.concatenate(blocks) if blocks else self._shaped(np.empty(0, self.dtype))
+
+    def take(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[Any]:
+        """Values [start, end) of plain numbers for each pair of places, joined."""
+        if self._file is None:
+            held = self.all()
+            self._held = [held]
+            counts = ends - starts
+            at = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(starts, counts)
+            return held[at]
+        self._file.flush()
+        each, number = self.dtype.itemsize, self._file.fileno()
+        pairs = zip(starts.tolist(), ends.tolist(), strict=True)
+        data = b"".join(os.pread(number, (end - start) * each, start * each) for start, end in pairs)
+        return np.frombuffer(data, self.dtype)
 
     def _shaped(self, flat: NDArray[Any]) -> NDArray[Any]:
         return flat.reshape(-1, self.width) if self.width else flat

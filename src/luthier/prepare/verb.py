@@ -39,6 +39,7 @@ class Job:
 
     read: ReadConfig
     console: Console
+    engine: Engine
     scratch: Path
     """A folder for files that do not outlive the verb."""
     tools: Mapping[str, Callable[..., Any]] = field(default_factory=dict[str, Any])
@@ -77,9 +78,8 @@ class Job:
         ]
         self._frames += 1
         reading = Reading(self.read.columns, self.read.bad_rows, self.origins is not None)
-        engine = Engine(self.read.runner, self.read.workers, self.read.ray_address)
         rejected = self.scratch / f"rejected-{self._frames}.jsonl"
-        return Frame(sources, reading, engine, self.console, rejected, self.read.min_rows)
+        return Frame(sources, reading, self.engine, self.console, rejected, self.read.min_rows)
 
 
 def _one_output(_: Any) -> tuple[str, ...]:

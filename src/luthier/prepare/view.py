@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, cast
 
 from luthier.base.records import Json
@@ -74,12 +75,17 @@ def fields(value: Mapping[str, Json]) -> list[Field]:
     Columns known from any shape are read; where there is none, all columns with text that do not look like labels,
     ids or metadata; where even these are missing, nothing.
     """
-    known = [name for name in value if name.lower() in _USES]
-    names = known or [name for name in value if name.lower() not in _LABELS]
     found: list[Field] = []
-    for name in names:
+    for name in _columns(tuple(value)):
         found += _inside(value[name], (name,), _USES.get(name.lower(), "text"))
     return found
+
+
+@lru_cache(maxsize=4096)
+def _columns(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The columns with text among those of a row."""
+    known = tuple(name for name in names if name.lower() in _USES)
+    return known or tuple(name for name in names if name.lower() not in _LABELS)
 
 
 def _inside(value: Json, path: Path, use: Use) -> Iterator[Field]:
@@ -132,9 +138,9 @@ def _content(value: Json, path: Path, use: Use) -> Iterator[Field]:
 
 def text_of(value: Mapping[str, Json]) -> str:
     """The text of a row as a person would read it: its pieces that are not empty, one a line."""
-    text = value.get("text")
-    if len(value) == 1 and isinstance(text, str):
-        return text
+    pieces = [value[name] for name in _columns(tuple(value))]
+    if all(isinstance(piece, str) for piece in pieces):
+        return "\n".join(cast(str, piece) for piece in pieces if piece)
     return "\n".join(field.text for field in fields(value) if field.text)
 
 

@@ -19,6 +19,7 @@ from luthier.base.rundir import write_atomic
 from luthier.data.sources import files_of, parse_spec
 from luthier.data.textfile import cache_root
 from luthier.prepare.config import ReadConfig, VerbConfig
+from luthier.prepare.engine import Engine
 from luthier.prepare.origins import Origins
 from luthier.prepare.page import page
 from luthier.prepare.parcel import REMOVED
@@ -129,8 +130,8 @@ def do(
     """
     if not inputs:
         raise ConfigError("no data set was named", where=verb.name, fix=f"luthier data {verb.name} FILE ...")
-    with scratch_folder(read) as scratch:
-        job = Job(read, console, scratch, tools or {}, origins)
+    with scratch_folder(read) as scratch, Engine(read.runner, read.workers, read.ray_address) as engine:
+        job = Job(read, console, engine, scratch, tools or {}, origins)
         frame = job.open(inputs)
         outcome = verb.run(frame, config, job)
         paths = {**made.outputs, **({REMOVED: made.removed} if made.removed else {})}

@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from luthier.base.errors import DataError
+from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
 from luthier.prepare.groups import Numbers, first_of_equals
 from luthier.prepare.identity import RowKeys
+from luthier.prepare.minhash import bands_for
+from luthier.prepare.near import Alike, Likeness, alike
 from luthier.prepare.parcel import Batch, Parcel
 from luthier.prepare.report import Chart, Report, Table
+from luthier.prepare.shingles import Sizes
 from luthier.prepare.spill import Spill
 from luthier.prepare.verb import Job, Outcome, Verb
 
@@ -48,16 +52,19 @@ class _Drop:
     """Lets first rows through.  `file` and `line` say which row the others repeat."""
 
     files: tuple[str, ...]
-    reason: str
+    near: bool
 
     def __call__(self, batch: Batch) -> Parcel:
         parcel = Parcel()
-        columns = (batch.attached[name].tolist() for name in ("keep", "file", "line", "reference"))
-        for item, keep, file, line, reference in zip(batch.items, *columns, strict=True):
+        columns = (batch.attached[name].tolist() for name in ("keep", "file", "line", "reference", "similarity"))
+        for item, keep, file, line, reference, similarity in zip(batch.items, *columns, strict=True):
             if keep:
                 parcel.keep(item)
             else:
-                parcel.drop(item, "overlap" if reference else self.reason, repeats=f"{self.files[file]}:{line}")
+                shown: dict[str, Json] = {"repeats": f"{self.files[file]}:{line}"}
+                if self.near:
+                    shown["similarity"] = round(similarity, 3)
+                parcel.drop(item, "overlap" if reference else "near_duplicate" if self.near else "duplicate", **shown)
         return parcel
 
 
@@ -70,9 +77,9 @@ def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
         DataError: code `overlap` under the policy `strict` when rows are also in `against`.
     """
     frames = [job.open(config.against), rows] if config.against else [rows]
-    found = _exact(frames, config, job)
+    found = _near(frames, config, job) if config.near else _exact(frames, config, job)
     places = _Places.of(frames)
-    known = found.known
+    known = len(frames[0]) if config.against else 0
     first = found.first[known:]
     keep = first == np.arange(known, known + len(rows))
     reference = first < known
@@ -82,34 +89,35 @@ def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
         what = f"{overlap:,} rows are also in {', '.join(config.against)}; the first repeats {places.name(of)}"
         fix = "Leave them out with --bad_rows fix"
         raise DataError(what, where=places.name(at), code="overlap", fix=fix)
-    reason = "near_duplicate" if config.near else "duplicate"
     report = Report(summary={"duplicates": repeated})
     if config.against:
         report.summary["overlap"] = overlap
     report.summary["groups"] = len(np.unique(first[~keep]))
     _describe(report, found.first, known, places)
-    attached = {"keep": keep, "file": places.file[first], "line": places.line[first], "reference": reference}
-    return Outcome(report, rows.scan(_Drop(places.names, reason), "Writing", attached))
+    attached = {
+        "keep": keep,
+        "file": places.file[first],
+        "line": places.line[first],
+        "reference": reference,
+        "similarity": found.similarity[known:],
+    }
+    return Outcome(report, rows.scan(_Drop(places.names, config.near), "Writing", attached))
 
 
-@dataclass(frozen=True)
-class _Found:
-    """For every row of all frames the first row that says the same; `known` rows are of `against`."""
-
-    first: Numbers
-    known: int
+def _near(frames: list[Frame], config: DedupConfig, job: Job) -> Alike:
+    sizes = Sizes(config.word_shingle, config.character_shingle)
+    bands = bands_for(config.threshold, config.permutations)
+    return alike(frames, Likeness(sizes, config.threshold, bands, config.key), job.scratch)
 
 
-def _exact(frames: list[Frame], config: DedupConfig, job: Job) -> _Found:
+def _exact(frames: list[Frame], config: DedupConfig, job: Job) -> Alike:
     keys = Spill(job.scratch / "keys", np.uint64, 2)
-    known = 0
     for frame in frames:
-        known = keys.rows
         for parcel in frame.scan(RowKeys(config.key), "Hashing rows"):
             keys.append(parcel.columns["key"])
     first = first_of_equals(keys)
     keys.close()
-    return _Found(first, known)
+    return Alike(first, np.ones(len(first), np.float32), 0)
 
 
 @dataclass(frozen=True)

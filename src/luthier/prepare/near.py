@@ -1,0 +1,220 @@
+"""Rows whose text is nearly the same: candidates by MinHash bands, judged by the shingles they really share.
+
+Everything is joined into groups by the pairs found, so a row may stand in a group through a third one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.base.records import Json
+from luthier.prepare.frame import Frame
+from luthier.prepare.groups import Numbers, first_of_equals, join
+from luthier.prepare.identity import keys_of
+from luthier.prepare.minhash import Bands, band_keys
+from luthier.prepare.parcel import Batch, Item, Parcel
+from luthier.prepare.shingles import ShingleSets, Sizes, Tokens, jaccard, shingle_sets, tokenise
+from luthier.prepare.spill import IN_MEMORY, Spill
+from luthier.prepare.view import column, text_of
+
+WINDOW = 32
+"""Texts of one band are compared with this many that follow them; smaller bands are compared completely."""
+_PAIRS_AT_ONCE = 50_000
+_SHINGLES_AT_ONCE = 4_000_000
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What is compared, and when it is nearly the same."""
+
+    sizes: Sizes
+    threshold: float
+    bands: Bands
+    columns: tuple[str, ...] = ()
+    """Columns whose text counts; none are all text of the row."""
+
+    def tokens(self, items: Sequence[Item]) -> list[Tokens]:
+        """The tokens of the rows' texts."""
+        if not self.columns:
+            return tokenise([text_of(item.value) for item in items], self.sizes)
+        parts = ([column(item.value, name) for name in self.columns] for item in items)
+        return tokenise(["\n".join(_text(part) for part in some) for some in parts], self.sizes)
+
+
+def _text(value: Json) -> str:
+    if isinstance(value, dict | list):
+        return text_of({"text": value})
+    return "" if value is None else str(value)
+
+
+@dataclass(frozen=True)
+class _Summaries:
+    """Work of the first pass: a key for texts with equal tokens, and the keys of the bands."""
+
+    likeness: Likeness
+
+    def __call__(self, batch: Batch) -> Parcel:
+        parcel = Parcel()
+        texts = self.likeness.tokens(batch.items)
+        pairs = zip(batch.items, texts, strict=True)
+        # A row without words is only like one that is identical as a whole.
+        parcel.columns["key"] = keys_of([t.text if t.number else "\0" + item.json().decode() for item, t in pairs])
+        parcel.columns["bands"] = band_keys(texts, self.likeness.bands)
+        parcel.columns["shingled"] = np.array([tokens.number >= tokens.size for tokens in texts], bool)
+        return parcel
+
+
+@dataclass(frozen=True)
+class _Shingles:
+    """Work of the second pass: the shingles of the rows that may be like others."""
+
+    likeness: Likeness
+
+    def __call__(self, batch: Batch) -> Parcel:
+        parcel = Parcel()
+        wanted = np.flatnonzero(batch.attached["wanted"]).tolist()
+        sets = shingle_sets(self.likeness.tokens([batch.items[number] for number in wanted]))
+        parcel.columns.update(hashes=sets.hashes, counts=sets.counts)
+        return parcel
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Rows in groups.  All arrays have one value for each row of all frames, in order."""
+
+    first: Numbers
+    """The first row of the group."""
+    similarity: NDArray[np.float32]
+    """To the row it was joined with; 1 for equal texts, NaN for rows that stay alone."""
+    compared: int
+    """Pairs whose shingles were counted."""
+
+
+def alike(frames: Sequence[Frame], likeness: Likeness, scratch: Path) -> Alike:
+    """Find the rows of several frames that are nearly the same.
+
+    Memory grows by some twenty bytes a row, and by the shingles of those that share a band, up to a limit; the rest
+    goes to files in `scratch`.
+
+    Raises:
+        DataError: as reading the frames.
+        RunError: code `disk_full` or `cannot_write`.
+    """
+    bands = [
+        Spill(scratch / f"band-{number}", np.uint64, limit=4 * IN_MEMORY // likeness.bands.count)
+        for number in range(likeness.bands.count)
+    ]
+    keys = Spill(scratch / "keys", np.uint64, 2)
+    shingled: list[NDArray[np.bool_]] = []
+    sizes: list[int] = []
+    for frame in frames:
+        for parcel in frame.scan(_Summaries(likeness), "Hashing texts"):
+            keys.append(parcel.columns["key"])
+            shingled.append(parcel.columns["shingled"])
+            for number, band in enumerate(bands):
+                band.append(parcel.columns["bands"][:, number])
+        sizes.append(len(frame))
+    first = first_of_equals(keys)
+    keys.close()
+    alone = np.flatnonzero((first == np.arange(len(first))) & np.concatenate(shingled))
+    rows = alone[_in_company(alone, bands)]
+    sets = _Sets(scratch / "shingles")
+    wanted = np.zeros(len(first), bool)
+    wanted[rows] = True
+    start = 0
+    for frame, size in zip(frames, sizes, strict=True):
+        for parcel in frame.scan(_Shingles(likeness), "Reading candidates", {"wanted": wanted[start : start + size]}):
+            sets.add(ShingleSets(parcel.columns["hashes"], parcel.columns["counts"]))
+        start += size
+    root, similarity, compared = _join_pairs(rows, bands, sets, likeness.threshold)
+    for spill in (*bands, sets.hashes):
+        spill.close()
+    leader = np.arange(len(first), dtype=np.int64)
+    leader[rows] = rows[root]
+    likest = np.full(len(first), np.nan, np.float32)
+    likest[rows] = similarity
+    equal = first != np.arange(len(first))
+    likest[equal] = 1.0
+    return Alike(leader[first], likest, compared)
+
+
+def _in_company(rows: Numbers, bands: Sequence[Spill]) -> NDArray[np.bool_]:
+    """Which rows share a band with another one."""
+    found = np.zeros(len(rows), bool)
+    for band in bands:
+        keys = band.all()[rows]
+        order = np.argsort(keys)
+        same = keys[order[1:]] == keys[order[:-1]]
+        found[order[1:][same]] = True
+        found[order[:-1][same]] = True
+    return found
+
+
+class _Sets:
+    """The shingles of the candidates, by their number."""
+
+    def __init__(self, path: Path):
+        self.hashes = Spill(path, np.uint64)
+        self._counts: list[Numbers] = []
+        self._ends: Numbers | None = None
+
+    def add(self, sets: ShingleSets) -> None:
+        self.hashes.append(sets.hashes)
+        self._counts.append(sets.counts)
+
+    @property
+    def counts(self) -> Numbers:
+        return np.concatenate([np.empty(0, np.int64), *self._counts])
+
+    def of(self, numbers: Numbers, counts: Numbers, ends: Numbers) -> ShingleSets:
+        return ShingleSets(self.hashes.take(ends[numbers] - counts[numbers], ends[numbers]), counts[numbers])
+
+
+def _join_pairs(
+    rows: Numbers, bands: Sequence[Spill], sets: _Sets, threshold: float
+) -> tuple[Numbers, NDArray[np.float32], int]:
+    """Groups of candidates by their numbers, the similarity that joined each one, and the pairs compared.
+
+    Rows that are in one group already need no comparing: the pair could not change the groups.
+    """
+    root = np.arange(len(rows), dtype=np.int64)
+    likest = np.full(len(rows), np.nan, np.float32)
+    counts = sets.counts
+    ends = np.cumsum(counts)
+    compared = 0
+    for band in bands:
+        keys = band.all()[rows]
+        order = np.argsort(keys, kind="stable")
+        ordered = keys[order]
+        for distance in range(1, WINDOW + 1):
+            same = np.flatnonzero(ordered[distance:] == ordered[:-distance])
+            if not len(same):
+                break
+            pairs = np.stack([order[same], order[same + distance]], axis=1)
+            few = np.minimum(counts[pairs[:, 0]], counts[pairs[:, 1]])
+            many = np.maximum(counts[pairs[:, 0]], counts[pairs[:, 1]])
+            pairs = pairs[(root[pairs[:, 0]] != root[pairs[:, 1]]) & (few >= threshold * many)]
+            compared += len(pairs)
+            for some in _blocks(pairs, counts):
+                value = jaccard(sets.of(some[:, 0], counts, ends), sets.of(some[:, 1], counts, ends))
+                good = value >= threshold
+                root = join(root, some[good])
+                np.fmax.at(likest, some[good][:, 1], value[good].astype(np.float32))
+    return root, likest, compared
+
+
+def _blocks(pairs: Numbers, counts: Numbers) -> list[Numbers]:
+    """Pairs in blocks that are small enough to compare at once."""
+    sizes = np.cumsum(counts[pairs].sum(axis=1))
+    cuts = (
+        np.unique(np.searchsorted(sizes, np.arange(_SHINGLES_AT_ONCE, sizes[-1], _SHINGLES_AT_ONCE)))
+        if len(pairs)
+        else []
+    )
+    blocks = np.split(pairs, cuts)
+    return [block[at : at + _PAIRS_AT_ONCE] for block in blocks for at in range(0, len(block), _PAIRS_AT_ONCE)]
