@@ -13,6 +13,7 @@ from luthier.base.errors import ConfigError, MissingExtra
 from luthier.engine import optim
 from luthier.engine.config import OptimConfig
 from luthier.engine.optim import Optimizer, parameter_groups, schedule
+from luthier.model.rounding import bitsandbytes
 
 NAMES = ["adamw", "adam", "sgd", "adagrad", "adafactor", "muon"]
 HAS_8BIT = find_spec("bitsandbytes") is not None
@@ -152,7 +153,7 @@ def test_schedule_values(changes: dict[str, object], step: int, expected: float)
 
 @pytest.mark.parametrize("name", ["adamw_8bit", "paged_adamw", "paged_adamw_8bit", "lion_8bit"])
 def test_a_missing_library_names_its_extra(name: str, monkeypatch: pytest.MonkeyPatch):
-    optim._bitsandbytes.cache_clear()
+    bitsandbytes.cache_clear()
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     for act in (
         lambda: optim.check(config(name=name), torch.device("cuda", 0)),
@@ -167,7 +168,20 @@ def test_a_missing_library_names_its_extra(name: str, monkeypatch: pytest.Monkey
 def test_paged_state_needs_a_gpu(name: str):
     with pytest.raises(ConfigError, match=r"there is no GPU. Use adamw or adamw_8bit"):
         optim.check(config(name=name), torch.device("cpu"))
-    optim.check(config(name=name), torch.device("cuda", 0))
+
+
+@pytest.mark.skipif(not HAS_8BIT, reason="needs pip install 'luthier[quant]'")
+def test_an_optimizer_without_kernels_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    optim.check(config(name="adamw_8bit"), torch.device("cpu"))
+
+    def step(self: object) -> None:
+        raise RuntimeError("no kernel image is available\nfor execution on the device")
+
+    monkeypatch.setattr(bitsandbytes().optim.AdamW8bit, "step", step)
+    with pytest.raises(
+        ConfigError, match=r"--optim adamw_8bit: .*this cpu \(no kernel image is available\). Use adamw"
+    ):
+        optim.check(config(name="adamw_8bit"), torch.device("cpu"))
 
 
 def test_loaded_state_is_put_where_a_paged_optimizer_keeps_it():

@@ -19,8 +19,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureW
 
 
 @BNB
-@pytest.mark.parametrize("quant", ways("nf4", "fp4"))
-def test_the_artefact_answers_the_same_over_transformers_own_4_bit_base(
+@pytest.mark.parametrize("quant", ways("nf4", "fp4", "int8"))
+def test_the_artefact_answers_the_same_over_transformers_own_rounded_base(
     quant: Quant, tiny_model_dir: Callable[..., Path], tmp_path: Path
 ) -> None:
     from peft import PeftModel
@@ -33,10 +33,13 @@ def test_the_artefact_answers_the_same_over_transformers_own_4_bit_base(
         load_in_4bit=True, bnb_4bit_quant_type=quant.format, bnb_4bit_use_double_quant=quant.double_quant,
         bnb_4bit_compute_dtype=torch.float32,
     )  # fmt: skip
+    if quant.bits == 8:  # whose products also round activations
+        bits = BitsAndBytesConfig(load_in_8bit=True)
     base = AutoModelForCausalLM.from_pretrained(folder, quantization_config=bits, dtype=torch.float32)
     for module in base.modules():  # the kernels for CPUs round to bfloat16
         module.support_avx512bf16_for_cpu = False
-    assert apart(logits(model.network), logits(PeftModel.from_pretrained(base, str(tmp_path)))) < 1e-5
+    plain = logits(PeftModel.from_pretrained(base, str(tmp_path)))
+    assert apart(logits(model.network), plain) < (1e-5 if quant.bits == 4 else 0.03)
     whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), str(tmp_path))
     assert 1e-3 < apart(logits(model.network), logits(whole)) < 0.5
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from importlib import import_module
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from luthier.base.errors import ConfigError, MissingExtra
+from luthier.base.errors import ConfigError
 from luthier.engine.config import OptimConfig
 from luthier.model import sharding
+from luthier.model.folder import first_line
+from luthier.model.rounding import bitsandbytes
 
 SEPARATOR = "::"
+
+Build = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+"""Makes an optimizer of parameter groups."""
 
 # Names in bitsandbytes: what most weights get, and what embeddings and the smallest get; unset: torch's own AdamW.
 _BITSANDBYTES = {
@@ -72,17 +76,22 @@ def check(config: OptimConfig, device: torch.device) -> None:
 
     Raises:
         MissingExtra: bitsandbytes is needed and not installed.
-        ConfigError: a paged optimizer without a GPU.
+        ConfigError: a paged optimizer without a GPU, or no kernel for this device.
     """
     if config.name not in _BITSANDBYTES:
         return
-    _bitsandbytes(config.name)
+    asked = f"--optim {config.name}"
+    bitsandbytes(asked)
     if config.name.startswith("paged") and device.type != "cuda":
-        raise ConfigError(
-            "it moves state between a GPU and the machine's memory, and there is no GPU",
-            where=f"--optim {config.name}",
-            fix="Use adamw or adamw_8bit",
-        )
+        what = "it moves state between a GPU and the machine's memory, and there is no GPU"
+        raise ConfigError(what, where=asked, fix="Use adamw or adamw_8bit")
+    weight = nn.Parameter(torch.ones(_SMALLEST, device=device))
+    weight.grad = torch.ones_like(weight)
+    try:
+        Optimizer({"weight": weight}, config, lambda _: 1.0).step(1.0)
+    except RuntimeError as error:
+        what = f"it does not run on this {device.type} ({first_line(error)})"
+        raise ConfigError(what, where=asked, fix="Use adamw") from error
 
 
 class Optimizer:
@@ -148,71 +157,40 @@ class Optimizer:
 def _build(
     named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]
 ) -> Sequence[torch.optim.Optimizer]:
-    if config.name == "muon":
-        # Muon orthogonalises hidden matrices only; embeddings, heads and vectors go to AdamW at the same rate,
-        # which `match_rms_adamw` makes comparable (Moonlight, arXiv 2502.16982).
-        hidden = {name: p for name, p in named.items() if p.ndim == 2 and not _is_vocabulary(name)}
-        rest = {name: p for name, p in named.items() if name not in hidden}
-        parts: list[torch.optim.Optimizer] = []
-        if hidden:
-            groups = parameter_groups(hidden, config, scale)
-            parts.append(torch.optim.Muon(groups, momentum=config.beta1, adjust_lr_fn="match_rms_adamw"))
-        if rest:
-            parts.append(_adamw(parameter_groups(rest, config, scale), config))
-        return parts
-    if config.name in _BITSANDBYTES:
-        return _of_bitsandbytes(named, config, scale)
-    groups = parameter_groups(named, config, scale)
+    # The learning rate given here is never used: every step sets each group's own.
+    betas, eps = (config.beta1, config.beta2), config.eps
+    adamw: Build = partial(torch.optim.AdamW, betas=betas, eps=eps, fused=True)
+    most, rest = dict(named), adamw
     match config.name:
         case "adamw":
-            return [_adamw(groups, config)]
+            usual = adamw
         case "adam":
-            return [torch.optim.Adam(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)]
+            usual = partial(torch.optim.Adam, betas=betas, eps=eps, fused=True)
         case "sgd":
-            return [torch.optim.SGD(groups, momentum=config.beta1)]
+            usual = partial(torch.optim.SGD, momentum=config.beta1)
         case "adagrad":
-            return [torch.optim.Adagrad(groups, eps=config.eps)]
+            usual = partial(torch.optim.Adagrad, eps=eps)
+        case "adafactor":
+            usual = torch.optim.Adafactor
+        case "muon":
+            # Muon orthogonalises hidden matrices only; embeddings, heads and vectors go to AdamW at the same rate,
+            # which `match_rms_adamw` makes comparable (Moonlight, arXiv 2502.16982).
+            usual = partial(torch.optim.Muon, momentum=config.beta1, adjust_lr_fn="match_rms_adamw")
+            most = {
+                name: p for name, p in named.items() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
+            }
         case _:
-            return [torch.optim.Adafactor(groups)]
-
-
-def _of_bitsandbytes(
-    named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]
-) -> Sequence[torch.optim.Optimizer]:
-    """State in 8 bits by blocks; embeddings, whose gradients are uneven, keep 32 (Dettmers et al. 2022, 2.3)."""
-    optim, (usual, other) = _bitsandbytes(config.name).optim, _BITSANDBYTES[config.name]
-    options: dict[str, Any] = {"betas": (config.beta1, config.beta2)}
-    if "lion" not in config.name:
-        options["eps"] = config.eps
-    most = {name: weight for name, weight in named.items() if "embed" not in name and weight.numel() >= _SMALLEST}
-    rest = {name: weight for name, weight in named.items() if name not in most}
-    parts: list[torch.optim.Optimizer] = []
-    if most:
-        parts.append(getattr(optim, usual)(parameter_groups(most, config, scale), **options))
-    if rest:
-        groups = parameter_groups(rest, config, scale)
-        parts.append(getattr(optim, other)(groups, **options) if other else _adamw(groups, config))
-    return parts
-
-
-def _adamw(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
-    # The learning rate given here is never used: every step sets each group's own.
-    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.eps, fused=True)
+            # Embeddings, whose gradients are uneven, keep 32 bits of state (Dettmers et al. 2022, section 2.3).
+            most = {name: p for name, p in named.items() if "embed" not in name and p.numel() >= _SMALLEST}
+            package, options = bitsandbytes(f"--optim {config.name}"), {} if "lion" in config.name else {"eps": eps}
+            for_most, for_rest = _BITSANDBYTES[config.name]
+            usual = partial(getattr(package.optim, for_most), betas=betas, **options)
+            rest = partial(getattr(package.optim, for_rest), betas=betas, **options) if for_rest else adamw
+    others = {name: p for name, p in named.items() if name not in most}
+    return [build(parameter_groups(own, config, scale)) for build, own in ((usual, most), (rest, others)) if own]
 
 
 def _paged(part: Any, parameter: nn.Parameter, value: Tensor) -> Tensor:
     """Saved state in memory that can leave the GPU, as the optimizer itself would have made it."""
     buffer: Tensor = part.get_state_buffer(parameter, dtype=value.dtype)
     return buffer.copy_(value)
-
-
-def _is_vocabulary(name: str) -> bool:
-    return "embed" in name or "lm_head" in name
-
-
-@cache
-def _bitsandbytes(name: str) -> Any:
-    try:
-        return import_module("bitsandbytes")
-    except ImportError as error:
-        raise MissingExtra("bitsandbytes", "quant", what_for=f"--optim {name}") from error
