@@ -22,6 +22,11 @@ from luthier.model.folder import first_line
 Held = Mapping[str, Tensor]
 """The tensors that stand for one weight, by name."""
 
+_BLOCK = 64
+"""Weights that share a scale in bitsandbytes' 4 bits."""
+
+_EIGHT_BITS_ELSEWHERE = "Use --quant_method hqq --quant_bits 8, which also rounds weights only and runs everywhere"
+
 
 class Rounding(Protocol):
     """One way to hold a weight."""
@@ -264,12 +269,6 @@ def _hold_to_format(four: FourBit, device: torch.device) -> None:
         raise ModelError(
             f"bitsandbytes {what}", where="--quant_method bnb", code=code, fix="Use --quant_method hqq, or 8 bits"
         )
-
-
-_BLOCK = 64
-"""Weights that share a scale in bitsandbytes' 4 bits."""
-
-_EIGHT_BITS_ELSEWHERE = "Use --quant_method hqq --quant_bits 8, which also rounds weights only and runs everywhere"
 
 
 @cache
