@@ -52,7 +52,7 @@ def parse(argv: Sequence[str], kind: type[Config]) -> Parsed:
             seen[path] = flag
             assign(parsed.tree, path, value)
     method = parsed.tree.get("method", {})
-    if method.get("type") == "full" and _fitting("method", method, known) == {"freeze"}:
+    if isinstance(method, dict) and method.get("type") == "full" and _fitting("method", method, known) == {"freeze"}:
         method["type"] = "freeze"  # other tools say "full" and name the frozen part
         parsed.notes.append("full with frozen parts is called freeze here: --train_type freeze")
     return parsed
