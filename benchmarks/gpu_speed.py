@@ -27,12 +27,11 @@ from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
 from luthier.engine.step import StepResult, gradients
-from luthier.model import attention, methods
+from luthier.model import attention, lowbit, methods
 from luthier.model.causal import Model
-from luthier.model.config import Full, Lora, Method, ModelConfig
-from luthier.model.kernels import Fused
+from luthier.model.config import Full, Lora, Method, ModelConfig, Quant
 from luthier.model.layer import Keep
-from luthier.model.pointwise import Plain
+from luthier.model.pointwise import Plain, Pointwise
 from luthier.objectives.config import Pretrain
 from luthier.objectives.language import Language
 
@@ -79,6 +78,7 @@ class Mode:
     fused: bool = True
     micro_tokens: int = 16384
     optimizer: str = "adamw"
+    quant: str | None = None
 
 
 def mixed_lengths(total: int) -> tuple[int, ...]:
@@ -104,11 +104,14 @@ MODES = {
     "lean": Mode("input", micro_tokens=4096),
     "lean8": Mode("input", micro_tokens=8192),
     "lean8bit": Mode("input", micro_tokens=8192, optimizer="adamw_8bit"),
+    "fp8": Mode(micro_tokens=32768, quant="fp8"),
+    "fp8lean": Mode("input", micro_tokens=8192, quant="fp8"),
+    "fp8lean4": Mode("input", micro_tokens=4096, quant="fp8"),
     "plain": Mode(None, fused=False, micro_tokens=32768),
 }
 
 
-def make_model(shape: str, method: Method) -> Model:
+def make_model(shape: str, method: Method, quant: str | None) -> Model:
     """A random model on the device, in the arithmetic's type, with its method applied."""
     config = Qwen2Config(**SHAPES[shape], max_position_embeddings=32768)
     torch.manual_seed(0)
@@ -118,6 +121,8 @@ def make_model(shape: str, method: Method) -> Model:
     torch.set_default_dtype(torch.float32)
     network.requires_grad_(False)
     network.set_attn_implementation(attention.NAME)
+    if quant:
+        lowbit.quantize(network, Quant.model_validate({"method": quant}), DEVICE, torch.bfloat16)
     model = Model(
         network,
         PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast),
@@ -131,6 +136,15 @@ def make_model(shape: str, method: Method) -> Model:
     torch.manual_seed(0)
     methods.apply(model, method)
     return model
+
+
+def pointwise(*, fused: bool) -> Pointwise:
+    """The kernels, or their plain forms."""
+    if not fused:
+        return Plain()
+    from luthier.model.kernels import Fused
+
+    return Fused()
 
 
 def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int) -> list[Batch]:
@@ -149,10 +163,10 @@ def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int)
 def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool) -> None:
     """Train a few steps and print one line."""
     started = time.perf_counter()
-    model = make_model(work.shape, work.method)
+    model = make_model(work.shape, work.method, mode.quant)
     objective = Language(Pretrain(), Renderer.__new__(Renderer))
     if mode.keep is not None:
-        reason = model.by_hand(Fused() if mode.fused else Plain())
+        reason = model.by_hand(pointwise(fused=mode.fused))
         assert reason is None, reason
     model.train_mode(mode.keep or "most")
     config = OptimConfig.model_validate({"learning_rate": 1e-4, "name": mode.optimizer})

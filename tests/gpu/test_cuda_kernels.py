@@ -143,6 +143,27 @@ def test_score_and_its_gradient(rows: int, vocabulary: int, dtype: torch.dtype) 
         close(outs[1], outs[0])
 
 
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (8, 9), reason="no 8-bit floats here"
+)
+@pytest.mark.parametrize(("tokens", "width"), [(3, 16), (50, 3584), (7, 37888)])
+def test_rounding_rows_to_eight_bits(tokens: int, width: int) -> None:
+    x = strided(tokens, width, dtype=torch.bfloat16) * torch.rand(tokens, 1, device="cuda").bfloat16() * 100
+    x[0] = 0
+    for columns in (None, torch.rand(width, device="cuda") + 0.1):
+        expected, got = PLAIN.round_rows(x, columns), fused().round_rows(x, columns)
+        torch.testing.assert_close(got[1], expected[1])
+        values = [codes.float() * scale[:, None] for codes, scale in (got, expected)]
+        # Ties may fall either way where a quotient was rounded differently; never by more than one step.
+        torch.testing.assert_close(values[0], values[1], rtol=0.13, atol=1e-6)
+        assert (values[0] == values[1]).float().mean() > 0.999
+
+
+def test_transposing_bytes() -> None:
+    codes = torch.randn(300, 1040, device="cuda").to(torch.float8_e4m3fn)
+    assert torch.equal(fused().transpose(codes).view(torch.int8), codes.view(torch.int8).t())
+
+
 def test_no_rows_are_no_error() -> None:
     logits, nothing = torch.empty(0, 50, device="cuda"), torch.empty(0, dtype=torch.int64, device="cuda")
     logprobs, correct, norm = fused().score(logits, nothing)

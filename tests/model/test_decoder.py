@@ -80,3 +80,32 @@ def test_layers_by_hand_equal_transformers(tiny_model_dir: Callable[[str], Path]
         model.train_mode(keep)
         assert_same(run(model, batch), expected)
     assert len(expected[1]) == len(model.trained())
+
+
+@pytest.mark.parametrize("quant", ["bnb", "fp8"])
+def test_layers_by_hand_over_a_base_in_few_bits(tiny_model_dir: Callable[..., Path], quant: str) -> None:
+    """The plain path writes fp8 weights out; by hand activations are rounded too, so only the direction agrees."""
+    folder = tiny_model_dir("qwen2", hidden_size=64, head_dim=16)
+    config = ModelConfig.model_validate({"path": str(folder), "quant": {"method": quant, "bits": 8}})
+    model = load_model(config, torch.device("cpu"), tokenizer=load_tokenizer(config), trained=True)
+    methods.apply(model, Lora(rank=3, alpha=5))
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.trained().items():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    model.train_mode()
+    batch = batch_of()
+    expected = run(model, batch)
+    assert model.by_hand(Plain()) is None
+    keeps: tuple[Keep, ...] = ("most", "some", "input")
+    for keep in keeps:
+        model.train_mode(keep)
+        got = run(model, batch)
+        if quant == "bnb":
+            assert_same(got, expected)
+            continue
+        assert got[1].keys() == expected[1].keys()
+        left, right = (torch.cat([value.flatten() for value in result[1].values()]) for result in (got, expected))
+        assert torch.cosine_similarity(left, right, dim=0) > 0.9
+        torch.testing.assert_close(got[0], expected[0], rtol=0.2, atol=0.5)

@@ -8,17 +8,18 @@ from pydantic import Field, model_validator
 
 from luthier.base.config import Config
 
-BITS: dict[str, tuple[int, ...]] = {"bnb": (4, 8), "hqq": (4, 2, 3, 8), "eetq": (8,)}
+BITS: dict[str, tuple[int, ...]] = {"bnb": (4, 8), "hqq": (4, 2, 3, 8), "eetq": (8,), "fp8": (8,)}
 """Bits that each library rounds weights to, the usual ones first."""
 
 
 class Quant(Config):
     """A frozen base in fewer bits: its linear layers are rounded when it is loaded, adapters are trained over it."""
 
-    method: Literal["none", "bnb", "hqq", "eetq"] | None = None
-    """Library that rounds. Unset: bnb when bits are given; for an adapter in use, as in its training; else none."""
+    method: Literal["none", "bnb", "hqq", "eetq", "fp8"] | None = None
+    """Library that rounds; fp8 needs none, is the fastest, and experimental. Unset: bnb when bits are given; for an
+    adapter in use, as in its training; else none."""
     bits: int | None = None
-    """Bits of a weight: bnb 4 or 8, hqq 2, 3, 4 or 8, eetq 8. Unset: 4, with eetq 8."""
+    """Bits of a weight: bnb 4 or 8, hqq 2, 3, 4 or 8, eetq and fp8 8. Unset: 4 where there is a choice."""
     format: Literal["nf4", "fp4"] = "nf4"
     """The 16 values of bnb's 4 bits."""
     double_quant: bool = True

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from luthier.model.attention import Packing, causal
 from luthier.model.layer import Keep, Layer, Place
+from luthier.model.lowbit import LowBitLinear
+from luthier.model.lowproducts import Float8Product, LowBitProduct
 from luthier.model.pointwise import Pointwise
 from luthier.model.products import Linear, Product, board
 
@@ -99,7 +101,12 @@ class Decoder:
         return module.weight
 
     def _product(self, modules: Sequence[Any]) -> Product:
-        return Product([_linear(module) for module in modules], self.dtype)
+        linears = [_linear(module) for module in modules]
+        if not any(isinstance(linear.weight, LowBitLinear) for linear in linears):
+            return Product(linears, self.dtype)
+        if Float8Product.fits(linears):
+            return Float8Product(linears, self.dtype, self.pointwise)
+        return LowBitProduct(linears, self.dtype)
 
 
 class _Norm(torch.autograd.Function):
@@ -126,11 +133,13 @@ def _linear(module: Any) -> Linear:
     kind: type = type(module)
     if kind is nn.Linear:
         return Linear(module.weight, module.bias)
+    if kind is LowBitLinear:
+        return Linear(module, module.bias)
     from peft.tuners.lora import Linear as Adapted
 
     base: Any = module.get_base_layer() if kind is Adapted else module
     base_kind: type = type(base)
-    if base_kind is not nn.Linear:
+    if base_kind not in (nn.Linear, LowBitLinear):
         raise Unsuitable(f"a linear layer is a {base_kind.__name__}")
     if len(module.active_adapters) != 1 or module.merged:
         raise Unsuitable("its adapters are stacked or merged")
@@ -142,4 +151,5 @@ def _linear(module: Any) -> Linear:
     a, b = module.lora_A[name], module.lora_B[name]
     if a.bias is not None or b.bias is not None or module.fan_in_fan_out:
         raise Unsuitable("its adapters have a bias")
-    return Linear(base.weight, base.bias, (a.weight, b.weight), module.scaling[name])
+    weight = base if base_kind is LowBitLinear else base.weight
+    return Linear(weight, base.bias, (a.weight, b.weight), module.scaling[name])

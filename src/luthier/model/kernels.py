@@ -119,6 +119,35 @@ def _swiglu_gradient(dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, ga
 
 
 @triton.jit
+def _round_rows(codes, scales, x, x_t, columns, width, HAS_COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    highest = tl.zeros([BLOCK], dtype=tl.float32)
+    for start in range(0, width, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        value = tl.load(x + t * x_t + at, mask=at < width, other=0.0).to(tl.float32)
+        if HAS_COLUMNS:
+            value *= tl.load(columns + at, mask=at < width, other=0.0)
+        highest = tl.maximum(highest, tl.abs(value))
+    scale = tl.maximum(tl.max(highest, 0), 1e-12) / 448.0
+    tl.store(scales + t, scale)
+    for start in range(0, width, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        value = tl.load(x + t * x_t + at, mask=at < width, other=0.0).to(tl.float32)
+        if HAS_COLUMNS:
+            value *= tl.load(columns + at, mask=at < width, other=0.0)
+        value = tl.minimum(tl.maximum(value / scale, -448.0), 448.0)
+        tl.store(codes + t * width + at, value.to(tl.float8e4nv), mask=at < width)
+
+
+@triton.jit
+def _transpose(out, x, rows, columns, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (row[:, None] < rows) & (column[None, :] < columns)
+    tile = tl.load(x + row[:, None].to(tl.int64) * columns + column[None, :], mask=inside)
+    tl.store(out + column[:, None].to(tl.int64) * rows + row[None, :], tl.trans(tile), mask=tl.trans(inside))
+
+
+@triton.jit
 def _score(logits, logits_r, targets, logprobs, correct, norms, vocabulary, BLOCK: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + r)
@@ -232,6 +261,24 @@ class Fused:
             dgate_up_TF, dgate_up_TF.stride(0), act_TF, act_TF.stride(0), dact_TF, dact_TF.stride(0),
             gate_up_TF, gate_up_TF.stride(0), width, BLOCK=1024,
         )  # fmt: skip
+
+    def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]:
+        tokens, width = x_TI.shape
+        codes_TI = x_TI.new_empty(tokens, width, dtype=torch.float8_e4m3fn)
+        scale_T = x_TI.new_empty(tokens, dtype=torch.float32)
+        _round_rows[(tokens,)](
+            codes_TI, scale_T, x_TI, x_TI.stride(0), columns_I if columns_I is not None else scale_T, width,
+            HAS_COLUMNS=columns_I is not None, BLOCK=min(4096, triton.next_power_of_2(width)), num_warps=8,
+        )  # fmt: skip
+        return codes_TI, scale_T
+
+    def transpose(self, codes_OI: Tensor) -> Tensor:
+        rows, columns = codes_OI.shape
+        out_IO = codes_OI.new_empty(columns, rows)
+        _transpose[(triton.cdiv(rows, 128), triton.cdiv(columns, 128))](
+            out_IO.view(torch.int8), codes_OI.view(torch.int8), rows, columns, BLOCK=128, num_warps=8
+        )
+        return out_IO
 
     def score(self, logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         rows, vocabulary = logits_RV.shape

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from luthier.model.float8 import round_rows
+
 
 class Pointwise(Protocol):
     """The functions of this module, wherever they run."""
@@ -38,6 +40,8 @@ class Pointwise(Protocol):
     ) -> None: ...
     def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor) -> None: ...
     def swiglu_gradient(self, dgate_up_TF: Tensor, act_TF: Tensor, dact_TF: Tensor, gate_up_TF: Tensor) -> None: ...
+    def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]: ...
+    def transpose(self, codes_OI: Tensor) -> Tensor: ...
     def score(self, logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
     def score_gradient(
         self, logits_RV: Tensor, targets_R: Tensor, norm_R: Tensor, dlogprobs_R: Tensor | None
@@ -110,6 +114,14 @@ class Plain:
         dgate_TF, dup_TF = dgate_up_TF.chunk(2, dim=-1)
         dgate_TF.copy_(dact * up * (share + silu * (1 - share)))
         dup_TF.copy_(dact * silu)
+
+    def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]:
+        """x (times `columns_I`) in 8-bit floating point, and the scale of each row: `float8.round_rows`."""
+        return round_rows(x_TI, columns_I)
+
+    def transpose(self, codes_OI: Tensor) -> Tensor:
+        """[O, I] -> [I, O], of one-byte numbers."""
+        return codes_OI.view(torch.int8).t().contiguous().view(codes_OI.dtype)
 
     def score(self, logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log p(target) (float32), whether the target is the likeliest token, and the log of the softmax's sum."""

@@ -17,9 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+
+from luthier.model.lowbit import LowBitLinear
 
 _ALIGN = 64
 """Columns that adapters take come in multiples of this: 128 bytes in bfloat16, the tile of a matrix kernel."""
@@ -29,17 +32,41 @@ _ALIGN = 64
 class Linear:
     """One linear layer, as a method left it."""
 
-    weight: nn.Parameter
-    """[O, I]"""
+    weight: nn.Parameter | LowBitLinear
+    """[O, I], or the layer that holds it in few bits"""
     bias: nn.Parameter | None = None
     adapter: tuple[nn.Parameter, nn.Parameter] | None = None
     """A [K, I] and B [O, K] of a low-rank adapter (Hu et al. 2021)"""
     scale: float = 1.0
     """s, of the adapter's product"""
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """O and I."""
+        held = self.weight
+        return (
+            (held.out_features, held.in_features) if isinstance(held, LowBitLinear) else (held.shape[0], held.shape[1])
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lies."""
+        held = self.weight
+        return next(iter(held.held.values())).device if isinstance(held, LowBitLinear) else held.device
+
+    @property
+    def moves(self) -> bool:
+        """Whether the weight is trained."""
+        return isinstance(self.weight, nn.Parameter) and self.weight.requires_grad
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The weight in some type.  [O, I]"""
+        return self.weight.dense(dtype) if isinstance(self.weight, LowBitLinear) else self.weight.to(dtype)
+
     def parameters(self) -> list[nn.Parameter]:
         """In the order in which `Product.gradients` answers."""
-        return [self.weight, *([] if self.bias is None else [self.bias]), *(self.adapter or ())]
+        weight = [self.weight] if isinstance(self.weight, nn.Parameter) else []
+        return [*weight, *([] if self.bias is None else [self.bias]), *(self.adapter or ())]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,28 +96,36 @@ class Product:
     def __init__(self, linears: Sequence[Linear], dtype: torch.dtype):
         self.linears, self.dtype = tuple(linears), dtype
         self.parameters = [parameter for linear in linears for parameter in linear.parameters()]
-        self.sizes = [linear.weight.shape[0] for linear in linears]
-        self.out, self.into = sum(self.sizes), linears[0].weight.shape[1]
+        self.sizes = [linear.shape[0] for linear in linears]
+        self.out, self.into = sum(self.sizes), linears[0].shape[1]
         self.ranks = [linear.adapter[0].shape[0] if linear.adapter else 0 for linear in linears]
         self.spare = -(-sum(self.ranks) // _ALIGN) * _ALIGN
-        self.moves = any(linear.weight.requires_grad for linear in linears)
-        self._held = None if self.moves else self._hold()
+        moves = any(linear.moves for linear in linears)
+        self._held = None if moves else self._hold()
 
     def riders(self) -> list[Rider]:
         """Where the adapters ride."""
-        if self._held is None:
+        seats = self._seats()
+        if seats is None:
             return []
+        a_KI, b_OK = seats
         found: list[Rider] = []
-        column = row = 0
-        for linear, size, rank in zip(self.linears, self.sizes, self.ranks, strict=True):
+        for linear, row, column in zip(self.linears, *self._corners(), strict=True):
             if linear.adapter is not None:
-                a, b = linear.adapter
-                below = slice(self.out + column, self.out + column + rank)
-                found.append(Rider(a, 1.0, self._held[below, : self.into]))
-                right = slice(self.into + column, self.into + column + rank)
-                found.append(Rider(b, linear.scale, self._held[row : row + size, right]))
-            row, column = row + size, column + rank
+                found.append(Rider(linear.adapter[0], 1.0, a_KI[column]))
+                found.append(Rider(linear.adapter[1], linear.scale, b_OK[row, column]))
         return found
+
+    def _corners(self) -> tuple[list[slice], list[slice]]:
+        """Rows of each layer's output, and columns of its adapter."""
+        rows, columns = accumulate(self.sizes, initial=0), accumulate(self.ranks, initial=0)
+        return [slice(*ends) for ends in pairwise(rows)], [slice(*ends) for ends in pairwise(columns)]
+
+    def _seats(self) -> tuple[Tensor, Tensor] | None:
+        """A_KI and s B_OK of all adapters, to be written."""
+        return (
+            None if self._held is None else (self._held[self.out :, : self.into], self._held[: self.out, self.into :])
+        )
 
     def room(self, x_T: Tensor) -> Tensor:
         """Memory for an input and what rides beside it.  [T, I + K]"""
@@ -135,35 +170,34 @@ class Product:
     def gradients(self, dy_TO: Tensor, x_TI: Tensor, u_TK: Tensor, du_TK: Tensor) -> list[Tensor | None]:
         """The gradient of each of `parameters`, float32; None for those that do not move."""
         dy_TO, x_TI = dy_TO[:, : self.out], x_TI[:, : self.into]
-        biases = [linear.bias is not None and linear.bias.requires_grad for linear in self.linears]
-        dbias = dy_TO.sum(0, dtype=torch.float32).split(self.sizes) if any(biases) else None
-        da_KI = times32(du_TK.t(), x_TI) if self.spare else None
-        db_OK = times32(dy_TO.t(), u_TK) if self.spare else None
+        adapted = u_TK.shape[1] > 0
+        da_KI = times32(du_TK.t(), x_TI) if adapted else None
+        db_OK = times32(dy_TO.t(), u_TK) if adapted else None
         found: list[Tensor | None] = []
-        column = row = 0
-        for number, (linear, size, rank) in enumerate(zip(self.linears, self.sizes, self.ranks, strict=True)):
-            part_TO = dy_TO[:, row : row + size]
-            found.append(times32(part_TO.t(), x_TI) if linear.weight.requires_grad else None)
+        for linear, row, column in zip(self.linears, *self._corners(), strict=True):
+            if isinstance(linear.weight, nn.Parameter):
+                found.append(times32(dy_TO[:, row].t(), x_TI) if linear.moves else None)
             if linear.bias is not None:
-                found.append(dbias[number] if dbias is not None and linear.bias.requires_grad else None)
+                found.append(dy_TO[:, row].sum(0, dtype=torch.float32) if linear.bias.requires_grad else None)
             if linear.adapter is not None:
                 assert da_KI is not None and db_OK is not None
                 a, b = linear.adapter
-                db = db_OK[row : row + size, column : column + rank] * linear.scale
-                found.append(da_KI[column : column + rank] if a.requires_grad else None)
-                found.append(db if b.requires_grad else None)
-            row, column = row + size, column + rank
+                found.append(da_KI[column] if a.requires_grad else None)
+                found.append(db_OK[row, column] * linear.scale if b.requires_grad else None)
         return found
 
     def _weight(self) -> Tensor:
         """[O + K, I + K] in the arithmetic's type."""
-        return self._held if self._held is not None else _joined([linear.weight for linear in self.linears], self.dtype)
+        if self._held is not None:
+            return self._held
+        return joined([linear.weight for linear in self.linears if isinstance(linear.weight, Tensor)], self.dtype)
 
-    def _hold(self) -> Tensor:
+    def _hold(self) -> Tensor | None:
         """The matrix of weights and adapters; each weight becomes a view of its part."""
-        first = self.linears[0].weight
-        held = torch.zeros(self.out + self.spare, self.into + self.spare, dtype=self.dtype, device=first.device)
+        device = self.linears[0].device
+        held = torch.zeros(self.out + self.spare, self.into + self.spare, dtype=self.dtype, device=device)
         for linear, part in zip(self.linears, held[: self.out, : self.into].split(self.sizes), strict=True):
+            assert isinstance(linear.weight, nn.Parameter)
             linear.weight.data = part.copy_(linear.weight.data)
         return held
 
@@ -172,10 +206,8 @@ class Product:
         if all(bias is None for bias in biases):
             return None
         pairs = zip(biases, self.linears, strict=True)
-        parts = [
-            bias if bias is not None else linear.weight.new_zeros(linear.weight.shape[0]) for bias, linear in pairs
-        ]
-        return _joined(parts, self.dtype)
+        parts = [torch.zeros(linear.shape[0], device=linear.device) if b is None else b for b, linear in pairs]
+        return joined(parts, self.dtype)
 
 
 def times32(left: Tensor, right: Tensor) -> Tensor:
@@ -193,11 +225,11 @@ def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += left @ right
 
 
-def _joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Side by side along the first axis, in one pass."""
     if len(parts) == 1:
         return parts[0].to(dtype)
-    joined = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:], dtype=dtype)
+    side_by_side = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:], dtype=dtype)
     with torch.no_grad():
-        torch._foreach_copy_(joined.split([len(part) for part in parts]), list(parts))  # pyright: ignore[reportPrivateUsage]
-    return joined
+        torch._foreach_copy_(side_by_side.split([len(part) for part in parts]), list(parts))  # pyright: ignore[reportPrivateUsage]
+    return side_by_side

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from luthier.base.errors import MissingExtra, ModelError
 from luthier.model.config import Quant
+from luthier.model.float8 import Float8
 from luthier.model.folder import first_line
 
 Held = Mapping[str, Tensor]
@@ -56,6 +57,8 @@ def rounding(quant: Quant, device: torch.device) -> Rounding:
         ModelError: it cannot work on this device.
     """
     asked = f"--quant_method {quant.method}"
+    if quant.method == "fp8":
+        return Float8()
     if quant.method == "hqq":
         _hqq(asked)
         return Hqq(bits=quant.bits or 4, group_size=quant.group_size)
