@@ -9,7 +9,11 @@ from typing import Any
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.verb import Verb
 
-MAKERS: dict[str, str] = {}
+MAKERS: dict[str, str] = {
+    "loss": "luthier.cli.judges:loss",
+    "embed": "luthier.cli.judges:embed",
+    "choose": "luthier.cli.judges:choose",
+}
 """For each tool that verbs ask for by name: "module:function" that makes it of the verb's settings."""
 
 
