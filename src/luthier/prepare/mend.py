@@ -144,7 +144,7 @@ _NARROW = re.compile(f"(?<=[{_BESIDE}])[,;:?!)](?![A-Za-z0-9/])|(?<=[{HAN}])\\.(
 
 
 def half_width(text: str) -> str:
-    """Full-width Latin letters, digits and spaces as usual ones, half-width katakana as full ones; punctuation stays."""
+    """Full-width Latin letters, digits and spaces as usual ones, half-width katakana as full; punctuation stays."""
     text = _HALF_KANA.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
     return text.translate(_HALVED)
 

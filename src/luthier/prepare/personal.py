@@ -87,11 +87,14 @@ def is_chinese_id(number: str) -> bool:
 
 def _is_card(text: str) -> bool:
     digits = re.sub("[ -]", "", text)
-    return _ISSUERS.fullmatch(digits) is not None and len(set(digits)) > 2 and luhn(digits)
+    return _ISSUERS.fullmatch(digits) is not None and len(set(digits)) > 1 and luhn(digits)
 
 
 def _is_address(text: str) -> bool:
-    """Whether it is an address of one machine on the internet; those of private networks and examples name nobody."""
+    """Whether it is an address of one machine on the internet; those of private networks and examples name nobody, and
+    four single digits are more likely a numbering."""
+    if len(text) == 7 and "." in text:
+        return False
     try:
         return ipaddress.ip_address(text).is_global
     except ValueError:

@@ -1,0 +1,32 @@
+"""Chinese words, by jieba."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+from luthier.base.errors import MissingExtra
+from luthier.prepare.scripts import is_chinese
+
+
+def word_list(text: str) -> list[str]:
+    """The words of a text: by jieba when it is Chinese, else what stands between spaces.  Punctuation of Chinese texts
+    comes as words of its own.
+
+    Raises:
+        MissingExtra: jieba is not installed.
+    """
+    if not is_chinese(text):
+        return text.split()
+    return [word for word in _jieba().lcut(text) if not word.isspace()]
+
+
+@cache
+def _jieba() -> Any:
+    try:
+        import jieba
+    except ImportError as error:
+        raise MissingExtra("jieba", "data", what_for="cutting Chinese into words") from error
+    jieba.setLogLevel(logging.WARNING)  # it tells of its dictionary on stderr
+    return jieba
