@@ -45,7 +45,7 @@ def flags_of(verb: Verb) -> list[str]:
 
 
 def run(verb: str, capsys: Any, folder: Path, *inputs: Path | str, flags: list[str] | None = None, **more: Any) -> Done:
-    """`luthier --json data <verb> ...` with an output and a report in `folder`; `flags` default to the verb's sample."""
+    """`luthier --json data <verb> ...` with an output and a report in `folder`; without `flags`, the verb's sample."""
     known = verbs.load(verb)
     folder.mkdir(exist_ok=True)
     output, report = folder / more.get("name", "out.jsonl"), folder / "report.json"

@@ -62,7 +62,90 @@ class Text:
     weight: float = 1.0
 
 
-Record = Chat | Text
+Label = str | int | float | tuple[str | int, ...]
+"""A class by name or number, a value to predict, or several classes at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Two ways to go on from one prompt, of which one was preferred."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    where: Where
+    tools: tuple[Mapping[str, Json], ...] = ()
+    weight: float = 1.0
+    margin: float | None = None
+    """By how much the chosen side was rated higher, when somebody rated both."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A conversation whose last answer was found good or bad (KTO)."""
+
+    messages: tuple[Message, ...]
+    good: bool
+    where: Where
+    tools: tuple[Mapping[str, Json], ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text, a pair of texts or a conversation with its label: a class, several classes, or a number."""
+
+    text: str
+    label: Label
+    where: Where
+    pair: str | None = None
+    """The second text of a pair."""
+    messages: tuple[Message, ...] = ()
+    """The conversation, where that is what was labelled; `text` holds what is said in it."""
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Tagged:
+    """Tokens with a tag each, in the scheme of the data (BIO, BMES, plain classes)."""
+
+    tokens: tuple[str, ...]
+    tags: tuple[str, ...]
+    where: Where
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """A text with others that are like it or not, or two texts with the degree of their likeness."""
+
+    query: str
+    positives: tuple[str, ...]
+    negatives: tuple[str, ...]
+    where: Where
+    score: float | None = None
+    """How alike `query` and the only positive are."""
+    positive_scores: tuple[float, ...] = ()
+    negative_scores: tuple[float, ...] = ()
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model is asked.  `answer` is a reference to judge its answer by, `action` and `reward` an earlier one."""
+
+    messages: tuple[Message, ...]
+    where: Where
+    tools: tuple[Mapping[str, Json], ...] = ()
+    answer: Json = None
+    action: str | None = None
+    reward: float | None = None
+    weight: float = 1.0
+
+
+Record = Chat | Text | Pair | Judged | Labelled | Tagged | Similar | Prompt
+Task = Literal["language", "preference", "kto", "classification", "tagging", "similarity", "prompt"]
+"""What a row can be meant for: language takes Chat and Text, preference Pair, kto Judged, and so on."""
 
 
 @dataclass(frozen=True, slots=True)

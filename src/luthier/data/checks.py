@@ -12,11 +12,28 @@ from functools import cache, lru_cache
 import orjson
 
 from luthier.base.errors import DataError
-from luthier.base.records import BadRow, Chat, Fault, Json, Message, Record, Text, Where
+from luthier.base.records import (
+    BadRow,
+    Chat,
+    Fault,
+    Json,
+    Judged,
+    Labelled,
+    Message,
+    Pair,
+    Prompt,
+    Record,
+    Similar,
+    Tagged,
+    Task,
+    Text,
+    Where,
+)
 from luthier.data.config import BadRows, DataConfig
-from luthier.data.formats import PLAIN_SHAPES, extra_columns, other_task, read_record, shape_of
+from luthier.data.formats import PLAIN_SHAPES, extra_columns, other_task, shape_of
 from luthier.data.messages import Reader
 from luthier.data.row import Row
+from luthier.data.tasks import read_as, task_of
 
 _PLACEHOLDER = re.compile(r"\{\{(NAME|AUTHOR|name|author)\}\}")
 _CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -32,6 +49,8 @@ class RecordOptions:
     self_name: tuple[str, ...] = ()
     self_author: tuple[str, ...] = ()
     bad_rows: BadRows = "fix"
+    task: Task | None = "language"
+    """What rows are read for; None takes what each is evidently meant for."""
 
     @classmethod
     def from_config(cls, config: DataConfig) -> RecordOptions:
@@ -55,8 +74,8 @@ def to_record(row: Row, options: RecordOptions) -> tuple[Record | Fault, tuple[F
     reader = Reader(row.where, repairs if options.bad_rows == "fix" else None)
     value = renamed(row.value, options.columns)
     try:
-        record = read_record(value, row.where, reader.repairs)
-        if isinstance(record, Chat):
+        record = read_as(value, row.where, reader.repairs, options.task)
+        if isinstance(record, Chat | Judged):
             messages = _sensible(reader, record.messages)
             messages = _with_names(messages, value.get("tag"), options, row.where)
             if options.system is not None and messages[0].role != "system":
@@ -77,8 +96,8 @@ def shape_fault(value: Mapping[str, Json], where: Where | None) -> Fault | None:
         return None
     reader = Reader(where or _NOWHERE, [])
     try:
-        record = read_record(value, reader.where, reader.repairs)
-        if isinstance(record, Chat):
+        record = read_as(value, reader.where, reader.repairs)
+        if isinstance(record, Chat | Judged):
             _sensible(reader, record.messages)
     except BadRow as error:
         return None if error.fault.code in _NO_SHAPE else error.fault
@@ -99,7 +118,7 @@ def _plain_columns(columns: tuple[str, ...]) -> tuple[str, ...] | None:
     """The columns of a row that must be text, the one that must not be empty last; None if there is more to look at."""
     row: dict[str, Json] = dict.fromkeys(columns, "x")
     shape = shape_of(row)
-    if shape not in PLAIN_SHAPES or other_task(row):
+    if shape not in PLAIN_SHAPES or task_of(row) != "language" or other_task(row):
         return None
     used = [name for name in columns if name not in extra_columns(row)]
     wanted = PLAIN_SHAPES[shape]
@@ -205,11 +224,32 @@ def _said(record: Record) -> str:
     """Everything a record says, in one string."""
     if isinstance(record, Text):
         return record.text
-    parts = [orjson.dumps(record.tools).decode()] if record.tools else [""]
-    for message in record.messages:
+    if isinstance(record, Chat):
+        return _BETWEEN.join(_turns(record.messages, record.tools))
+    said = [type(record).__name__]
+    match record:
+        case Pair():
+            for messages in (record.prompt, record.chosen, record.rejected):
+                said += _turns(messages, record.tools)
+        case Judged():
+            said += [str(record.good), *_turns(record.messages, record.tools)]
+        case Labelled():
+            said += [record.text, record.pair or "", orjson.dumps(record.label).decode()]
+        case Tagged():
+            said += [*record.tokens, *record.tags]
+        case Similar():
+            said += [record.query, *record.positives, _BETWEEN, *record.negatives, str(record.score)]
+        case Prompt():
+            said += [*_turns(record.messages, record.tools), record.action or "", orjson.dumps(record.answer).decode()]
+    return _BETWEEN.join(said)
+
+
+def _turns(messages: tuple[Message, ...], tools: tuple[Mapping[str, Json], ...]) -> list[str]:
+    parts = [orjson.dumps(tools).decode()] if tools else [""]
+    for message in messages:
         calls = [call["function"] for call in message.tool_calls]
         parts += (message.role, message.content, message.reasoning or "", orjson.dumps(calls).decode() if calls else "")
-    return _BETWEEN.join(parts)
+    return parts
 
 
 @cache

@@ -39,6 +39,8 @@ def cut(blocks: Iterable[bytes], layout: Layout, limit: int) -> Iterator[Cut]:
             return _Document(limit).cuts(blocks)
         case "csv":
             return _records(blocks, limit, layout)
+        case "columns":
+            return _sentences(blocks, limit)
         case "whole":
             return _whole(blocks, limit)
 
@@ -88,6 +90,28 @@ def _whole(blocks: Iterable[bytes], limit: int) -> Iterator[Cut]:
         yield Cut(0, held.size, 1, 1, held.take())
 
 
+def _sentences(blocks: Iterable[bytes], limit: int) -> Iterator[Cut]:
+    """Lines up to a blank one."""
+    taken: list[Cut] = []
+    for line in _lines(blocks, limit):
+        if line.data is None or line.data.strip(BLANK):
+            taken.append(line)
+            continue
+        if taken:
+            yield _joined(taken, limit)
+            taken = []
+    if taken:
+        yield _joined(taken, limit)
+
+
+def _joined(lines: list[Cut], limit: int) -> Cut:
+    """Several lines as one row."""
+    first, last = lines[0], lines[-1]
+    parts = [line.data for line in lines if line.data is not None]
+    whole = len(parts) == len(lines) and last.end - first.start <= limit
+    return Cut(first.start, last.end, first.line, 1, b"\n".join(parts) if whole else None)
+
+
 def _records(blocks: Iterable[bytes], limit: int, layout: Layout) -> Iterator[Cut]:
     """CSV records, which go on over several lines inside quotation marks."""
     taken: list[Cut] = []
@@ -97,7 +121,7 @@ def _records(blocks: Iterable[bytes], limit: int, layout: Layout) -> Iterator[Cu
             taken.append(line)
             yield (line.data or b"").decode("utf-8", "replace") + "\n"
 
-    reader = csv_reader(lines(), layout.delimiter, limit)
+    reader = csv_reader(lines(), layout.delimiter, limit, quoted=layout.quoted)
     skip = layout.header
     while True:
         try:
@@ -106,14 +130,12 @@ def _records(blocks: Iterable[bytes], limit: int, layout: Layout) -> Iterator[Cu
             cells = [""]
         if cells is None:
             return
-        first, last = taken[0], taken[-1]
-        parts = [line.data for line in taken if line.data is not None]
-        whole = len(parts) == len(taken) and last.end - first.start <= limit
+        record = _joined(taken, limit)
         taken.clear()
         if cells and skip:
             skip = False
-        elif cells or not whole:
-            yield Cut(first.start, last.end, first.line, 1, b"\n".join(parts) if whole else None)
+        elif cells or record.data is None:
+            yield record
 
 
 class _Document:

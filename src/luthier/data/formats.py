@@ -121,6 +121,19 @@ def read_record(value: Mapping[str, Json], where: Where, repairs: list[Fault] | 
     return _SHAPES[shape][0](reader, value)
 
 
+def read_conversation(reader: Reader, value: Mapping[str, Json]) -> Chat:
+    """The conversation in a row, whatever else the row says; in no particular order of turns.
+
+    Raises:
+        BadRow: `unknown_shape` when there is none.
+    """
+    shape = shape_of(value)
+    found = _SHAPES[shape][0](reader, value) if shape else None
+    if not isinstance(found, Chat):
+        raise reader.fail("unknown_shape", _unknown(value))
+    return found
+
+
 def _unknown(value: Mapping[str, Json]) -> str:
     if "prompt" in value or "query" in value or "question" in value or "instruction" in value:
         return f"a question without an answer: the columns are {', '.join(value)}"
@@ -199,7 +212,7 @@ def _text(reader: Reader, value: Mapping[str, Json]) -> Record:
     text = reader.text(value[key], key)
     if not text.strip():
         raise reader.fail("empty_text", "the text is empty", key)
-    return Text(text, reader.where, _row_weight(reader, value))
+    return Text(text, reader.where, row_weight(reader, value))
 
 
 def _round(reader: Reader, value: Mapping[str, Json], question: str, answer: str) -> Record:
@@ -220,11 +233,11 @@ def _chat(reader: Reader, value: Mapping[str, Json], messages: list[Message]) ->
     system = reader.text(value.get("system", ""), "system")
     if system and not (messages and messages[0].role == "system"):
         messages = [Message("system", system), *messages]
-    return Chat(tuple(messages), reader.where, _tools(reader, value), _row_weight(reader, value))
+    return Chat(tuple(messages), reader.where, tools_of(reader, value), row_weight(reader, value))
 
 
-def _tools(reader: Reader, value: Mapping[str, Json]) -> tuple[Mapping[str, Json], ...]:
-    """Tools as a list or its JSON text, each in OpenAI's shape or only its inner part."""
+def tools_of(reader: Reader, value: Mapping[str, Json]) -> tuple[Mapping[str, Json], ...]:
+    """Tools as a list or its JSON text, each in OpenAI's shape or only its inner part.  Raises BadRow."""
     key = "tools" if "tools" in value else "functions"
     found = reader.decoded(value.get(key), key)
     tools: list[Mapping[str, Json]] = []
@@ -238,7 +251,8 @@ def _tools(reader: Reader, value: Mapping[str, Json]) -> tuple[Mapping[str, Json
     return tuple(tools)
 
 
-def _row_weight(reader: Reader, value: Mapping[str, Json]) -> float:
+def row_weight(reader: Reader, value: Mapping[str, Json]) -> float:
+    """The loss weight of a whole row.  Raises BadRow."""
     return reader.number(value["weight"], "weight") if "weight" in value else 1.0
 
 

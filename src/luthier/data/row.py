@@ -57,12 +57,15 @@ class Layout:
 
     lines: one JSON value a line.  document: one JSON array, or values one after the other over many lines.
     csv: records under `columns`.  text: one document a line.  whole: the file is one document.
+    columns: lines of a token, what else is known of it, and its tag; a blank line ends a sentence, which is a row.
     """
 
-    kind: Literal["lines", "document", "csv", "text", "whole"]
+    kind: Literal["lines", "document", "csv", "text", "whole", "columns"]
     delimiter: str = ","
     columns: tuple[str, ...] = ()
     header: bool = False
+    quoted: bool = True
+    """Whether quotation marks hold cells together; in plain lines with a tab they are text."""
 
 
 def parse(layout: Layout, data: bytes | None, where: Where, column: int, policy: BadRows) -> Row:
@@ -188,15 +191,38 @@ def _parse_text(layout: Layout, data: bytes, where: Where) -> Row:
     if b"\0" in data:
         return Row(where, Fault("nul", where, "the row contains a NUL byte"))
     text = data.decode()
+    if layout.kind == "columns":
+        return _parse_columns(text, where)
     if layout.kind != "csv":
         return Row(where, {"text": text})
-    if text.count('"') % 2 and "\n" in text:
+    if not layout.quoted:
+        cells = text.split(layout.delimiter)
+    elif text.count('"') % 2 and "\n" in text:
         return Row(where, Fault("malformed_csv", where, "a quotation mark is opened and never closed"))
-    cells = read_cells(text, layout.delimiter)
+    else:
+        cells = read_cells(text, layout.delimiter)
     if len(cells) != len(layout.columns):
         message = f"{len(cells)} cells where there are {len(layout.columns)} columns"
         return Row(where, Fault("malformed_csv", where, message))
     return Row(where, dict(zip(layout.columns, cells, strict=True)))
+
+
+def _parse_columns(text: str, where: Where) -> Row:
+    """A sentence as its tokens and their tags: the first and the last column."""
+    tokens: list[Json] = []
+    tags: list[Json] = []
+    for number, line in enumerate(text.split("\n")):
+        parts = line.rstrip("\r").split("\t") if "\t" in line else line.split()
+        if line.startswith("-DOCSTART-") or (line.startswith("# ") and len(tokens) == 0 and len(parts) != 2):
+            continue
+        if len(parts) < 2 or not parts[-1].strip():
+            place = Where(where.file, where.line + number)
+            return Row(where, Fault("malformed_columns", place, "a line needs a token and a tag"))
+        tokens.append(parts[0])
+        tags.append(parts[-1].strip())
+    if not tokens:
+        return Row(where, Fault("malformed_columns", where, "there is no token here"))
+    return Row(where, {"tokens": tokens, "tags": tags})
 
 
 def read_cells(text: str, delimiter: str) -> list[str]:
@@ -207,10 +233,10 @@ def read_cells(text: str, delimiter: str) -> list[str]:
         return []
 
 
-def csv_reader(lines: Iterable[str], delimiter: str, limit: int) -> Iterator[list[str]]:
+def csv_reader(lines: Iterable[str], delimiter: str, limit: int, *, quoted: bool = True) -> Iterator[list[str]]:
     """The csv module's reader for cells of up to `limit` characters (its own cap, process-wide, is 128 KiB)."""
     csv.field_size_limit(max(csv.field_size_limit(), limit))
-    return csv.reader(lines, delimiter=delimiter)
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE)
 
 
 def _strings(value: Json) -> Iterator[str]:

@@ -21,7 +21,7 @@ from luthier.base.errors import ConfigError, DataError
 from luthier.data import tables, textfile
 from luthier.data.config import DataConfig
 from luthier.data.row import Row, Rows
-from luthier.data.textfile import cache_root, describe, kind_of, open_text, stream_text
+from luthier.data.textfile import cache_root, describe, kind_of, open_text, stream_text, suffix_of
 
 __all__ = ["DatasetSpec", "Row", "Rows", "files_of", "open_file", "open_rows", "parse_spec", "stream_rows"]
 
@@ -70,7 +70,7 @@ def parse_spec(text: str, default_hub: Literal["hf", "ms"]) -> DatasetSpec:
         raise ConfigError("not a data set", where=text, fix="Write [hf::|ms::]path-or-hub-id[:subset][#N]")
     if hub == "hf" or hub == "ms":
         return DatasetSpec(text, hub, path, subset, take)
-    local = _exists(path) or not _HUB_ID.fullmatch(path) or kind_of(Path(path)) in SUFFIXES or path.startswith(".")
+    local = _exists(path) or not _HUB_ID.fullmatch(path) or suffix_of(Path(path)) in SUFFIXES or path.startswith(".")
     return DatasetSpec(text, "local" if local else default_hub, path, subset, take)
 
 
@@ -150,11 +150,11 @@ def _folder(folder: Path, spec: DatasetSpec) -> list[Path]:
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in inside.parts) or _ABOUT_DATA.fullmatch(path.name)
-        if path.is_file() and not hidden and kind_of(path) in SUFFIXES and path.stat().st_size > 0:
+        if path.is_file() and not hidden and suffix_of(path) in SUFFIXES and path.stat().st_size > 0:
             found.append(path)
     if spec.subset is not None:
         found = [path for path in found if _in_subset(path.relative_to(folder), spec.subset)]
-    structured = [path for path in found if kind_of(path) not in (".txt", ".md")]
+    structured = [path for path in found if suffix_of(path) not in (".txt", ".md")]
     if not found:
         what = f"no data files of subset {spec.subset!r}" if spec.subset else "no data files in this folder"
         raise DataError(what, where=spec.path, fix=f"Known: {' '.join(SUFFIXES)}", code="no_data")

@@ -24,12 +24,14 @@ from numpy.typing import NDArray
 
 from luthier.base.errors import DataError
 from luthier.base.records import Fault, Where
+from luthier.data import tables
 from luthier.data.config import BadRows, DataConfig
 from luthier.data.cut import BLANK, Cut, cut
 from luthier.data.encoding import COMPRESSED, detect, utf8_blocks
+from luthier.data.guess import guess
 from luthier.data.row import Layout, Row, csv_reader, parse
 
-_VERSION = 1
+_VERSION = 2
 """Of the index; another version never reads this one's."""
 _HEAD = 2**20
 _KINDS = {
@@ -40,6 +42,10 @@ _KINDS = {
     ".tsv": "csv",
     ".txt": "text",
     ".md": "whole",
+    ".conll": "columns",
+    ".bio": "columns",
+    ".iob": "columns",
+    ".bmes": "columns",
 }
 SUFFIXES = tuple(_KINDS)
 _NAMES = frozenset(
@@ -54,12 +60,21 @@ def cache_root(config: DataConfig) -> Path:
     return Path(config.cache_dir or os.environ.get("LUTHIER_CACHE") or Path.home() / ".cache" / "luthier")
 
 
-def kind_of(path: Path) -> str:
+def suffix_of(path: Path) -> str:
     """The suffix that says what a file holds, without the one that says how it is compressed, in lower case."""
     name = path.name.lower()
     for ending in COMPRESSED:
         name = name.removesuffix(ending)
-    return Path(name).suffix
+    inner = Path(name.removesuffix(".txt")).suffix
+    return inner if _KINDS.get(inner) == "columns" else Path(name).suffix
+
+
+def kind_of(path: Path) -> str:
+    """As `suffix_of`; a file whose name says nothing known is looked into."""
+    suffix = suffix_of(path)
+    if suffix in SUFFIXES or suffix in tables.SUFFIXES or not path.is_file():
+        return suffix
+    return guess(path) or suffix
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +136,8 @@ def _layout(suffix: str, head: bytes, name: str, config: DataConfig) -> Layout:
             return _table_layout(suffix, head.decode("utf-8", "replace"), name, config)
         case "text":
             return Layout("text")
+        case "columns":
+            return Layout("columns", columns=("tokens", "tags"))
         case _:
             return Layout("whole")
 
@@ -149,10 +166,17 @@ def _table_layout(suffix: str, head: str, name: str, config: DataConfig) -> Layo
         raise DataError(f"the header is not CSV: {error}", where=name, code="malformed_csv") from error
     known = _NAMES | {column.lower() for column in (*config.columns, *config.columns.values())}
     if len(columns) == 2 and not any(column.lower() in known for column in columns):
-        return Layout("csv", delimiter, ("text", "label"))
+        return Layout("csv", delimiter, _headless(head, delimiter), quoted=delimiter != "\t")
     if len(set(columns)) < len(columns):
         raise DataError("two columns have the same name", where=name, fix="Rename one", code="malformed_csv")
     return Layout("csv", delimiter, columns, header=True)
+
+
+def _headless(head: str, delimiter: str) -> tuple[str, str]:
+    """Names for two columns without a header: the label is the one with the fewer different values."""
+    lines = [line.split(delimiter, 1) for line in head.split("\n")[:1000] if delimiter in line]
+    first, second = ({line[number] for line in lines} for number in (0, 1))
+    return ("label", "text") if len(first) < len(second) and len(first) * 2 <= len(lines) else ("text", "label")
 
 
 def stream_text(file: TextFile) -> Iterator[Callable[[], Row]]:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from luthier.base.records import Record, Text
+from luthier.base.records import Chat, Record, Text
 from luthier.data.batch import Batch, Group
 from luthier.data.render import Renderer
 from luthier.engine.objective import Terms
@@ -43,6 +43,7 @@ class Language:
         if isinstance(record, Text):
             tokens = self.renderer.text(record)
         else:
+            assert isinstance(record, Chat), "rows are read for the task of language"
             tokens = self.renderer.chat(record, train_on=self.train_on)
         return Group((tokens,)) if tokens.weights.any() else None
 

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError
-from luthier.base.records import Fault, Record, Text
+from luthier.base.records import Chat, Fault, Record, Text
 from luthier.data.checks import RecordOptions, to_record
 from luthier.data.config import DataConfig
 from luthier.data.mix import take_indices
@@ -76,4 +76,6 @@ def _counted(data: DataConfig, seed: int, seen: Read, progress: Callable[[int], 
 
 def _texts(record: Record) -> list[str]:
     """What a person or an assistant wrote."""
-    return [record.text] if isinstance(record, Text) else [message.content for message in record.messages]
+    if isinstance(record, Chat):
+        return [message.content for message in record.messages]
+    return [record.text] if isinstance(record, Text) else []
