@@ -86,6 +86,7 @@ class Model:
         self.sharded: Sharded | None = None
         self.keep: Keep = "most"
         self._checkpointing = False
+        self._trained: dict[str, nn.Parameter] | None = None
         self._decoder: Decoder | None = None
         self._pointwise: Pointwise = Plain()
         self.finish = probe.finish_of(network)
@@ -123,7 +124,9 @@ class Model:
             return self.finish(self.head(hidden_RD))
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that move, by name, in the network's order."""
+        """The parameters that move, by name, in the network's order.  `train_mode` settles which they are."""
+        if self._trained is not None:
+            return self._trained
         return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
 
     def anchor(self) -> Tensor:
@@ -169,6 +172,9 @@ class Model:
         elif self._checkpointing and not recompute:
             _CHECKPOINTING_OFF(self.base)
         self._checkpointing, self.keep = recompute, keep
+        # Looked up once: a large model has thousands of modules, and each step asks.
+        self._trained = None
+        self._trained = self.trained()
         self.network.train()
 
     def eval_mode(self) -> None:

@@ -102,6 +102,8 @@ class Product:
         self.spare = -(-sum(self.ranks) // _ALIGN) * _ALIGN
         moves = any(linear.moves for linear in linears)
         self._held = None if moves else self._hold()
+        fixed = all(linear.bias is None or not linear.bias.requires_grad for linear in linears)
+        self._fixed_bias = self._join_biases() if fixed else None
 
     def riders(self) -> list[Rider]:
         """Where the adapters ride."""
@@ -202,6 +204,9 @@ class Product:
         return held
 
     def _bias(self) -> Tensor | None:
+        return self._fixed_bias if self._fixed_bias is not None else self._join_biases()
+
+    def _join_biases(self) -> Tensor | None:
         biases = [linear.bias for linear in self.linears]
         if all(bias is None for bias in biases):
             return None
