@@ -6,7 +6,6 @@ import io
 import json
 import os
 import signal
-import socket
 import sys
 import time
 import warnings
@@ -18,6 +17,7 @@ from typing import Any
 import matplotlib.backends.backend_agg
 import peft
 import transformers.models.qwen2.modeling_qwen2
+from ranks import places
 
 import luthier.cli.app
 import luthier.cli.train
@@ -141,17 +141,13 @@ class Job:
     def start_ranks(self, count: int, before: Callable[[], object] | None = None, **flags: Any) -> list[Child]:
         """Fork the processes that torchrun would start, with their share of the same step of 4 samples."""
         flags = {"gradient_accumulation_steps": 4 // count, "per_device_train_batch_size": 1, **flags}
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
 
-        def join(rank: int) -> None:
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1"}
-            os.environ.update({name: str(value) for name, value in place.items()}, MASTER_PORT=port)
+        def join(place: dict[str, str]) -> None:
+            os.environ.update(place)
             if before is not None:
                 before()
 
-        return [self.start(lambda rank=rank: join(rank), **flags) for rank in range(count)]
+        return [self.start(lambda place=place: join(place), **flags) for place in places(count)]
 
     def run_ranks(
         self, count: int, before: Callable[[], object] | None = None, *, expect: int = 0, **flags: Any

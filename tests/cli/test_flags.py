@@ -14,7 +14,7 @@ from luthier.cli.infer import InferConfig
 from luthier.cli.leaves import leaves
 from luthier.cli.translate import Ignored, Means, Refused
 from luthier.model.config import Freeze, Lora, Quant
-from luthier.run.config import RunConfig
+from luthier.run.config import RunConfig, resolve
 
 SWIFT = """
   --model Qwen/Qwen2.5-7B-Instruct --train_type lora
@@ -171,6 +171,9 @@ def test_a_recipe_keeps_its_method_under_flags():
         ("--bf16 --torch_dtype float32", "repeated_flag", "--bf16"),
         ("--every 5", "ambiguous_flag", "--save.every"),
         ("--deepspeed zero2", "unsupported_flag", "NPROC_PER_NODE"),
+        ("--deepspeed zero3", "unsupported_flag", "--fsdp full_shard"),
+        ("--fsdp shard_grad_op", "bad_value", "none, full"),
+        ("--fsdp_config fsdp.json", "unsupported_flag", "--fsdp full_shard"),
         ("--quant_method awq", "bad_value", "one of none, bnb, hqq, eetq"),
         ("--quant_bits four", "bad_value", "whole number"),
         ("--hqq_axis 0", "unsupported_flag", "along the input"),
@@ -297,3 +300,26 @@ def test_bundled_templates_are_known_by_name():
     from luthier.data.render import BUNDLED
 
     assert tuple(BUNDLED) == BUNDLED_TEMPLATES
+
+
+@pytest.mark.parametrize("word", ["full_shard", "fsdp2", "full", "'full_shard auto_wrap'"])
+def test_fsdp_means_sharding(word):
+    config, notes = read(f"--fsdp {word} --fsdp_transformer_layer_cls_to_wrap Qwen2DecoderLayer")
+    assert config.train.shard == "full"
+    assert len(notes) == 1 and "found in the model" in notes[0]
+    assert read("--fsdp no_shard")[0].train.shard == "none"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--optim adafactor", "--optim adafactor"),
+        ("--optim adamw_8bit", "--optim adamw_8bit"),
+        ("--optim paged_adamw", "--optim paged_adamw"),
+        ("--quant_bits 4", "--fsdp"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_before_anything_is_loaded(line, said):
+    config, _ = read(f"--model m --dataset d.jsonl --fsdp full_shard {line}")
+    with pytest.raises(ConfigError, match=said):
+        resolve(config)

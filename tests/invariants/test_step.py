@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import cast
@@ -119,48 +117,3 @@ def test_a_step_without_trained_tokens_is_zero_and_not_nan(tiny_model_dir: Calla
     assert not flat.any() and torch.isfinite(flat).all()
     mixed = [*masked, *groups(3)]
     same(measure(model, cut(groups(3), [range(3)])), measure(model, cut(mixed, [range(3), range(3, 6)])))
-
-
-RANKS = """
-import sys, torch
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from luthier.data.pack import micro_batches
-from luthier.engine.mesh import open_mesh
-from luthier.engine.step import gradients
-from luthier.objectives.language import Language
-from luthier.objectives.config import Sft
-from test_step import METHODS, build, cut, groups
-torch.set_num_threads(1)
-with open_mesh("cpu") as mesh:
-    for name, method in METHODS.items():
-        model, samples = build(Path(sys.argv[2]), method), groups(15)
-        bins = micro_batches([len(group) for group in samples], 100, mesh.world)
-        for step in (0, 1):  # the second step would show a gradient that was not summed
-            mine = cut(samples, bins[mesh.rank :: mesh.world])
-            result = gradients(model, Language(Sft(), None), mine, mesh, max_norm=0.0)
-            with torch.no_grad():
-                for weight in model.trained().values():
-                    weight -= 0.01 * weight.grad
-                    weight.grad = None
-            if mesh.leads:
-                print("ROW", name, step, repr(result.loss), repr(result.grad_norm), result.tokens, flush=True)
-"""
-
-
-def test_two_processes_take_the_step_of_one(tiny_model_dir: Callable[..., Path], tmp_path: Path):
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS)
-    arguments = [str(script), str(Path(__file__).parent), str(tiny_model_dir("qwen2"))]
-    rows: list[list[list[str]]] = []
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
-        done = subprocess.run(
-            [sys.executable, *launcher, *arguments], capture_output=True, text=True, timeout=240, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        rows.append([line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ROW")])
-    assert len(rows[0]) == len(rows[1]) == 4
-    for one, two in zip(*rows, strict=True):
-        assert one[:2] == two[:2] and one[4] == two[4]
-        assert float(two[2]) == pytest.approx(float(one[2]), rel=1e-6)
-        assert float(two[3]) == pytest.approx(float(one[3]), rel=1e-6)

@@ -18,6 +18,7 @@ from luthier.model.causal import Model
 from luthier.model.config import Freeze, Full, Lora, Method, ModelConfig
 from luthier.model.folder import check_weights, model_folder
 from luthier.model.load import quiet
+from luthier.model.sharding import held
 
 __all__ = ["apply", "attach", "check_files", "is_lora_b", "layer_of", "load_adapter", "merge", "num_layers", "save"]
 
@@ -173,10 +174,14 @@ def _hold_frozen(model: Model) -> None:
 
 
 def _save_whole(model: Model, folder: Path, whole: Callable[[Tensor], Tensor]) -> None:
-    state = {
-        name: whole(value).to("cpu", model.dtype) if value.is_floating_point() else value
-        for name, value in model.base.state_dict().items()
-    }
+    state: dict[str, Tensor] = {}
+    written: dict[int, Tensor] = {}
+    for name, value in model.base.state_dict().items():
+        # Tied weights are one in memory, and must be one in the file.
+        place = held(value).data_ptr()
+        if place not in written:
+            written[place] = whole(value).to("cpu", model.dtype) if value.is_floating_point() else value
+        state[name] = written[place]
     # A base model's own settings may name a temperature and yet not sample, which transformers refuses to save.
     try:
         model.base.generation_config.validate(strict=True)

@@ -46,7 +46,8 @@ def suggestions(run: Run, use: Use) -> list[str]:
 
 
 def _activations(run: Run, use: Use) -> list[str]:
-    train, evaluated = run.config.train, run.config.eval.micro_batch or 1
+    train = run.config.train
+    evaluated = run.config.eval.micro_batch or train.micro_batch
     found: list[str] = []
     if use == "evaluation" and evaluated > 1:
         found.append(f"--per_device_eval_batch_size {max(1, evaluated // 4)}")
@@ -78,4 +79,6 @@ def _weights(run: Run) -> list[str]:
         found.append("--torch_dtype bfloat16")
     if not isinstance(config.method, Lora) and config.optim.name == "adamw" and config.train.shard == "none":
         found.append("--optim adamw_8bit")
+    if isinstance(config.method, Lora) and config.method.rank > 1:
+        found.append(f"--lora_rank {config.method.rank // 2}")
     return [*found, "a smaller model"]
