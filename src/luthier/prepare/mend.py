@@ -88,29 +88,38 @@ def is_damaged(text: str) -> bool:
 _ESCAPES = re.compile("\x1b\\[[0-9;?]*[ -/]*[@-~]")
 _CONTROLS = re.compile(
     "[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\xad\u180e\u200b\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb"
-    "\ufdd0-\ufdef\ufffe\uffff]"
-    "|(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+"  # invisible letters, but not those of flags
+    "\ufdd0-\ufdef\ufffe\uffff]+"
 )
+_TAGS = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+")
+"""Invisible letters, but not those that make a flag."""
 _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
 _BREAKS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
-_TRAILING = re.compile("[ \t\u3000]+(?=\n)")
 _BLANK = re.compile("\n{3,}")
 _RUN = re.compile("[ \t\u3000]+")
-_ODD = re.compile("[\r\x0b\x0c\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f]")
 
 
 def strip_controls(text: str) -> str:
     """Text without characters that show nothing: control characters, escape sequences of terminals, byte order marks,
     soft hyphens, zero-width spaces, overrides of direction, invisible tag letters.  Joiners, which emoji and several
     scripts need, and marks of direction stay."""
-    return _CONTROLS.sub("", _ESCAPES.sub("", text))
+    text = _CONTROLS.sub("", _ESCAPES.sub("", text))
+    return text if text.isascii() else _TAGS.sub("", text)
+
+
+def _shows_all(text: str) -> bool:
+    """Whether a text has no controls, no invisible characters, and no white space but spaces and line feeds.  Much
+    faster than any search for them."""
+    return text.replace("\n", "").isprintable()
 
 
 def tidy_space(text: str) -> str:
     """One kind of space and of line break, no white space at line ends, at most one blank line in a row, none around
     the text.  Indentation and spaces within lines stay."""
-    text = _SPACES.sub(" ", _BREAKS.sub("\n", text))
-    text = _BLANK.sub("\n\n", _TRAILING.sub("", text)).rstrip()
+    if not _shows_all(text):
+        text = _SPACES.sub(" ", _BREAKS.sub("\n", text))
+    text = "\n".join([line.rstrip(" \t\u3000") for line in text.split("\n")]).rstrip()
+    if "\n\n\n" in text:
+        text = _BLANK.sub("\n\n", text)
     first = len(text) - len(text.lstrip())
     return text[text.rfind("\n", 0, first) + 1 :]
 
@@ -121,15 +130,7 @@ def collapse_space(text: str) -> str:
 
 
 def _untidy(text: str) -> bool:
-    return (
-        text[:1].isspace()
-        or text[-1:].isspace()
-        or " \n" in text
-        or "\n\n\n" in text
-        or "\t\n" in text
-        or "\u3000\n" in text
-        or (("\r" in text or "\x0b" in text or "\x0c" in text) if text.isascii() else _ODD.search(text) is not None)
-    )
+    return text[:1].isspace() or text[-1:].isspace() or " \n" in text or "\n\n\n" in text or not _shows_all(text)
 
 
 # -- width and Chinese -------------------------------------------------------------------------------------------------
@@ -185,9 +186,9 @@ def repairs(
     if encoding:
         made.append(Repair("encoding", _looks_misread, fix_encoding))
     if controls:
-        made.append(Repair("control_characters", _CONTROLS.search, strip_controls))
+        made.append(Repair("control_characters", lambda text: not _shows_all(text), strip_controls))
     if unicode != "keep":
-        form = "NFC" if unicode == "nfc" else "NFKC"
+        form: Literal["NFC", "NFKC"] = "NFC" if unicode == "nfc" else "NFKC"
         made.append(
             Repair(
                 f"unicode_{unicode}",

@@ -60,8 +60,12 @@ _PHONES = (
 )
 _IPV4 = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?!\w|\.\d)", re.ASCII)
 _IPV6 = re.compile(r"(?<![\w:.])[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}(?![\w:])", re.ASCII)
-_DIGITS = re.compile(r"[0-9](?:[ .()-]{0,2}[0-9]){3}")
-_SECRET_SIGNS = ("_", "-", "AKIA", "AIza", "eyJ", "://")
+_IPV6_SIGN = re.compile(":[0-9A-Fa-f]{0,4}:")
+_NUMBER = re.compile(r"[0-9](?:(?:[ .()-]{0,2}[0-9]){6,}|[0-9]{0,2}(?:\.[0-9]{1,3}){3})")
+"""Every number with 7 digits and more, and whatever has four parts: where all kinds made of digits are looked for."""
+_AROUND = 8
+"""Characters around a number that belong to it or say that it is another one: +86, (010), the X of an identity."""
+_SECRET_SIGNS = ("://", "hf_", "sk-", "ghp_", "xox", "AKIA", "AIza", "github_pat_", "eyJ", "PRIVATE KEY")
 
 
 def luhn(digits: str) -> bool:
@@ -109,37 +113,37 @@ def _urls(text: str) -> Iterable[tuple[int, int]]:
         yield match.start(), match.start() + len(found)
 
 
-def _matches(pattern: re.Pattern[str], text: str, sure: Callable[[str], bool] | None) -> Iterable[tuple[int, int]]:
+Sure = Callable[[str], bool]
+_OF_DIGITS: dict[Kind, tuple[tuple[re.Pattern[str], Sure | None], ...]] = {
+    "id_number": ((_CHINESE_ID, is_chinese_id), (_SSN, None)),
+    "card": ((_CARD, _is_card),),
+    "phone": tuple((pattern, None) for pattern in _PHONES),
+    "ip": ((_IPV4, _is_address),),
+}
+
+
+def _matches(pattern: re.Pattern[str], text: str, sure: Sure | None = None) -> Iterable[tuple[int, int]]:
     return (match.span() for match in pattern.finditer(text) if sure is None or sure(match[0]))
 
 
-def _candidates(kind: Kind, text: str, digits: bool) -> Iterable[tuple[int, int]]:
-    match kind:
-        case "secret":
-            if any(sign in text for sign in _SECRET_SIGNS):
-                yield from _matches(_SECRET, text, None)
-        case "url":
-            if "://" in text or "www." in text.lower():
-                yield from _urls(text)
-        case "email":
-            if "@" in text:
-                yield from _matches(_EMAIL, text, None)
-        case "id_number":
-            if digits:
-                yield from _matches(_CHINESE_ID, text, is_chinese_id)
-                yield from _matches(_SSN, text, None)
-        case "card":
-            if digits:
-                yield from _matches(_CARD, text, _is_card)
-        case "phone":
-            if digits:
-                for pattern in _PHONES:
-                    yield from _matches(pattern, text, None)
-        case "ip":
-            if digits and "." in text:
-                yield from _matches(_IPV4, text, _is_address)
-            if text.count(":") > 2:
-                yield from _matches(_IPV6, text, _is_address)
+def _in_numbers(kind: Kind, text: str, numbers: Sequence[tuple[int, int]]) -> Iterable[tuple[int, int]]:
+    for pattern, sure in _OF_DIGITS.get(kind, ()):
+        for start, end in numbers:
+            from_ = max(0, start - _AROUND)
+            for first, last in _matches(pattern, text[from_ : end + _AROUND], sure):
+                yield from_ + first, from_ + last
+
+
+def _in_words(kind: Kind, text: str) -> Iterable[tuple[int, int]]:
+    if kind == "secret" and any(sign in text for sign in _SECRET_SIGNS):
+        return _matches(_SECRET, text)
+    if kind == "url" and ("://" in text or "www." in text or "WWW." in text):
+        return _urls(text)
+    if kind == "email" and "@" in text:
+        return _matches(_EMAIL, text)
+    if kind == "ip" and _IPV6_SIGN.search(text):
+        return _matches(_IPV6, text, _is_address)
+    return ()
 
 
 def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Finding]:
@@ -148,14 +152,15 @@ def find(text: str, kinds: Sequence[Kind] = KINDS) -> list[Finding]:
     Phone numbers: Chinese mobiles and landlines, North American and British ones, and any in international form.
     Identity numbers: Chinese (with their checksum) and US social security numbers.  Cards: by issuer and Luhn checksum.
     """
-    wants_digits = any(kind in kinds for kind in ("id_number", "card", "phone", "ip"))
-    digits = wants_digits and _DIGITS.search(text) is not None
+    wants_digits = any(kind in kinds for kind in _OF_DIGITS)
+    numbers = [match.span() for match in _NUMBER.finditer(text)] if wants_digits else []
     found: list[Finding] = []
     for kind in KINDS:
-        if kind in kinds:
-            for start, end in _candidates(kind, text, digits):
-                if all(end <= other.start or start >= other.end for other in found):
-                    found.append(Finding(kind, start, end))
+        if kind not in kinds:
+            continue
+        for start, end in (*_in_words(kind, text), *_in_numbers(kind, text, numbers)):
+            if all(end <= other.start or start >= other.end for other in found):
+                found.append(Finding(kind, start, end))
     return sorted(found, key=lambda finding: finding.start)
 
 

@@ -41,6 +41,11 @@ class Page:
         return words(self.text, self.chinese)
 
     @cached_property
+    def characters(self) -> int:
+        """Characters of all words."""
+        return sum(map(len, self.words))
+
+    @cached_property
     def lines(self) -> list[str]:
         """Its lines that are not blank, without white space around them."""
         return [line for line in map(str.strip, self.text.split("\n")) if line]
@@ -126,7 +131,7 @@ def gopher_word_length(page: Page) -> bool:
     """A mean length of words outside 3 to 10 characters."""
     if page.chinese or not page.words:
         return not page.words
-    return not 3 <= sum(map(len, page.words)) / len(page.words) <= 10
+    return not 3 <= page.characters / len(page.words) <= 10
 
 
 def gopher_symbols(page: Page) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,9 +100,10 @@ def possible(pages: Sequence[Page]) -> tuple[NDArray[np.bool_], NDArray[np.bool_
     lengths = np.array([len(page.words) for page in pages], np.int64)
     if not lengths.sum():
         return np.zeros(len(pages), bool), np.zeros(len(pages), bool)
-    hashes = np.fromiter((hash(word) for page in pages for word in page.words), np.int64, int(lengths.sum()))
+    every = chain.from_iterable(page.words for page in pages)
+    hashes = np.fromiter(map(hash, every), np.int64, int(lengths.sum()))
     longest = np.array([max(map(len, page.words), default=0) for page in pages], np.int64)
-    characters = np.array([sum(map(len, page.words)) for page in pages], np.int64)
+    characters = np.array([page.characters for page in pages], np.int64)
     owner = np.repeat(np.arange(len(pages), dtype=np.int64), lengths)
     frequent, mixed = np.zeros(len(pages), bool), np.zeros(len(hashes), np.uint64)
     repeated = np.zeros(len(pages), bool)

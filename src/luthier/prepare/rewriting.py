@@ -8,7 +8,7 @@ from luthier.base.records import Where
 from luthier.prepare.classical import Classical
 from luthier.prepare.markup import LINE_RULES
 from luthier.prepare.mend import Repair
-from luthier.prepare.parcel import Tally, Value
+from luthier.prepare.parcel import EXAMPLES, Tally, Value
 from luthier.prepare.personal import Kind, find, mask
 from luthier.prepare.view import Field, rewrite
 
@@ -65,6 +65,8 @@ class _Texts:
         if before == after:
             return before
         self.tally.count(name)
+        if len(self.tally.examples.get(name, ())) >= EXAMPLES:
+            return after
         same = (at for at, (old, new) in enumerate(zip(before, after, strict=False)) if old != new)
         start = max(0, next(same, min(len(before), len(after))) - _BEFORE)
         shown = slice(start, start + _SHOWN)
