@@ -44,6 +44,8 @@ class Settings:
     loader_workers: int
     total_steps: int
     keep: Keep
+    predicted: int | None = None
+    """Bytes that a step is to take at most, where that was found out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,6 +136,11 @@ class Model:
             total = total + weight.flatten()[:0].sum()
         return total
 
+    @property
+    def runs_by_hand(self) -> bool:
+        """Whether `model.layer` computes the layers."""
+        return self._decoder is not None
+
     def by_hand(self, pointwise: Pointwise) -> str | None:
         """Run the decoder through `model.layer` from now on; or the reason why this model cannot.
 

@@ -23,13 +23,13 @@ from luthier.engine.trainer import Data, Settings, Trainer
 from luthier.engine.watcher import Watcher
 from luthier.model import lowbit, methods, sharding
 from luthier.model.config import Lora
-from luthier.model.layer import Keep
 from luthier.model.lending import Whole
 from luthier.model.load import Model, arithmetic_dtype, load_model
 from luthier.objectives.language import Language
 from luthier.run.config import RunConfig
 from luthier.run.environment import describe_device
 from luthier.run.plan import RunPlan
+from luthier.run.recompute import KEPT, Choice, choose_on_gpu, state_bytes
 from luthier.run.resume import model_fingerprint
 
 PREVIEW_ROWS = 20
@@ -118,6 +118,7 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
     """The trainer of a run, at step 0."""
     config = run.config
     source = _source(run, data, objective)
+    choice = _keep(run, model, objective, data)
     settings = Settings(
         train=config.train,
         optim=config.optim,
@@ -127,7 +128,8 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
         seed=config.seed,
         loader_workers=config.data.loader_workers,
         total_steps=config.train.max_steps or source.steps(config.train.epochs) or 0,
-        keep=_keep(run),
+        keep=choice.keep,
+        predicted=choice.predicted,
     )
     return Trainer(
         model,
@@ -148,15 +150,36 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
     )
 
 
-def _keep(run: Run) -> Keep:
-    """What each layer keeps for its backward pass."""
-    match run.config.train.gradient_checkpointing:
-        case "some":
-            return "some"
-        case None:
-            return "input" if run.mesh.device.type == "cuda" else "most"
-        case recompute:
-            return "input" if recompute else "most"
+def _keep(run: Run, model: Model, objective: Language, data: Prepared) -> Choice:
+    """What each layer keeps for its backward pass: what was asked for, or on a GPU what fits."""
+    asked = run.config.train.gradient_checkpointing
+    if asked == "some":
+        return Choice("some")
+    if asked is not None:
+        return Choice("input" if asked else "most")
+    if run.mesh.device.type != "cuda":
+        return Choice("most")
+    if model.sharded is not None:
+        return Choice("input")
+    config = run.config
+    longest = run.max_length if config.data.streaming else int(data.train.lengths.max())
+    whole_step = (
+        config.train.micro_batch * config.train.accumulation * (run.max_length if config.data.packing else longest)
+    )
+    choice = choose_on_gpu(
+        model,
+        objective,
+        run.mesh,
+        capacity=min(run.share(config.train.micro_batch, model).capacity, whole_step),
+        longest=longest,
+        later=state_bytes(model, config.optim, average=config.train.ema_decay is not None),
+    )
+    if choice.predicted is not None and choice.available is not None:
+        run.console.say(
+            f"{KEPT[choice.keep]}: a step is to take {choice.predicted / 2**30:.1f} of "
+            f"{choice.available / 2**30:.1f} GiB"
+        )
+    return choice
 
 
 def _source(run: Run, data: Prepared, objective: Language) -> Source:
@@ -206,4 +229,5 @@ def describe(run: Run, data: Prepared, model: Model, trainer: Trainer) -> RunPla
         device=describe_device(run.mesh.device),
         world_size=run.mesh.world,
         run_dir=str(run.directory.path),
+        predicted_gib=predicted / 2**30 if (predicted := trainer.settings.predicted) is not None else None,
     )

@@ -47,14 +47,15 @@ def describe_device(device: torch.device) -> str:
     return f"{properties.name}, {properties.total_memory / GIB:.0f} GiB"
 
 
-def measured_memory(device: torch.device) -> dict[str, Json]:
-    """Peak memory of this process so far, in GiB: resident, and on a GPU allocated and reserved."""
+def measured_memory(device: torch.device, predicted_gib: float | None = None) -> dict[str, Json]:
+    """Peak memory of this process so far, in GiB: resident, and on a GPU allocated, reserved, and as predicted."""
     measured: dict[str, Json] = {"resident_peak_gib": round(peak_memory(torch.device("cpu")), 3)}
     if device.type == "cuda":
         measured["gpu_allocated_peak_gib"] = round(peak_memory(device), 3)
         measured["gpu_reserved_peak_gib"] = round(torch.cuda.max_memory_reserved(device) / GIB, 3)
         measured["gpu_total_gib"] = round(torch.cuda.get_device_properties(device).total_memory / GIB, 3)
-    return {"device": describe_device(device), "measured": measured}
+    predicted: dict[str, Json] = {} if predicted_gib is None else {"gpu_allocated_peak_gib": round(predicted_gib, 3)}
+    return {"device": describe_device(device), "predicted": predicted, "measured": measured}
 
 
 def git_revision(folder: Path) -> str | None:

@@ -35,6 +35,8 @@ class RunPlan:
     """Processes that train together."""
     run_dir: str
     """Where everything is written."""
+    predicted_gib: float | None = None
+    """Peak memory of a step on one GPU, as its trial steps predict it."""
 
 
 def plan_lines(plan: RunPlan) -> dict[str, str]:
@@ -50,6 +52,7 @@ def plan_lines(plan: RunPlan) -> dict[str, str]:
         "data": samples + tokens,
         "steps": f"{plan.steps:,} of {plan.global_batch:,} samples each{epochs}",
         "device": plan.device if plan.world_size == 1 else f"{plan.world_size} x {plan.device}",
+        **({"memory": f"{plan.predicted_gib:.1f} GiB predicted"} if plan.predicted_gib is not None else {}),
         "run": plan.run_dir,
     }
 

@@ -155,7 +155,7 @@ def _fit(run: Run, trainer: Trainer, plan: RunPlan, watcher: Watch | Unwatched, 
 def _write_end(run: Run, plan: RunPlan, ending: Ending) -> None:
     """The report must not hide how the run ended: what cannot be written is said and left."""
     try:
-        run.directory.write_json("memory.json", measured_memory(run.mesh.device))
+        run.directory.write_json("memory.json", measured_memory(run.mesh.device, plan.predicted_gib))
         report = write_report(run.directory, run.config, plan, ending)
         run.console.say(f"Report: {report}")
     except LuthierError as error:

@@ -1,0 +1,132 @@
+"""How much of a step's activations is kept, found out by trying before anything is trained.
+
+Keeping everything is fastest, computing it again is smallest.  Memory grows along a straight line with the tokens of a
+micro-batch, so two small trial steps tell what a full one takes, and what the optimizer will add is known: the first
+way of keeping that fits is taken.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from luthier.data.batch import Batch, Group, Tokens, collate
+from luthier.engine.config import OptimConfig
+from luthier.engine.mesh import Mesh
+from luthier.engine.objective import Objective
+from luthier.model.layer import Keep
+from luthier.model.load import Model
+
+KEEPS: tuple[Keep, ...] = ("most", "some", "input")
+"""Fastest first."""
+
+KEPT: dict[Keep, str] = {
+    "most": "Activations are kept",
+    "some": "The widest activations are computed again",
+    "input": "Activations are computed again",
+}
+"""What is said of each."""
+
+_TRIAL = 8192
+"""Tokens of the larger trial step; the smaller one has half of them."""
+
+_SHARE = 0.92
+"""Of the memory that is free, what a step may take by plan; the allocator leaves gaps."""
+
+# Bytes of optimizer state for each trained parameter.
+_STATE = {
+    "adamw": 8.0, "adam": 8.0, "paged_adamw": 0.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 0.0, "lion_8bit": 1.1,
+    "sgd": 4.0, "adagrad": 4.0, "adafactor": 0.1, "muon": 8.0,
+}  # fmt: skip
+
+Measure = Callable[[Keep, int], int | None]
+"""Peak bytes of a trial step that keeps so much, with so many tokens; None when there is no room for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What will be kept, and the peak in bytes that was predicted for it; None where nothing was tried."""
+
+    keep: Keep
+    predicted: int | None = None
+    available: int | None = None
+
+
+def choose(measure: Measure, capacity: int, later: int, available: int, keeps: tuple[Keep, ...] = KEEPS) -> Choice:
+    """The first of `keeps` whose full step fits.
+
+    Args:
+        capacity: tokens of a full micro-batch.
+        later: bytes that come on top of any step: optimizer state, averages.
+        available: bytes that may be held at all, what is held now included.
+    """
+    keep, predicted = keeps[-1], None
+    for keep in keeps:
+        predicted = _predict(measure, keep, capacity)
+        if predicted is not None and predicted + later <= _SHARE * available:
+            break
+    return Choice(keep, None if predicted is None else predicted + later, available)
+
+
+def _predict(measure: Measure, keep: Keep, capacity: int) -> int | None:
+    """Peak bytes of a full step."""
+    if capacity <= _TRIAL:
+        return measure(keep, capacity)
+    large, small = measure(keep, _TRIAL), measure(keep, _TRIAL // 2)
+    if large is None or small is None:
+        return None
+    return large + (large - small) * (capacity - _TRIAL) // (_TRIAL - _TRIAL // 2)
+
+
+def state_bytes(model: Model, optim: OptimConfig, *, average: bool) -> int:
+    """What optimizer and moving average will hold beside weights and gradients."""
+    moving = sum(weight.numel() for weight in model.trained().values())
+    return int(moving * (_STATE[optim.name] + (4.0 if average else 0.0)))
+
+
+def choose_on_gpu(model: Model, objective: Objective, mesh: Mesh, *, capacity: int, longest: int, later: int) -> Choice:
+    """Try on this device; all processes then keep what the one with the least room can.
+
+    longest: tokens of the longest sequence.
+    """
+    device = mesh.device
+    keeps: tuple[Keep, ...] = KEEPS if model.runs_by_hand else ("most", "input")
+
+    def measure(keep: Keep, tokens: int) -> int | None:
+        model.train_mode(keep)
+        batch = trial_batch(tokens, longest, model.vocabulary).to(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            torch.stack(list(objective.sums(model, batch).losses.values())).sum().backward()
+            return torch.cuda.max_memory_allocated(device)
+        except torch.OutOfMemoryError:
+            return None
+        finally:
+            del batch
+            for weight in model.trained().values():
+                weight.grad = None
+            gc.collect()
+            torch.cuda.empty_cache()
+
+    free, _ = torch.cuda.mem_get_info(device)
+    available = free + torch.cuda.memory_reserved(device)
+    choice = choose(measure, capacity, later, available, keeps)
+    torch.cuda.reset_peak_memory_stats(device)
+    mine = keeps.index(choice.keep)
+    agreed = next(index for index in reversed(range(len(keeps))) if mesh.any(mine == index))
+    return replace(choice, keep=keeps[agreed])
+
+
+def trial_batch(tokens: int, longest: int, vocabulary: int) -> Batch:
+    """Sequences of random tokens, as long as they may be, every token trained."""
+    rng = np.random.default_rng(0)
+    lengths = [longest] * (tokens // longest) + ([tokens % longest] if tokens % longest else [])
+    groups = [
+        Group((Tokens(rng.integers(0, vocabulary, length).astype(np.int32), np.ones(length, np.float32)),))
+        for length in lengths
+    ]
+    return collate(groups, range(len(groups)))
