@@ -10,6 +10,7 @@ from luthier.prepare.config import VerbConfig
 from luthier.prepare.verb import Verb
 
 MAKERS: dict[str, str] = {
+    "ask": "luthier.cli.endpoints:ask",
     "loss": "luthier.cli.judges:loss",
     "embed": "luthier.cli.judges:embed",
     "choose": "luthier.cli.judges:choose",

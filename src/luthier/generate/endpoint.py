@@ -1,0 +1,258 @@
+"""Asking an OpenAI-compatible endpoint many questions: retries, a rate limit, and answers kept on disk.
+
+What was answered once is never asked again, so that work which was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import sqlite3
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from luthier.base.endpoint import EndpointConfig
+from luthier.base.errors import ConfigError, DataError, RunError
+from luthier.base.secrets import redact
+from luthier.generate.schema import mismatch
+
+Chat = Sequence[Mapping[str, str]]
+_BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
+_LONGEST_WAIT = 60.0
+_MOST_BYTES = 32 * 2**20
+
+
+class Kept:
+    """Answers on disk, by the hash of what was asked."""
+
+    def __init__(self, path: Path):
+        self._path, self._lock = path, threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._store = sqlite3.connect(path, check_same_thread=False, timeout=60)
+            with self._store:
+                self._store.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, answer TEXT NOT NULL)")
+        except (OSError, sqlite3.Error) as error:
+            fix = "Name another file with --endpoint.answers"
+            raise DataError(f"answers cannot be kept: {error}", where=str(path), fix=fix) from error
+
+    def get(self, key: bytes) -> str | None:
+        """The answer kept under a key."""
+        with self._lock:
+            found = self._store.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
+        return found[0] if found else None
+
+    def put(self, key: bytes, answer: str) -> None:
+        """Keep an answer."""
+        try:
+            with self._lock, self._store:
+                self._store.execute("INSERT OR REPLACE INTO answers VALUES (?, ?)", (key, answer))
+        except sqlite3.Error as error:
+            raise RunError(f"answers cannot be kept: {error}", where=str(self._path), code="cannot_write") from error
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._store.close()
+
+
+class Pace:
+    """Lets callers through evenly, at most so many a minute."""
+
+    def __init__(self, per_minute: float | None):
+        self._gap = 60.0 / per_minute if per_minute else 0.0
+        self._next, self._lock = 0.0, threading.Lock()
+
+    def wait(self) -> None:
+        """Return when it is the caller's turn."""
+        if not self._gap:
+            return
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._next)
+            self._next = turn + self._gap
+        time.sleep(max(0.0, turn - now))
+
+
+@dataclass(frozen=True)
+class _Refused(Exception):
+    """An answer that another try may better."""
+
+    why: str
+    wait: float | None = None
+
+
+class Endpoint:
+    """A model behind an OpenAI-compatible address.
+
+    Args:
+        kept: file for the answers.
+        patience: seconds before the first further try; doubled each time.
+
+    Raises:
+        ConfigError: no address or no model.
+    """
+
+    def __init__(self, config: EndpointConfig, kept: Path, *, patience: float = 1.0):
+        try:
+            config.require()
+        except ValueError as error:
+            raise ConfigError(str(error), where="endpoint", code="no_endpoint") from error
+        self.config, self._kept_at, self._patience = config, kept, patience
+        self._pace = Pace(config.requests_per_minute)
+
+    def ask(self, chats: Sequence[Chat], schema: Mapping[str, Any] | None = None) -> list[str]:
+        """One answer to each chat, in order; "" where every try gave something that does not fit the schema.
+
+        Equal chats in one call are asked once each: the n-th one has an answer of its own.
+
+        Args:
+            schema: JSON schema that an answer must fit; it is sent along and checked here.
+
+        Raises:
+            RunError: code `endpoint_failed` when a question was refused, or not answered after all tries.  Answers to
+                the others are kept.
+        """
+        seen: dict[bytes, int] = {}
+        keys: list[bytes] = []
+        for chat in chats:
+            body = self.body(chat, schema)
+            asked = hashlib.blake2b(orjson.dumps([self.config.address, body]), digest_size=16).digest()
+            seen[asked] = seen.get(asked, -1) + 1
+            keys.append(asked + seen[asked].to_bytes(4, "little"))
+        with closing(Kept(self._kept_at)) as kept, ThreadPoolExecutor(self.config.concurrency) as pool:
+            stop = threading.Event()
+
+            def one(chat: Chat, key: bytes) -> str:
+                answer = kept.get(key)
+                if answer is None:
+                    answer = self._insist(self.body(chat, schema), schema, stop)
+                    if answer:
+                        kept.put(key, answer)
+                return answer
+
+            asked_for = [pool.submit(one, chat, key) for chat, key in zip(chats, keys, strict=True)]
+            try:
+                return [future.result() for future in asked_for]
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    def body(self, chat: Chat, schema: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What is sent for a chat."""
+        config = self.config
+        body: dict[str, Any] = {
+            "model": config.model,
+            "messages": [dict(message) for message in chat],
+            "temperature": config.temperature,
+            "max_tokens": config.max_tokens,
+        }
+        if schema is not None and config.json_mode:
+            wish = {"name": "answer", "strict": True, "schema": dict(schema)}
+            body["response_format"] = {"type": "json_schema", "json_schema": wish}
+        return body
+
+    def embed(self, texts: Sequence[str], at_once: int = 64) -> list[list[float]]:
+        """The embedding of each text.
+
+        Raises:
+            RunError: as `ask`.
+        """
+        found: list[list[float]] = []
+        for start in range(0, len(texts), at_once):
+            body = {"model": self.config.model, "input": list(texts[start : start + at_once])}
+            shown = orjson.loads(self._insist(body, None, threading.Event(), path="embeddings"))
+            found += [row["embedding"] for row in sorted(shown, key=lambda row: row["index"])]
+        return found
+
+    def _insist(
+        self,
+        body: Mapping[str, Any],
+        schema: Mapping[str, Any] | None,
+        stop: threading.Event,
+        path: str = "chat/completions",
+    ) -> str:
+        """Try until there is an answer, or no tries are left."""
+        wait, unfit, why = self._patience, False, ""
+        for attempt in range(self.config.retries + 1):
+            if stop.is_set():
+                return ""
+            self._pace.wait()
+            try:
+                answer = self._once(body, path)
+                wrong = mismatch(answer, schema) if schema is not None else None
+                if wrong is None:
+                    return answer
+                unfit, why = True, wrong
+            except _Refused as refused:
+                unfit, why = False, refused.why
+                if attempt < self.config.retries:
+                    stop.wait(min(_LONGEST_WAIT, wait if refused.wait is None else refused.wait))
+                    wait *= 2
+        if unfit:
+            return ""
+        fix = "What was answered is kept; the same command goes on from there"
+        raise RunError(f"no answer after {self.config.retries + 1} tries: {why}", **self._place(), fix=fix)
+
+    def _place(self) -> dict[str, str]:
+        return {"where": redact(str(self.config.address)), "code": "endpoint_failed"}
+
+    def _once(self, body: Mapping[str, Any], path: str) -> str:
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        key = os.environ.get(self.config.api_key_env)
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        address = f"{str(self.config.address).rstrip('/')}/{path}"
+        request = urllib.request.Request(address, orjson.dumps(body), headers, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=self.config.timeout) as response:
+                data = response.read(_MOST_BYTES)
+        except urllib.error.HTTPError as error:
+            with error:
+                said = redact(error.read(2000).decode("utf-8", "replace")).strip()
+            if error.code in _BUSY:
+                raise _Refused(
+                    f"HTTP {error.code}: {said[:300]}", _seconds(error.headers.get("Retry-After"))
+                ) from error
+            fix = "Look at --base_url and --endpoint.model"
+            if error.code in (401, 403):
+                fix = f"Put the key into ${self.config.api_key_env}"
+            raise RunError(f"HTTP {error.code}: {said[:300]}", **self._place(), fix=fix) from error
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+            raise _Refused(f"cannot be reached: {getattr(error, 'reason', error)}") from error
+        return _content(data) if path == "chat/completions" else _part(data, "data")
+
+
+def _seconds(text: str | None) -> float | None:
+    try:
+        return max(0.0, float(text)) if text else None
+    except ValueError:  # a date; then our own patience decides
+        return None
+
+
+def _content(data: bytes) -> str:
+    try:
+        content = orjson.loads(data)["choices"][0]["message"]["content"]
+    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+        raise _Refused(f"an answer without choices[0].message.content: {data[:200]!r}") from error
+    if not isinstance(content, str) or not content.strip():
+        raise _Refused("an empty answer")
+    return content.strip()
+
+
+def _part(data: bytes, name: str) -> str:
+    try:
+        return orjson.dumps(orjson.loads(data)[name]).decode()
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise _Refused(f"an answer without {name!r}: {data[:200]!r}") from error
