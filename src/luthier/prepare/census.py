@@ -1,0 +1,151 @@
+"""What one look at rows finds out: shapes, columns, lengths, languages, and what is wrong with texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.base.records import Json
+from luthier.data.formats import other_task, shape_of
+from luthier.prepare.gaps import is_missing, number_of
+from luthier.prepare.identity import RowKeys
+from luthier.prepare.language import identify
+from luthier.prepare.markup import has_markup
+from luthier.prepare.mend import is_damaged, repairs
+from luthier.prepare.parcel import Batch, Item, Parcel, Value
+from luthier.prepare.personal import find, mask
+from luthier.prepare.view import fields, text_of
+
+USES = ("question", "answer")
+SEPARATOR = "\x1f"
+"""Between the parts of a count's name: what was counted, and which."""
+_REPAIRS = repairs(encoding=True, unicode="nfc", controls=True, whitespace="trim", width="keep", chinese="keep")
+_SHOWN, _BEFORE = 120, 30
+
+
+@dataclass(frozen=True)
+class Census:
+    """First look.
+
+    Columns: `key` uint64 [rows, 2]; `characters` [rows], and of questions and answers each; `han` [rows], whether the
+    row is Chinese.  Counts: `shape`, `task`, `language`, and for every column `seen`, `missing`, `number`, `text`,
+    `list`, `object`, `truth`; the troubles of texts under `trouble`, with examples that show no personal data.
+    """
+
+    def __call__(self, batch: Batch) -> Parcel:
+        parcel = RowKeys()(batch)
+        lengths = {name: np.zeros(len(batch.items), np.int64) for name in ("characters", *USES)}
+        han = np.zeros(len(batch.items), bool)
+        for number, item in enumerate(batch.items):
+            value = item.value
+            _count(parcel, "shape", shape_of(value) or "unknown")
+            _count(parcel, "task", other_task(value) or "")
+            text = text_of(value)
+            lengths["characters"][number] = len(text)
+            found = identify(text)
+            han[number] = found.code == "zh"
+            _count(parcel, "language", found.code)
+            for name, cell in value.items():
+                _count(parcel, "seen", name)
+                _count(parcel, "missing" if is_missing(cell) else _kind(cell), name)
+            for field in fields(value):
+                if field.use in USES:
+                    lengths[field.use][number] += len(field.text)
+                self._troubles(field.text, field.name, item, parcel)
+        parcel.columns |= {**lengths, "han": han}
+        return parcel
+
+    def _troubles(self, text: str, name: str, item: Item, parcel: Parcel) -> None:
+        for repair in _REPAIRS:
+            if repair.needed(text):
+                after = repair.apply(text)
+                if after != text:
+                    shown = {"before": _masked(text, 0), "after": _masked(after, 0)}
+                    _trouble(parcel, repair.name, item, field=name, **shown)
+        if has_markup(text):
+            _trouble(parcel, "html", item, field=name, text=_masked(text, 0))
+        if is_damaged(text):
+            _trouble(parcel, "damaged", item, field=name, text=_masked(text, 0))
+        for finding in find(text):
+            _trouble(parcel, finding.kind, item, field=name, masked=_masked(text, finding.start))
+
+
+def _masked(text: str, near: int) -> str:
+    """What a text says around a place, without personal data."""
+    findings = find(text)
+    before = mask(text[:near], [finding for finding in findings if finding.end <= near])
+    behind = [f._replace(start=f.start - near, end=f.end - near) for f in findings if f.start >= near]
+    return before[-_BEFORE:] + mask(text[near:], behind)[:_SHOWN]
+
+
+def _count(parcel: Parcel, what: str, which: str) -> None:
+    parcel.tally.count(f"{what}{SEPARATOR}{which}")
+
+
+def _trouble(parcel: Parcel, name: str, item: Item, **shown: Json) -> None:
+    _count(parcel, "trouble", name)
+    parcel.tally.example(name, item.where, **shown)
+
+
+def _kind(cell: Json) -> str:
+    if isinstance(cell, bool):
+        return "truth"
+    if isinstance(cell, list):
+        return "list"
+    if isinstance(cell, dict):
+        return "object"
+    return "text" if np.isnan(number_of(cell)) else "number"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Second look: the numbers in some columns [rows], NaN where there is none, and the tokens of the rows that the
+    attached `sampled` names [rows], 0 for the others."""
+
+    numbers: tuple[str, ...]
+    tokenizer: str
+
+    def __call__(self, batch: Batch) -> Parcel:
+        parcel = Parcel()
+        for name in self.numbers:
+            parcel.columns[f"number {name}"] = np.array([number_of(item.value.get(name)) for item in batch.items])
+        encode = _tokenizer(self.tokenizer)
+        sampled = batch.attached["sampled"].tolist()
+        parcel.columns["tokens"] = np.array(
+            [tokens_of(item.value, encode) if wanted else 0 for item, wanted in zip(batch.items, sampled, strict=True)],
+            np.int64,
+        )
+        return parcel
+
+
+def tokens_of(value: Value, tokenizer: Any) -> int:
+    """Tokens of a row's text, without those that a chat template adds."""
+    return len(tokenizer.encode(text_of(value), add_special_tokens=False).ids)
+
+
+@cache
+def _tokenizer(path: str) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(path)
+
+
+def spread(values: NDArray[Any]) -> dict[str, Json]:
+    """How numbers are distributed: smallest, quantiles, largest, mean."""
+    names = {"smallest": 0.0, "1 %": 0.01, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "99 %": 0.99, "largest": 1.0}
+    marks = np.quantile(values, list(names.values()))
+    return {**dict(zip(names, np.round(marks, 2).tolist(), strict=True)), "mean": round(float(values.mean()), 2)}
+
+
+def bins(values: NDArray[Any]) -> tuple[list[str], list[int]]:
+    """A histogram of lengths: each bin reaches to twice the end of the one before."""
+    if not len(values) or not values.max():
+        return [], []
+    powers = np.where(values > 0, np.ceil(np.log2(np.maximum(values, 1))), -1).astype(np.int64)
+    low, high = int(powers.min()), int(powers.max())
+    counts = np.bincount(powers - low, minlength=high - low + 1)
+    return ["0" if power < 0 else f"≤ {2**power:,}" for power in range(low, high + 1)], counts.tolist()

@@ -1,0 +1,273 @@
+"""Look at a data set: what it holds, what is wrong with it, and how much of it a task usually wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import numpy as np
+from pydantic import Field
+
+from luthier.base.errors import DataError, ModelError
+from luthier.base.records import Json
+from luthier.data.encoding import COMPRESSED, detect
+from luthier.data.sources import files_of, parse_spec
+from luthier.data.textfile import SUFFIXES, kind_of
+from luthier.model.config import ModelConfig
+from luthier.model.folder import model_folder
+from luthier.prepare.advice import CLASSIFY, PRETRAIN, advice_for, judged
+from luthier.prepare.census import SEPARATOR, USES, Census, Measure, bins, spread
+from luthier.prepare.config import VerbConfig
+from luthier.prepare.frame import Frame, Measured
+from luthier.prepare.gaps import limits
+from luthier.prepare.groups import first_of_equals
+from luthier.prepare.labels import Labels, read_labels
+from luthier.prepare.report import Chart, Report, Table
+from luthier.prepare.spill import Spill
+from luthier.prepare.verb import Job, Outcome, Verb
+
+_LABELS = ("label", "labels", "category", "class", "sentiment", "intent", "department")
+_MOST_LABELS = 500
+_REMEDIES = {
+    "encoding": "luthier data clean repairs them",
+    "control_characters": "luthier data clean removes them",
+    "html": "--html true of luthier data clean takes the text out",
+    "damaged": "nothing repairs them; --damaged drop of luthier data clean leaves these rows out",
+}
+_PERSONAL = ("secret", "email", "phone", "id_number", "card", "ip")
+
+
+class InspectConfig(VerbConfig):
+    """What to look for."""
+
+    label: str | None = None
+    """Column with the classes. Unset: label, category and the like, if there is one."""
+    tokenizer: str = "nano"
+    """Model folder or hub id whose tokenizer counts the tokens. For the model you will train, name that one."""
+    token_rows: int = Field(default=5000, ge=1)
+    """Rows whose tokens are counted, evenly over the set; the others are estimated by their characters."""
+
+
+def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
+    """Look at rows: two passes, and one more for labels.
+
+    Raises:
+        DataError: code `no_label` when the label column that was named holds no classes.
+        ModelError: the tokenizer cannot be found.
+    """
+    tokenizer = _tokenizer(config.tokenizer, job)
+    first = rows.measure(Census(), "Looking")
+    counts = _by_name(first)
+    total = len(rows)
+    numbers = tuple(name for name in counts["seen"] if counts["number"].get(name, 0) * 2 > counts["seen"][name])
+    sampled = np.zeros(total, bool)
+    sampled[np.linspace(0, total - 1, min(total, config.token_rows)).astype(np.int64)] = True
+    second = rows.measure(Measure(numbers, tokenizer), "Measuring", {"sampled": sampled})
+    labels = _labels(rows, config.label, counts["seen"])
+
+    report = Report()
+    report.tables += [_files(rows, job), _columns(counts, total), _shares("Shapes", "shape", counts["shape"], total)]
+    duplicates = _duplicates(first, job)
+    tokens = _tokens(first, second, sampled)
+    report.summary |= {"duplicates": duplicates, "tokens": tokens, "languages": len(counts["language"])}
+    _lengths(report, first, second, sampled)
+    languages = _shares("Languages", "language", counts["language"], total)
+    report.tables.append(languages)
+    report.charts.append(_chart("Languages", counts["language"]))
+    if labels is not None:
+        _balance(report, *labels)
+    _outliers(report, first, second, numbers)
+    for name, n in counts["trouble"].items():
+        report.tally.counts[name] = n
+    report.tally.examples |= first.tally.examples
+    _notes(report, counts, duplicates, total, config.tokenizer, int(sampled.sum()))
+    _advise(report, counts, total, tokens, labels)
+    return Outcome(report)
+
+
+def _tokenizer(name: str, job: Job) -> str:
+    folder = model_folder(ModelConfig(path=name, hub=job.read.hub))
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError("no tokenizer.json here", where=str(folder), code="no_tokenizer")
+    return str(path)
+
+
+def _by_name(found: Measured) -> dict[str, dict[str, int]]:
+    """Counts by what was counted, the most frequent first."""
+    kinds = ("shape", "task", "language", "seen", "missing", "number", "text", "list", "object", "truth", "trouble")
+    counts: dict[str, dict[str, int]] = {kind: {} for kind in kinds}
+    for name, n in sorted(found.tally.counts.items(), key=lambda entry: -entry[1]):
+        kind, _, which = name.partition(SEPARATOR)
+        counts[kind][which] = n
+    return counts
+
+
+def _files(rows: Frame, job: Job) -> Table:
+    found: list[dict[str, Json]] = []
+    for source in rows.sources:
+        spec = parse_spec(source.name, job.read.hub)
+        for path in files_of(spec) if spec.kind == "local" else ():
+            text = kind_of(path) in SUFFIXES
+            found.append(
+                {
+                    "file": str(path),
+                    "format": kind_of(path).removeprefix("."),
+                    "bytes": path.stat().st_size,
+                    "encoding": detect(path) if text else "",
+                    "compressed": path.suffix.lower() in COMPRESSED,
+                }
+            )
+    return Table("Files", found)
+
+
+def _columns(counts: Mapping[str, Mapping[str, int]], total: int) -> Table:
+    found: list[dict[str, Json]] = []
+    for name, seen in counts["seen"].items():
+        kinds = [kind for kind in ("text", "number", "truth", "list", "object") if counts[kind].get(name)]
+        missing = counts["missing"].get(name, 0) + total - seen
+        share = round(missing / total, 4)
+        found.append(
+            {"column": name, "holds": ", ".join(kinds), "rows": seen, "missing": missing, "share missing": share}
+        )
+    return Table("Columns", found)
+
+
+def _shares(title: str, name: str, counts: Mapping[str, int], total: int) -> Table:
+    return Table(title, [{name: key, "rows": n, "share": round(n / total, 4)} for key, n in counts.items()])
+
+
+def _chart(title: str, counts: Mapping[str, int]) -> Chart:
+    shown = list(counts.items())[:20]
+    return Chart(title, [name for name, _ in shown], [n for _, n in shown])
+
+
+def _duplicates(found: Measured, job: Job) -> int:
+    keys = Spill(job.scratch / "keys", np.uint64, 2)
+    keys.append(found.columns["key"])
+    first = first_of_equals(keys)
+    keys.close()
+    return int((first != np.arange(len(first))).sum())
+
+
+def _tokens(first: Measured, second: Measured, sampled: np.ndarray) -> int:
+    """Tokens of all rows: those that were counted, and the others by their characters and whether they are Chinese."""
+    total = 0.0
+    for chinese in (False, True):
+        these = first.columns["han"] == chinese
+        characters = int(first.columns["characters"][these & sampled].sum())
+        tokens = int(second.columns["tokens"][these & sampled].sum())
+        rest = int(first.columns["characters"][these & ~sampled].sum())
+        # with nothing counted of this kind: 0.25 tokens a character is what English takes, 1 what Chinese takes at most
+        total += tokens + rest * (tokens / characters if characters else (1.0 if chinese else 0.25))
+    return round(total)
+
+
+def _lengths(report: Report, first: Measured, second: Measured, sampled: np.ndarray) -> None:
+    measured = {"characters of a row": first.columns["characters"]}
+    for use in USES:
+        if first.columns[use].any():
+            measured[f"characters of its {use}s"] = first.columns[use]
+    measured["tokens of a row"] = second.columns["tokens"][sampled]
+    report.tables.append(Table("Lengths", [{"of": name, **spread(values)} for name, values in measured.items()]))
+    for title, name, axis in (
+        ("Characters of a row", "characters of a row", "characters"),
+        ("Tokens of a row", "tokens of a row", "tokens"),
+    ):
+        labels, values = bins(measured[name])
+        report.charts.append(Chart(title, labels, values, x=axis))
+
+
+def _labels(rows: Frame, wanted: str | None, seen: Mapping[str, int]) -> tuple[str, Labels] | None:
+    if wanted is not None:
+        return wanted, read_labels(rows, wanted)
+    for name in seen:
+        if name.lower() in _LABELS:
+            try:
+                found = read_labels(rows, name, needed=False)
+            except DataError:  # too many values for classes, and nobody said that it holds any
+                continue
+            if 1 < len(found.names) <= _MOST_LABELS:
+                return name, found
+    return None
+
+
+def _balance(report: Report, name: str, labels: Labels) -> None:
+    table = sorted(labels.table(), key=lambda row: -cast(int, row["rows"]))
+    report.tables.append(Table(f"Classes in {name}", table))
+    counts = {str(row["label"]): cast(int, row["rows"]) for row in table}
+    report.charts.append(_chart(f"Classes in {name}", counts))
+    most, fewest = int(labels.counts.max()), int(labels.counts.min())
+    report.summary["classes"] = len(labels.names)
+    if most > 3 * fewest:
+        what = (
+            f"The largest class has {most / fewest:.1f} times the rows of the smallest; luthier data balance evens out"
+        )
+        report.notes.append(f"{what}.")
+
+
+def _outliers(report: Report, first: Measured, second: Measured, numbers: tuple[str, ...]) -> None:
+    found: list[dict[str, Json]] = []
+    columns = {"characters": first.columns["characters"].astype(np.float64)}
+    columns |= {name: second.columns[f"number {name}"] for name in numbers}
+    for name, values in columns.items():
+        row: dict[str, Json] = {"column": name}
+        for rule in ("iqr", "zscore"):
+            low, high = limits(values, rule)
+            row[f"outliers by {rule}"] = int(((values < low) | (values > high)).sum())
+        usual = limits(values, "iqr")
+        found.append({**row, "usual from": round(usual.low, 3), "to": round(usual.high, 3)})
+    report.tables.append(Table("Numbers", found))
+
+
+def _notes(
+    report: Report, counts: Mapping[str, Mapping[str, int]], duplicates: int, total: int, tokenizer: str, counted: int
+) -> None:
+    if duplicates:
+        report.notes.append(f"{duplicates:,} of {total:,} rows repeat an earlier one; luthier data dedup removes them.")
+    trouble = counts["trouble"]
+    for name, remedy in _REMEDIES.items():
+        if trouble.get(name):
+            report.notes.append(f"{name.replace('_', ' ')}: {trouble[name]:,} texts; {remedy}.")
+    personal = {name: trouble[name] for name in _PERSONAL if trouble.get(name)}
+    if personal:
+        shown = ", ".join(f"{name} {n:,}" for name, n in personal.items())
+        report.notes.append(f"Personal data and secrets: {shown}; --mask of luthier data clean hides them.")
+    if counts["shape"].get("unknown"):
+        unknown = counts["shape"]["unknown"]
+        report.notes.append(f"{unknown:,} rows have no known shape; --columns renames their columns.")
+    how = "all rows" if counted == total else f"{counted:,} rows, the others estimated by their characters"
+    report.notes.append(f"Tokens were counted with the tokenizer of {tokenizer}, in {how}.")
+
+
+def _advise(
+    report: Report,
+    counts: Mapping[str, Mapping[str, int]],
+    total: int,
+    tokens: int,
+    labels: tuple[str, Labels] | None,
+) -> None:
+    """Rules of thumb for what most rows are made for."""
+    shape, task = next(iter(counts["shape"])), next(iter(counts["task"]))
+    advice = advice_for(shape, task or None)
+    if advice is None:
+        return
+    if advice is CLASSIFY:
+        if labels is not None:
+            report.notes.append(judged(advice, int(labels[1].counts.min())))
+        return
+    report.notes.append(judged(advice, tokens if advice is PRETRAIN else total))
+
+
+VERB = Verb(
+    name="inspect",
+    config=InspectConfig,
+    run=inspect,
+    about="Look at a data set: what it holds, what is wrong with it, and how much of it a task usually wants.",
+    examples=(
+        "luthier data inspect raw.csv",
+        "luthier data inspect train.jsonl valid.jsonl --report look.json",
+        "luthier data inspect train.jsonl --label category --tokenizer Qwen/Qwen2.5-0.5B",
+    ),
+    writes=False,
+)
