@@ -11,6 +11,9 @@ from luthier.cli import app as cli
 from luthier.prepare import verbs
 from luthier.prepare.verb import Verb
 
+OTHER = "The luthier planes the spruce top until it rings, and then she carves the scroll. 制琴师把云杉面板刨薄。"
+"""What stands in the file that a sample setting names as {other}."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -53,6 +56,9 @@ def run(verb: str, capsys: Any, folder: Path, *inputs: Path | str, flags: list[s
     if known.writes:
         words += ["--output", str(output)]
     words += flags_of(known) if flags is None else flags
+    if "{other}" in words:
+        other = write_rows(folder.parent / "other.jsonl", [{"text": OTHER}])
+        words = [str(other) if word == "{other}" else word for word in words]
     capsys.readouterr()
     code = cli.main(words)
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -140,29 +140,35 @@ def _token_hash(token: str) -> int:
     return found
 
 
-def shingle_sets(texts: Sequence[Tokens]) -> ShingleSets:
-    """Hash the shingles of texts.
+def shingle_hashes(texts: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Every shingle of every text: which text it is of, int64 [S], and its hash, uint64 [S].
 
-    At most 2**24 texts at a time.  A text with fewer tokens than a shingle has none.
+    A text with fewer tokens than a shingle has none.
     """
     hashes = np.array([_token_hash(token) for tokens in texts for token in tokens.text.split(" ") if token], np.uint64)
     lengths = np.array([tokens.number for tokens in texts], np.int64)
     starts = np.cumsum(lengths) - lengths
-    pieces: list[NDArray[np.uint64]] = []
+    owners: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
+    found: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
     for size in sorted({tokens.size for tokens in texts}):
         mine = np.array([number for number, tokens in enumerate(texts) if tokens.size == size], np.int64)
         counts = np.maximum(lengths[mine] - size + 1, 0)
-        text = np.repeat(mine, counts)
-        first = (
-            np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(starts[mine], counts)
-        )
+        first = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        first += np.repeat(starts[mine], counts)
         mixed = np.zeros(len(first), np.uint64)
         for place in range(size):
             mixed = _mix(mixed + hashes[first + place])
-        pieces.append((text.astype(np.uint64) << _HASH_BITS) | (mixed & _HASH_MASK))
-    joined = np.unique(np.concatenate(pieces)) if pieces else np.empty(0, np.uint64)
-    owners = (joined >> _HASH_BITS).astype(np.int64)
-    return ShingleSets(joined & _HASH_MASK, np.bincount(owners, minlength=len(texts)))
+        owners.append(np.repeat(mine, counts))
+        found.append(mixed)
+    return np.concatenate(owners), np.concatenate(found)
+
+
+def shingle_sets(texts: Sequence[Tokens]) -> ShingleSets:
+    """The shingles of texts as sets; at most 2**24 texts at a time."""
+    owners, hashes = shingle_hashes(texts)
+    joined = np.unique((owners.astype(np.uint64) << _HASH_BITS) | (hashes & _HASH_MASK))
+    counts = np.bincount((joined >> _HASH_BITS).astype(np.int64), minlength=len(texts))
+    return ShingleSets(joined & _HASH_MASK, counts)
 
 
 def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -108,6 +108,6 @@ class Verb:
     """Callables a verb needs from above (a model, an endpoint), by name: `job.tool(name)`.  The command line makes
     them of the verb's settings, see `cli/datatools.py`; in Python they are arguments of the same names."""
     sample: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """Settings that suit any small set of chats; the tests that hold for every verb use them."""
+    """Settings that suit any small set of chats, for the tests that hold for every verb; "{other}" is another file."""
     parts: Callable[[Any], tuple[str, ...]] = _one_output
     """Names of the outputs, from the settings; ("",) is a single one."""
