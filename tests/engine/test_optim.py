@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from luthier.base.errors import ConfigError, MissingExtra
 from luthier.engine import optim
@@ -174,10 +174,10 @@ def test_paged_state_needs_a_gpu(name: str):
 def test_an_optimizer_without_kernels_is_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch):
     optim.check(config(name="adamw_8bit"), torch.device("cpu"))
 
-    def step(self: object) -> None:
+    def step(self: object, *args: object) -> None:
         raise RuntimeError("no kernel image is available\nfor execution on the device")
 
-    monkeypatch.setattr(bitsandbytes().optim.AdamW8bit, "step", step)
+    monkeypatch.setattr(bitsandbytes().optim.AdamW8bit, "update_step", step)
     with pytest.raises(
         ConfigError, match=r"--optim adamw_8bit: .*this cpu \(no kernel image is available\). Use adamw"
     ):
@@ -242,3 +242,21 @@ def test_eight_bit_lion_is_lion():
     for name, weight in theirs.items():
         wrong = (ours[name] - weight).abs() > 1e-5
         assert wrong.float().mean() < (0.02 if name == "layer.weight" else 1e-6)
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "Lion8bit"])
+def test_not_waiting_for_the_device_changes_nothing(name: str) -> None:
+    kind = getattr(pytest.importorskip("bitsandbytes").optim, name)
+    torch.manual_seed(0)
+    starts, gradients = torch.randn(2, 64, 128), torch.randn(5, 2, 64, 128)
+    ends: list[list[Tensor]] = []
+    for optimizer_of in (kind, optim._unhurried(kind)):  # pyright: ignore[reportPrivateUsage]
+        weights = [nn.Parameter(start.clone()) for start in starts]
+        optimizer = optimizer_of(weights, lr=1e-2)
+        for parts in gradients:
+            for weight, part in zip(weights, parts, strict=True):
+                weight.grad = part.clone()
+            optimizer.step()
+        ends.append([weight.detach() for weight in weights])
+    for ours, theirs in zip(*ends, strict=True):
+        assert torch.equal(ours, theirs) and not torch.equal(ours, starts[0])

@@ -184,10 +184,25 @@ def _build(
             most = {name: p for name, p in named.items() if "embed" not in name and p.numel() >= _SMALLEST}
             package, options = bitsandbytes(f"--optim {config.name}"), {} if "lion" in config.name else {"eps": eps}
             for_most, for_rest = _BITSANDBYTES[config.name]
-            usual = partial(getattr(package.optim, for_most), betas=betas, **options)
+            kind = getattr(package.optim, for_most)
+            usual = partial(kind if "paged" in config.name else _unhurried(kind), betas=betas, **options)
             rest = partial(getattr(package.optim, for_rest), betas=betas, **options) if for_rest else adamw
     others = {name: p for name, p in named.items() if name not in most}
     return [build(parameter_groups(own, config, scale)) for build, own in ((usual, most), (rest, others)) if own]
+
+
+def _unhurried(kind: Any) -> Any:
+    """bitsandbytes' optimizer without its wait for the device after each parameter, which only paged state needs."""
+
+    def step(self: Any, closure: None = None) -> None:
+        for number, group in enumerate(self.param_groups):
+            for place, parameter in enumerate(group["params"]):
+                if parameter.grad is not None:
+                    if not self.state[parameter]:
+                        self.init_state(group, parameter, number, place)
+                    self.update_step(group, parameter, number, place)
+
+    return type(kind.__name__, (kind,), {"step": torch.no_grad()(step)})
 
 
 def _paged(part: Any, parameter: nn.Parameter, value: Tensor) -> Tensor:

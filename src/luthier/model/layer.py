@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from luthier.model.attention import Packing
 from luthier.model.pointwise import Pointwise
-from luthier.model.products import Product, Rider
+from luthier.model.products import Product, Rider, written_out
 
 Keep = Literal["most", "some", "input"]
 """What a layer keeps for its backward pass: everything but norms and activation; not the wide feed-forward products
@@ -108,11 +108,13 @@ Gradients = list[Tensor | None]
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h_TD: Tensor, layer: Layer, place: Place, keep: Keep, *parameters: Tensor) -> Tensor:
-        h2_TD, attention = _attend(layer, h_TD, place)
-        gate_up_TF, u_gate_up = _widen(layer, h2_TD)
-        act_TF = layer.down.room(h_TD)
-        layer.pointwise.swiglu(act_TF[:, : layer.down.into], gate_up_TF)
-        h3_TD, u_down = layer.down.forward(act_TF, add_TO=h2_TD)
+        with written_out(layer.products):
+            h2_TD, attention = _attend(layer, h_TD, place)
+            gate_up_TF, u_gate_up = _widen(layer, h2_TD)
+            act_TF = layer.down.room(h_TD)
+            layer.pointwise.swiglu(act_TF[:, : layer.down.into], gate_up_TF)
+            h3_TD, u_down = layer.down.forward(act_TF, add_TO=h2_TD)
+            del act_TF
         ctx.layer, ctx.place = layer, place
         ctx.attention = None if keep == "input" else attention
         ctx.feed = _Feed(gate_up_TF, u_gate_up, u_down) if keep == "most" else None
@@ -122,21 +124,27 @@ class _Step(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        layer: Layer = ctx.layer
-        h_TD, *kept = ctx.saved_tensors
-        attention, feed = ctx.attention, ctx.feed
-        ctx.attention = ctx.feed = None
-        if attention is None:
-            h2_TD, attention = _attend(layer, h_TD, ctx.place)
-        else:
-            h2_TD = kept[0]
-        if feed is None:
-            feed = _Feed(*_widen(layer, h2_TD), None)
-        dh2_TD, dfeed_norm, of_feed = _feed_gradient(layer, dh_TD, h2_TD, feed)
-        del feed
-        dh_TD, dnorms, of_attention = _attention_gradient(layer, dh2_TD, h_TD, attention, ctx.place)
-        dinput_norm, *dhead_norms = dnorms
-        return dh_TD, None, None, None, dinput_norm, dfeed_norm, *dhead_norms, *of_attention, *of_feed
+        with written_out(ctx.layer.products):
+            return _backward(ctx, dh_TD)
+
+
+def _backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradient of each argument of `_Step.forward`; what is missing is computed again first."""
+    layer: Layer = ctx.layer
+    h_TD, *kept = ctx.saved_tensors
+    attention, feed = ctx.attention, ctx.feed
+    ctx.attention = ctx.feed = None
+    if attention is None:
+        h2_TD, attention = _attend(layer, h_TD, ctx.place)
+    else:
+        h2_TD = kept[0]
+    if feed is None:
+        feed = _Feed(*_widen(layer, h2_TD), None)
+    dh2_TD, dfeed_norm, of_feed = _feed_gradient(layer, dh_TD, h2_TD, feed)
+    del feed
+    dh_TD, dnorms, of_attention = _attention_gradient(layer, dh2_TD, h_TD, attention, ctx.place)
+    dinput_norm, *dhead_norms = dnorms
+    return dh_TD, None, None, None, dinput_norm, dfeed_norm, *dhead_norms, *of_attention, *of_feed
 
 
 def _attend(layer: Layer, h_TD: Tensor, place: Place) -> tuple[Tensor, _Attention]:

@@ -131,11 +131,15 @@ class _ByHand(torch.autograd.Function):
         kept, ctx.kept = ctx.kept[::-1], []
         weight = weight_VD.to(hidden_RD.dtype)
         dhidden_RD = torch.empty_like(hidden_RD)
-        dweight_VD = torch.zeros_like(weight_VD, dtype=torch.float32)
+        # The gradient of a whole vocabulary is added to the one that is there already, rather than held a second time.
+        there = weight_VD.grad if weight_VD.is_leaf else None
+        in_place = there is not None and there.dtype == torch.float32
+        dweight_VD = there if in_place else torch.zeros_like(weight_VD, dtype=torch.float32)
+        assert dweight_VD is not None
         for start in range(0, len(targets_R), ctx.rows):
             part = slice(start, start + ctx.rows)
             logits_RV = kept.pop() if kept else hidden_RD[part] @ weight.t()
             ctx.pointwise.score_gradient(logits_RV, targets_R[part], norm_R[part], dlogprobs_R[part])
             torch.mm(logits_RV, weight, out=dhidden_RD[part])
             add_product(dweight_VD, logits_RV.t(), hidden_RD[part])
-        return dhidden_RD, dweight_VD, None, None, None, None
+        return dhidden_RD, None if in_place else dweight_VD, None, None, None, None

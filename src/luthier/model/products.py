@@ -15,7 +15,8 @@ Legend: T packed tokens, I input width, O output width (of all joined layers tog
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -100,8 +101,9 @@ class Product:
         self.out, self.into = sum(self.sizes), linears[0].shape[1]
         self.ranks = [linear.adapter[0].shape[0] if linear.adapter else 0 for linear in linears]
         self.spare = -(-sum(self.ranks) // _ALIGN) * _ALIGN
-        moves = any(linear.moves for linear in linears)
-        self._held = None if moves else self._hold()
+        self.moves = any(linear.moves for linear in linears)
+        self._held = None if self.moves else self._hold()
+        self._written: Tensor | None = None
         fixed = all(linear.bias is None or not linear.bias.requires_grad for linear in linears)
         self._fixed_bias = self._join_biases() if fixed else None
 
@@ -192,7 +194,22 @@ class Product:
         """[O + K, I + K] in the arithmetic's type."""
         if self._held is not None:
             return self._held
-        return joined([linear.weight for linear in self.linears if isinstance(linear.weight, Tensor)], self.dtype)
+        if self._written is not None:
+            return self._written
+        return joined(self.moving(), self.dtype)
+
+    def moving(self) -> list[Tensor]:
+        """The weights as they are trained."""
+        return [linear.weight for linear in self.linears if isinstance(linear.weight, Tensor)]
+
+    def write_to(self, weight_OI: Tensor, targets: list[Tensor]) -> None:
+        """Use `weight_OI` as the weight until `forget`; where each layer's part has to be written goes to `targets`."""
+        self._written = weight_OI
+        targets.extend(weight_OI.split(self.sizes))
+
+    def forget(self) -> None:
+        """Let go of what `write_to` took."""
+        self._written = None
 
     def _hold(self) -> Tensor | None:
         """The matrix of weights and adapters; each weight becomes a view of its part."""
@@ -213,6 +230,28 @@ class Product:
         pairs = zip(biases, self.linears, strict=True)
         parts = [torch.zeros(linear.shape[0], device=linear.device) if b is None else b for b, linear in pairs]
         return joined(parts, self.dtype)
+
+
+@contextmanager
+def written_out(products: Sequence[Product]) -> Generator[None]:
+    """Weights that move are rounded to the arithmetic's type once, all together, for as long as this lasts."""
+    moving = [product for product in products if product.moves]
+    if not moving:
+        yield
+        return
+    first = moving[0].linears[0]
+    flat = torch.empty(sum(p.out * p.into for p in moving), dtype=moving[0].dtype, device=first.device)
+    targets: list[Tensor] = []
+    for product, part in zip(moving, flat.split([p.out * p.into for p in moving]), strict=True):
+        product.write_to(part.view(product.out, product.into), targets)
+    sources = [weight for product in moving for weight in product.moving()]
+    with torch.no_grad():
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage]
+    try:
+        yield
+    finally:
+        for product in moving:
+            product.forget()
 
 
 def times32(left: Tensor, right: Tensor) -> Tensor:
