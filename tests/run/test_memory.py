@@ -72,7 +72,10 @@ def test_a_global_batch_is_kept_by_what_is_suggested():
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "the GPU's memory is used up (CUDA out"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            "the GPU's memory is used up (CUDA out",
+        ),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "the machine's memory is used up"),
         (DoesNotFit("the evaluation at step 3 does not fit"), "step 3 does not fit. Try --per_device_eval"),
     ],
