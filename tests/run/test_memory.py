@@ -36,7 +36,11 @@ CASES: list[tuple[Run, Use, list[str]]] = [
         "step",
         ["--per_device_train_batch_size 1 --gradient_accumulation_steps 6", "--max_length 1024", "--train_type lora"],
     ),
-    (run("cuda", train={"micro_batch": 1}), "step", ["--max_length 1024", "--quant_bits 4", "--fsdp full_shard on several"]),
+    (
+        run("cuda", train={"micro_batch": 1}),
+        "step",
+        ["--max_length 1024", "--quant_bits 4", "--fsdp full_shard on several"],
+    ),
     (
         run("cuda", 2, method={"type": "full"}),
         "weights",
