@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -17,22 +15,17 @@ from luthier.base.endpoint import EndpointConfig
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import Json
 from luthier.base.rundir import write_atomic
+from luthier.prepare.annotators import Join, Resolve, Unsure, describe, ratings_of
 from luthier.prepare.frame import Frame
 from luthier.prepare.guideline import Question, verdict
+from luthier.prepare.labelling import Import, Seen, Unlabelled, WriteAnswers, WriteTasks
 from luthier.prepare.models import ModelVerbConfig
-from luthier.prepare.parcel import Batch, Item, Parcel, Tally
+from luthier.prepare.parcel import Tally
 from luthier.prepare.report import Chart, Report, Table
-from luthier.prepare.studio_json import Form, Kind, Said, comparable, is_task, said_of, tasks_file
+from luthier.prepare.studio_json import Form, Kind, tasks_file
 from luthier.prepare.verb import Job, Outcome, Verb
-from luthier.prepare.view import column, text_of
 from luthier.score.agreement import (
     Level,
-    Ratings,
-    alpha_by_class,
-    by_annotator,
-    cohen_kappa,
-    fleiss_kappa,
-    krippendorff_alpha,
     majority,
 )
 
@@ -61,7 +54,7 @@ class LabelConfig(ModelVerbConfig):
     """endpoint: ask so often and take the favourite; the share of its votes is the confidence. Needs a temperature."""
     min_confidence: float = Field(default=0.0, ge=0, le=1)
     """endpoint and pseudo: below this, a row gets no label."""
-    unsure: Literal["keep", "drop"] = "drop"
+    unsure: Unsure = "drop"
     """Rows without a label: leave them out, or keep them unlabelled."""
     relabel: bool = False
     """endpoint and pseudo: also rows that have a label already."""
@@ -75,7 +68,7 @@ class LabelConfig(ModelVerbConfig):
     """export: write the labelling interface (XML) to this file."""
     annotators: tuple[str, ...] = ()
     """agreement: the columns with each annotator's answer."""
-    resolve: Literal["majority", "first", "all"] = "majority"
+    resolve: Resolve = "majority"
     """import and agreement: what several answers become; all writes a row for each."""
     level: Level = "nominal"
     """What a difference between two answers means: nominal, ordinal or interval."""
@@ -122,33 +115,14 @@ def label(rows: Frame, config: LabelConfig, job: Job) -> Outcome:
             return _by_model(rows, config, job)
 
 
-# Label Studio
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Writes each row as a task."""
-
-    form: Form
-    label: str
-    column: str | None
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        for item in batch.items:
-            value = item.value if self.column else {**item.value, "text": text_of(item.value)}
-            parcel.keep(item, self.form.task(value, column(item.value, self.label)))
-        return parcel
-
-
 def _export(rows: Frame, config: LabelConfig) -> Outcome:
     labels = config.labels
     if not labels and config.form == "choices":
-        labels = tuple(sorted(rows.measure(_Seen(config.label), "Reading labels").tally.counts))
+        labels = tuple(sorted(rows.measure(Seen(config.label), "Reading labels").tally.counts))
     form = Form(config.form, config.text or "text", labels, config.other)
     if config.interface:
         write_atomic(Path(config.interface).expanduser(), form.config().encode())
-    stream = rows.scan(_Task(form, config.label, config.text), "Writing tasks")
+    stream = rows.scan(WriteTasks(form, config.label, config.text), "Writing tasks")
     report = Report(notes=[f"Labelling interface:\n{form.config()}"])
     if not config.tasks:
         return Outcome(report, stream)
@@ -164,105 +138,14 @@ def _export(rows: Frame, config: LabelConfig) -> Outcome:
     return Outcome(report, kept())
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """Counts the labels that are text."""
-
-    name: str
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        for item in batch.items:
-            found = column(item.value, self.name)
-            if isinstance(found, str) and found:
-                parcel.tally.count(found)
-        return parcel
-
-
-@dataclass(frozen=True)
-class _Annotated:
-    """What the annotators of each row said, as lines of [control, [[annotator, answer], ...]]."""
-
-    columns: tuple[str, ...]
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        for item in batch.items:
-            if self.columns:
-                answers = [[name, column(item.value, name)] for name in self.columns]
-                rated: dict[str, Any] = {"": [answer for answer in answers if answer[1] not in (None, "")]}
-            else:
-                rated = {}
-                for said in said_of(item.value) if is_task(item.value) else ():
-                    for name, answer in said.values.items():
-                        rated.setdefault(name, []).append([said.annotator, comparable(answer)])
-            parcel.keep_line(item.file, item.line, orjson.dumps(rated), "said")
-        return parcel
-
-
-@dataclass(frozen=True)
-class _Import:
-    """Writes each task as a row."""
-
-    resolve: Literal["majority", "first", "all"]
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        for item in batch.items:
-            if not is_task(item.value):
-                parcel.drop(item, "no_task")
-                continue
-            said = said_of(item.value)
-            for kind in (kind for one in said for kind in one.ignored):
-                parcel.tally.count(f"ignored: {kind}")
-            if not said:
-                parcel.drop(item, "not_annotated")
-                continue
-            data = cast(dict[str, Json], item.value["data"])
-            chosen = said if self.resolve == "all" else [_resolved(said, self.resolve)]
-            for one in chosen:
-                if one is None or not one.values:
-                    parcel.drop(item, "no_majority" if one is None else "nothing_said")
-                    continue
-                row: dict[str, Json] = {**data, **one.values, **_preferred(data, item.value, one)}
-                parcel.keep(item, {**row, "annotator": one.annotator} if self.resolve == "all" else row)
-        return parcel
-
-
-def _resolved(said: Sequence[Said], how: Literal["majority", "first"]) -> Said | None:
-    """One annotation of several: a ground truth wins; else the first, or for each control what most said."""
-    truth = next((one for one in said if one.ground_truth), None)
-    if truth is not None or how == "first" or len(said) == 1:
-        return truth or said[0]
-    made = Said("majority")
-    for name in dict.fromkeys(name for one in said for name in one.values):
-        given = [one.values[name] for one in said if name in one.values]
-        keys = [comparable(answer) for answer in given]
-        most = max(keys.count(key) for key in keys)
-        best = dict.fromkeys(key for key in keys if keys.count(key) == most)
-        if len(best) == 1:
-            made.values[name] = given[keys.index(next(iter(best)))]
-    return made if made.values else None
-
-
-def _preferred(data: Mapping[str, Json], task: Mapping[str, Json], said: Said) -> dict[str, Json]:
-    """chosen and rejected of a task that compared two texts, where it is clear which ones."""
-    side = next((answer for answer in said.values.values() if answer in ("left", "right")), None)
-    texts = [name for name, value in data.items() if isinstance(value, str) and name not in ("prompt", "instruction")]
-    if side is None or len(texts) != 2 or "chosen" in data:
-        return {}
-    left, right = (data[name] for name in texts)
-    return {"chosen": left, "rejected": right} if side == "left" else {"chosen": right, "rejected": left}
-
-
 def _import(rows: Frame, config: LabelConfig) -> Outcome:
     report = Report()
-    for name, ratings, people in _ratings(rows, ()):
-        _describe_agreement(report, name, ratings, people, config.level)
+    for name, ratings, people in ratings_of(rows, ()):
+        describe(report, name, ratings, people, config.level)
 
     def noted():
         counted = Tally()
-        for parcel in rows.scan(_Import(config.resolve), "Writing rows"):
+        for parcel in rows.scan(Import(config.resolve), "Writing rows"):
             counted.add(parcel.tally)
             yield parcel
         ignored = {name[9:]: n for name, n in counted.counts.items() if name.startswith("ignored: ")}
@@ -273,168 +156,24 @@ def _import(rows: Frame, config: LabelConfig) -> Outcome:
     return Outcome(report, noted())
 
 
-# Agreement
-
-
-def _ratings(rows: Frame, columns: tuple[str, ...]) -> list[tuple[str, Ratings, list[str]]]:
-    """For each control the ratings of those items that somebody judged, and the annotators."""
-    items: dict[str, list[dict[str, Any]]] = {}
-    for parcel in rows.scan(_Annotated(columns), "Reading answers"):
-        for line in bytes(parcel.lines.get("said", b"")).split(b"\n")[:-1]:
-            for name, answers in orjson.loads(line).items():
-                items.setdefault(name, []).append({who: comparable(answer) for who, answer in answers})
-    found: list[tuple[str, Ratings, list[str]]] = []
-    for name, rated in sorted(items.items()):
-        people = list(columns) or sorted({who for row in rated for who in row})
-        found.append((name, Ratings.of([[row.get(who) for who in people] for row in rated]), people))
-    return found
-
-
-def _describe_agreement(report: Report, name: str, ratings: Ratings, people: Sequence[str], level: Level) -> None:
-    """Tables of agreement over all, by class and by annotator."""
-    if len(people) < 2 or len(ratings.classes) < 2:
-        return
-    title = f"Agreement{f': {name}' if name else ''}"
-    try:
-        alpha = krippendorff_alpha(ratings, level)
-    except ValueError as error:
-        raise ConfigError(str(error), where="--level", fix="Use nominal or ordinal") from error
-    whole: dict[str, Json] = {"items": len(ratings.codes_NA), "annotators": len(people)}
-    whole[f"Krippendorff's alpha ({level})"] = _shown(alpha)
-    if len(people) == 2:
-        whole["Cohen's kappa"] = _shown(
-            cohen_kappa(ratings.codes_NA[:, 0], ratings.codes_NA[:, 1], len(ratings.classes))
-        )
-    full = (ratings.codes_NA >= 0).all(axis=1)
-    if full.any():
-        whole["Fleiss' kappa (items that all judged)"] = _shown(fleiss_kappa(ratings.counts_NK[full]))
-    report.tables.append(Table(title, [whole]))
-    report.summary["alpha" if not name else f"alpha of {name}"] = _shown(alpha)
-    if len(ratings.classes) <= 100:
-        counts = ratings.counts_NK.sum(axis=0).tolist()
-        by_class = zip(ratings.classes, counts, alpha_by_class(ratings).tolist(), strict=True)
-        shown = [{"class": str(kind), "answers": n, "alpha": _shown(value)} for kind, n, value in by_class]
-        report.tables.append(Table(f"{title} by class", shown))
-    found = by_annotator(ratings, level)
-    report.tables.append(
-        Table(
-            f"{title} by annotator",
-            [
-                {
-                    "annotator": who,
-                    "answers": one.answers,
-                    "kappa with others": _shown(one.kappa),
-                    "as most others": _shown(one.with_majority),
-                    "alpha without": _shown(one.alpha_without),
-                }
-                for who, one in zip(people, found, strict=True)
-            ],
-        )
-    )
-    if alpha < 0.667:
-        what = f"alpha {alpha:.3f} is below 0.667, under which Krippendorff (2004) draws no conclusions"
-        report.notes.append(f"{what}: sharpen the guideline before labelling more")
-
-
-def _shown(number: float) -> float | None:
-    return None if math.isnan(number) else round(number, 4)
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """Writes the favourite of several columns into one."""
-
-    label: str
-    columns: tuple[str, ...]
-    resolve: Literal["majority", "first", "all"]
-    unsure: Literal["keep", "drop"]
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        shares = batch.attached["share"].tolist()
-        for item, place, share in zip(batch.items, batch.attached["place"].tolist(), shares, strict=True):
-            given = [column(item.value, name) for name in self.columns]
-            known = [answer for answer in given if answer not in (None, "")]
-            if self.resolve == "all":
-                for answer in known:
-                    parcel.keep(item, {**item.value, self.label: answer})
-                continue
-            first = self.resolve == "first" and bool(known)
-            if place < 0 and not first:
-                _unsure(parcel, item, self.unsure, "no_majority" if known else "nothing_said")
-                continue
-            answer = known[0] if first else given[place]
-            parcel.keep(item, {**item.value, self.label: answer, "agreement": round(share, 4)})
-        return parcel
-
-
 def _agreement(rows: Frame, config: LabelConfig) -> Outcome:
-    ((_, ratings, people),) = _ratings(rows, config.annotators)
+    ((_, ratings, people),) = ratings_of(rows, config.annotators)
     if not len(ratings.classes):
         where = ", ".join(source.name for source in rows.sources)
         raise DataError(f"no answer in the columns {', '.join(config.annotators)}", where=where, code="no_label")
     report = Report()
-    _describe_agreement(report, "", ratings, people, config.level)
+    describe(report, "", ratings, people, config.level)
     codes, shares = majority(ratings)
     place = np.where(codes >= 0, (ratings.codes_NA == codes[:, None]).argmax(axis=1), -1)
-    work = _Joined(config.label, config.annotators, config.resolve, config.unsure)
+    work = Join(config.label, config.annotators, config.resolve, config.unsure)
     return Outcome(report, rows.scan(work, "Writing", {"place": place, "share": shares}))
-
-
-# Models
-
-
-@dataclass(frozen=True)
-class _Unlabelled:
-    """The text of each row that is to be labelled, as a line; null for the others."""
-
-    label: str
-    column: str | None
-    relabel: bool
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        for item in batch.items:
-            has = column(item.value, self.label) not in (None, "", []) and not self.relabel
-            text = column(item.value, self.column) if self.column else text_of(item.value)
-            shown = text if isinstance(text, str) and text.strip() and not has else None
-            parcel.keep_line(item.file, item.line, orjson.dumps([shown, has]), "text")
-        return parcel
-
-
-@dataclass(frozen=True)
-class _Write:
-    """Writes answers into rows: the attached JSON is {column: value}, a reason for none, or null."""
-
-    unsure: Literal["keep", "drop"]
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        for item, answer in zip(batch.items, batch.attached["answer"], strict=True):
-            found = orjson.loads(answer)
-            if found is None:
-                parcel.keep(item)
-            elif isinstance(found, str):
-                _unsure(parcel, item, self.unsure, found)
-            else:
-                parcel.tally.count("labelled")
-                parcel.keep(item, {**item.value, **found})
-        return parcel
-
-
-def _unsure(parcel: Parcel, item: Item, what: Literal["keep", "drop"], reason: str) -> None:
-    if what == "drop":
-        parcel.drop(item, reason)
-    else:
-        parcel.tally.count(reason)
-        parcel.keep(item)
 
 
 def _blocks(rows: Frame, config: LabelConfig, job: Job, judge: Any) -> NDArray[Any]:
     """For each row what `judge` (texts -> answers) makes of its text, as JSON; object [rows]."""
     found: list[bytes] = []
     with job.console.progress("Labelling") as bar:
-        for parcel in rows.scan(_Unlabelled(config.label, config.text, config.relabel), "Reading rows"):
+        for parcel in rows.scan(Unlabelled(config.label, config.text, config.relabel), "Reading rows"):
             lines = [orjson.loads(line) for line in bytes(parcel.lines.get("text", b"")).split(b"\n")[:-1]]
             for start in range(0, len(lines), _ASKED_AT_ONCE):
                 block = lines[start : start + _ASKED_AT_ONCE]
@@ -506,7 +245,7 @@ def _labelled(rows: Frame, config: LabelConfig, answers: NDArray[Any]) -> Outcom
         sure = np.array([answer["confidence"] for answer in given])
         bars, edges = np.histogram(sure, 10, (0, 1))
         report.charts.append(Chart("Confidence", [f"{edge:.1f}" for edge in edges[:-1]], bars.tolist(), x="confidence"))
-    return Outcome(report, rows.scan(_Write(config.unsure), "Writing", {"answer": answers}))
+    return Outcome(report, rows.scan(WriteAnswers(config.unsure), "Writing", {"answer": answers}))
 
 
 def _question(config: LabelConfig) -> Question:
