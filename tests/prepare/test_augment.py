@@ -178,3 +178,21 @@ def test_refusals(flags: list[str], message: str, tmp_path: Path, capsys: Any, m
     file = write_rows(tmp_path / "f.jsonl", [{"text": "x"}])
     done = run("augment", capsys, tmp_path / "out", file, flags=flags)
     assert done.code == 2 and message in done.error["what"]
+
+
+def test_another_list_of_synonyms_is_another_step_of_a_recipe(tmp_path: Path, capsys: Any) -> None:
+    from luthier.cli import app
+
+    words = tmp_path / "words.list"
+    file, out = write_rows(tmp_path / "f.jsonl", [{"text": "a big tree"}]), tmp_path / "o.jsonl"
+    recipe = tmp_path / "r.yaml"
+    step = f"{{methods: [synonym], originals: false, synonyms: ['{words}']}}"
+    recipe.write_text(f"inputs: ['{file}']\noutput: '{out}'\nsteps:\n  - augment: {step}\n", encoding="utf-8")
+    for other in ("large", "tall"):
+        words.write_text(f"big {other}\n", encoding="utf-8")
+        assert app.main(["data", "run", str(recipe)]) == 0
+        assert out.read_text(encoding="utf-8") == f'{{"text":"a {other} tree"}}\n'
+    over = run(
+        "augment", capsys, tmp_path, file, flags=["--methods", "synonym", "--synonyms", str(file)], name="f.jsonl"
+    )
+    assert over.error["code"] == "would_overwrite"

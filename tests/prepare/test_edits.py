@@ -101,7 +101,7 @@ def test_wordnet_files(tmp_path: Path) -> None:
     found = read_synonyms((str(tmp_path),))
     assert found == {"car": ("auto", "motor car"), "auto": ("car", "motor car")}
     (tmp_path / "cntlist.rev").write_text("car%1:06:00:: 1 5\ncar%1:06:01:: 2 5\n")
-    read_synonyms.cache_clear()
+    (tmp_path / "new").write_text("")  # the folder has changed
     assert "car" not in read_synonyms((str(tmp_path),))  # nothing tells which car is meant
 
 

@@ -38,7 +38,7 @@ from luthier.prepare.config import ReadConfig, VerbConfig
 from luthier.prepare.origins import Origins
 from luthier.prepare.report import Finished, to_bytes
 from luthier.prepare.verb import Verb
-from luthier.prepare.work import Places, do, read_by, say, write_report
+from luthier.prepare.work import Places, do, plain_files, read_by, say, write_report
 from luthier.prepare.write import part_paths, refuse_overwriting, target, write_rows
 
 _FORMAT = 1
@@ -190,7 +190,8 @@ def _names(steps: Sequence[_Step]) -> tuple[str, ...]:
 
 def _named_files(step: _Step, recipe: RecipeConfig) -> list[Path]:
     specs = [parse_spec(text, recipe.hub) for text in read_by(step.verb, step.config)]
-    return [path for spec in specs if spec.kind == "local" for path in files_of(spec)]
+    found = [path for spec in specs if spec.kind == "local" for path in files_of(spec)]
+    return found + plain_files(step.verb, step.config)
 
 
 def _do(
@@ -206,6 +207,7 @@ def _do(
     wishes = recipe.model_dump(mode="json", include={"bad_rows", "max_row_bytes", "min_rows", "seed"})
     columns = recipe.columns if rows.rows is None else {}
     further = [_content(text, recipe) for text in read_by(step.verb, step.config)]
+    further += [_digest(path) for path in plain_files(step.verb, step.config)]
     settings = step.config.model_dump(mode="json")
     versions = [_FORMAT, __version__, step.verb.name, step.verb.version]
     key = _hash(rows.identity, rows.name, orjson.dumps([versions, settings, wishes, columns, further]).decode())
@@ -266,11 +268,12 @@ def _content(text: str, recipe: RecipeConfig) -> str:
     spec = parse_spec(text, recipe.hub)
     if spec.kind != "local":
         return _hash(text, open_rows(spec, recipe.data()).fingerprint)
-    digests: list[str] = []
-    for path in files_of(spec):
-        with path.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return _hash(text, *digests)
+    return _hash(text, *map(_digest, files_of(spec)))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _hash(*parts: str) -> str:

@@ -11,7 +11,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ _FUNCTION_WORDS = frozenset(
 """Words of grammar, which WordNet knows as something else (who, the organisation; are, the measure)."""
 
 
-@cache
 def read_synonyms(names: tuple[str, ...]) -> Synonyms:
     """The synonyms of words, in lower case.
 
@@ -48,6 +47,20 @@ def read_synonyms(names: tuple[str, ...]) -> Synonyms:
         ConfigError, DataError: a file that is not there or not readable.
         MissingExtra: a package is not installed.
     """
+    return _read(names, tuple(_state(name) for name in names))
+
+
+def _state(name: str) -> tuple[int, int]:
+    """What tells a file from an earlier one of the same name."""
+    try:
+        found = Path(name).expanduser().stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=4)
+def _read(names: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Synonyms:
     found: dict[str, list[str]] = {}
     for name in names:
         for word, others in _of(name):

@@ -104,6 +104,8 @@ class Verb:
     """False for a verb that only looks."""
     reads: tuple[str, ...] = ()
     """Settings that name further files or data sets; their content enters the key of cached steps."""
+    files: tuple[str, ...] = ()
+    """Settings that name plain files to be read whole, of any kind; their content enters the key too."""
     tools: tuple[str, ...] = ()
     """Callables a verb needs from above (a model, an endpoint), by name: `job.tool(name)`.  The command line makes
     them of the verb's settings, see `cli/datatools.py`; in Python they are arguments of the same names."""

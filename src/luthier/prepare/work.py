@@ -91,13 +91,23 @@ def _files(verb: Verb, config: VerbConfig, inputs: Sequence[str], hub: Literal["
         spec = parse_spec(text, hub)
         if spec.kind == "local":
             found += files_of(spec)
-    return found
+    return found + plain_files(verb, config)
 
 
 def read_by(verb: Verb, config: VerbConfig) -> list[str]:
     """The further files and data sets that a verb's settings name."""
+    return _named(verb.reads, config)
+
+
+def plain_files(verb: Verb, config: VerbConfig) -> list[Path]:
+    """The plain files that a verb's settings name, those that are there."""
+    paths = [Path(name).expanduser() for name in _named(verb.files, config)]
+    return [path for path in paths if path.is_file()]
+
+
+def _named(settings: Sequence[str], config: VerbConfig) -> list[str]:
     found: list[str] = []
-    for name in verb.reads:
+    for name in settings:
         value = getattr(config, name)
         found += [value] if isinstance(value, str) else list(value or ())
     return found

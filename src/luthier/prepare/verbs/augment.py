@@ -260,7 +260,16 @@ def augment(rows: Frame, config: AugmentConfig, job: Job) -> Outcome:
     work = _Augment(config, job.seed, pool)
     if {"synonym", "insert"} & set(config.methods):
         report.notes.append("Synonyms are those of a word's commonest sense; look at the examples before training")
-    return Outcome(report, rows.scan(work, "Augmenting", attached or None))
+    return Outcome(report, _written(rows.scan(work, "Augmenting", attached or None), report))
+
+
+def _written(stream: Iterator[Parcel], report: Report) -> Iterator[Parcel]:
+    """The stream, and in the end how many copies there are."""
+    copies = 0
+    for parcel in stream:
+        copies += sum(n for name, n in parcel.tally.counts.items() if name in get_args(Method))
+        report.summary["copies"] = copies
+        yield parcel
 
 
 def _pool(rows: Frame, label: str) -> Pool:
@@ -326,5 +335,6 @@ VERB = Verb(
         "--endpoint.model qwen --output more.jsonl",
         "luthier data augment pictures.jsonl --methods crop flip noise --image_dir changed --output more.jsonl",
     ),
+    files=("synonyms",),
     tools=("ask",),
 )

@@ -283,6 +283,7 @@ VERB = Verb(
         "--min_confidence 0.9 --output labelled.jsonl",
         "luthier data label pairs.json --method agreement --annotators a1 a2 a3 --report agreement.json",
     ),
+    files=("guideline", "answer_schema"),
     tools=("ask", "choose"),
     sample={"method": "export", "labels": ["odd", "even"]},
 )
