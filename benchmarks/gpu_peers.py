@@ -1,0 +1,123 @@
+"""Luthier beside its peers on one GPU: same rows, same clock, one call.
+
+    python benchmarks/gpu_peers.py PEERS --work A --peers lf us_gc --modes kept lean fp8
+
+PEERS is a folder with the peers' launchers: `run_peers.sh SIZE LENGTH ROWS STEPS peer...`, which prints a line
+`BENCH {...}` for each; `bench_wrap.py`, the clock that does so for any Python program; `mkmodel.py` and `mkfixed.py`,
+which make the random model and the rows.  Each side is a process of its own; Luthier's is the command a user types.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Work:
+    """One workload, in the launchers' words."""
+
+    size: str
+    length: int
+    rows: int
+    """of a step"""
+    rank: int
+    """of the adapters; 0 tunes everything"""
+
+
+WORKS = {"A": Work("7b", 4096, 4, 16), "B": Work("0.5b", 2048, 16, 0), "tiny": Work("tiny", 128, 4, 16)}
+
+# What each mode adds to the command: how many rows go through at once, and what is kept.
+MODES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "kept": (1, ("--gradient_checkpointing", "false")),
+    "lean": (4, ("--gradient_checkpointing", "true")),
+    "lean 8-bit": (4, ("--gradient_checkpointing", "true", "--optim", "adamw_8bit")),
+    "fp8": (1, ("--gradient_checkpointing", "false", "--quant_method", "fp8")),
+    "fp8 lean": (2, ("--gradient_checkpointing", "true", "--quant_method", "fp8")),
+    "auto": (1, ()),
+}
+
+
+def luthier(folder: Path, place: Path, work: Work, mode: str, steps: int) -> list[dict[str, Any]]:
+    """One mode of ours, through the command."""
+    parts, flags = MODES[mode]
+    rows = work.rows // parts
+    method = ["--train_type", "full"]
+    if work.rank:
+        method = ["--train_type", "lora", "--lora_rank", str(work.rank), "--lora_alpha", str(2 * work.rank)]
+    command = [
+        sys.executable, "bench_wrap.py", "luthier", "sft", "--model", str(place / f"m_{work.size}"),
+        "--dataset", str(place / "ds" / "fix.jsonl"), *method, "--max_length", str(work.length), "--loss_scale", "all",
+        "--per_device_train_batch_size", str(rows), "--gradient_accumulation_steps", str(parts),
+        "--max_steps", str(steps), "--learning_rate", "1e-4", "--lr_scheduler_type", "constant", "--logging_steps", "1",
+        "--save_strategy", "no", "--report_to", "none", "--output_dir", str(place / "luthier"), *flags,
+    ]  # fmt: skip
+    path = os.pathsep.join([str(REPO / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {"BENCH_TOK": str(work.length * work.rows), "BENCH_NAME": f"luthier, {mode}", "PYTHONPATH": path}
+    return run(command, folder, settings)
+
+
+def peers(folder: Path, place: Path, work: Work, names: Sequence[str], steps: int) -> list[dict[str, Any]]:
+    """Any number of peers, by the launcher."""
+    command = ["bash", "run_peers.sh", work.size, str(work.length), str(work.rows), str(steps), *names]
+    return run(command, folder, {"LORA": str(work.rank), "W": str(place)})
+
+
+def run(command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The clock's lines of a program's output; the output's end when there is none."""
+    done = subprocess.run(command, cwd=folder, env={**os.environ, **settings}, capture_output=True, text=True)
+    found = [json.loads(line.removeprefix("BENCH ")) for line in done.stdout.splitlines() if line.startswith("BENCH ")]
+    if not found:
+        print(f"{' '.join(command[:8])} ... gave nothing:\n{(done.stdout + done.stderr)[-1500:]}", flush=True)
+    losses = [line for line in (done.stdout + done.stderr).splitlines() if "loss" in line]
+    for row in found:
+        row["end"] = " ".join(losses[-1].split()[:5]) if losses else ""
+    return found
+
+
+def make(folder: Path, place: Path, work: Work, steps: int) -> None:
+    """The model and the rows, where the launcher looks for them."""
+    (place / "ds").mkdir(parents=True, exist_ok=True)
+    model = place / f"m_{work.size}"
+    if not (model / "config.json").exists():
+        subprocess.run([sys.executable, "mkmodel.py", str(model), work.size], cwd=folder, check=True)
+    rows = work.rows * (steps + 1)
+    arguments = [str(place / "ds" / "fix.jsonl"), str(rows), str(work.length)]
+    subprocess.run([sys.executable, "mkfixed.py", *arguments], cwd=folder, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the peers' launchers")
+    parser.add_argument("--place", type=Path, default=Path("runs/peers"), help="where models, rows and runs go")
+    parser.add_argument("--work", choices=WORKS, default="A")
+    parser.add_argument("--peers", nargs="*", default=[])
+    parser.add_argument("--modes", nargs="*", choices=MODES, default=["kept"])
+    parser.add_argument("--steps", type=int, default=8)
+    options = parser.parse_args()
+    work, place, folder = WORKS[options.work], options.place.resolve(), options.folder.resolve()
+    make(folder, place, work, options.steps)
+    theirs = peers(folder, place, work, options.peers, options.steps) if options.peers else []
+    best = max((row["tok_per_s"] for row in theirs), default=None)
+    ours = [row for mode in options.modes for row in luthier(folder, place, work, mode, options.steps)]
+    for row in [*theirs, *ours]:
+        ratio = f"{row['tok_per_s'] / best:5.2f}x the best peer" if best else ""
+        peak = row["peak_alloc_GiB"]
+        print(
+            f"{row['name']:22} {row['tok_per_s']:10,.0f} tokens/s  {peak if peak is not None else '-':>7} GiB  {ratio}"
+            f"  {row['end']}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
