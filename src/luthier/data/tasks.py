@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 
 from luthier.base.records import (
@@ -275,7 +276,10 @@ def _kto(reader: Reader, low: _Low, value: Mapping[str, Json]) -> Judged:
     chat = read_conversation(reader, rest)
     if not chat.messages or chat.messages[-1].role != "assistant":
         raise reader.fail("no_assistant", "the conversation must end with the judged answer", "messages")
-    return Judged(chat.messages, label, reader.where, chat.tools, chat.weight)
+    messages = chat.messages
+    if "prompt" in low:  # its answers are not trained, but here only the last one is judged anyway
+        messages = tuple(replace(message, weight=None) for message in messages)
+    return Judged(messages, label, reader.where, chat.tools, chat.weight)
 
 
 def _classification(reader: Reader, low: _Low, value: Mapping[str, Json]) -> Labelled:

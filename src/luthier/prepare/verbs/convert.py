@@ -1,0 +1,138 @@
+"""Write rows of any recognised shape in another one, refusing what that shape cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.base.errors import DataError
+from luthier.base.records import BadRow, Json, Record, Task
+from luthier.data.tasks import read_as
+from luthier.prepare.config import VerbConfig
+from luthier.prepare.frame import Frame
+from luthier.prepare.parcel import Batch, Item, Parcel
+from luthier.prepare.report import Report
+from luthier.prepare.shapes import TASKS, CannotHold, used_columns, write
+from luthier.prepare.verb import Job, Outcome, Verb
+
+Shape = Literal[
+    "messages",
+    "sharegpt",
+    "alpaca",
+    "query-response",
+    "prompt-completion",
+    "text",
+    "preference",
+    "openai-preference",
+    "kto",
+    "classification",
+    "tagging",
+    "retrieval",
+    "sentence-pair",
+    "prompt",
+]
+
+
+class ConvertConfig(VerbConfig):
+    """The shape that is wanted, and what may get lost on the way."""
+
+    to: Shape = "messages"
+    """Shape of the rows written."""
+    lossy: bool = False
+    """Write rows although the shape has no place for all they say (a weight, a tool call, the rejected side ...); what
+    was lost is counted. Unset: such rows are left out, and named."""
+    keep_columns: bool = True
+    """Carry columns along that belong to no shape, such as ids, sources and dates."""
+
+
+@dataclass(frozen=True)
+class _Convert:
+    """Writes each row in the shape wanted."""
+
+    config: ConvertConfig
+    strict: bool
+
+    def __call__(self, batch: Batch) -> Parcel:
+        parcel = Parcel()
+        for item in batch.items:
+            try:
+                self._one(item, parcel)
+            except BadRow as error:
+                self._refuse(item, parcel, error.fault.code, error.fault.message)
+            except CannotHold as error:
+                self._refuse(item, parcel, "cannot_hold", str(error))
+        return parcel
+
+    def _one(self, item: Item, parcel: Parcel) -> None:
+        losses: list[str] = []
+        row = write(self._record(item), self.config.to, losses)
+        if self.config.keep_columns:
+            used = set(used_columns(item.value))
+            extra = {name: value for name, value in item.value.items() if name not in used}
+            row = {**row, **{name: value for name, value in extra.items() if name not in row}}
+        if losses and not self.config.lossy:
+            what = ", ".join(dict.fromkeys(losses))
+            self._refuse(item, parcel, "would_lose", f"{self.config.to} has no place for: {what}")
+            return
+        for name in dict.fromkeys(losses):
+            parcel.tally.count(f"lost: {name}")
+            parcel.tally.example(f"lost: {name}", item.where, row=item.json().decode())
+        parcel.keep(item, row)
+
+    def _record(self, item: Item) -> Record:
+        """The row as the record it evidently is, or as the one that the shape is for."""
+        task: Task | None = TASKS.get(self.config.to)
+        if task is not None:
+            try:
+                return read_as(item.value, item.where, [], task)
+            except BadRow as error:
+                if error.fault.code not in ("wrong_task", "unknown_shape"):
+                    raise
+        return read_as(item.value, item.where, [])
+
+    def _refuse(self, item: Item, parcel: Parcel, code: str, why: str) -> None:
+        if self.strict:
+            fix = "Leave such rows out with --bad_rows fix, or write them all the same with --lossy"
+            raise DataError(why, where=str(item.where), code=code, fix=fix)
+        parcel.drop(item, code, why=why)
+
+
+def convert(rows: Frame, config: ConvertConfig, job: Job) -> Outcome:
+    """Write rows in another shape.
+
+    Raises:
+        DataError: no row at all can be written; under the policy `strict`, the first one that cannot.
+    """
+    report = Report()
+
+    def stream() -> Iterator[Parcel]:
+        written = 0
+        refused: dict[str, Json] | None = None
+        for parcel in rows.scan(_Convert(config, job.read.bad_rows == "strict"), f"Converting to {config.to}"):
+            written += parcel.written.get("", 0)
+            refused = refused or next((found[0] for found in parcel.tally.examples.values() if found), None)
+            yield parcel
+        if not written and refused is not None:
+            where = f"{refused['file']}:{refused['line']}"
+            fix = "--lossy writes what can be written" if "place for" in str(refused.get("why")) else None
+            what = f"no row can be written as {config.to}; the first one: {refused.get('why')}"
+            raise DataError(what, where=where, fix=fix, code="cannot_hold")
+        report.summary["refused"] = len(rows) - written
+
+    return Outcome(report, stream())
+
+
+VERB = Verb(
+    name="convert",
+    config=ConvertConfig,
+    run=convert,
+    about="Write rows of any recognised shape in another one, refusing what that shape cannot hold.",
+    examples=(
+        "luthier data convert alpaca.json --to messages --output chats.jsonl",
+        "luthier data convert dpo.jsonl --to openai-preference --output preferences.jsonl",
+        'luthier data convert tickets.csv --columns \'{"body": "text", "queue": "label"}\' --to classification '
+        "--output labelled.jsonl",
+    ),
+    sample={"to": "sharegpt", "lossy": True},
+)
