@@ -91,13 +91,15 @@ def test_wordnet_files(tmp_path: Path) -> None:
     for part in empty:
         for kind in ("index", "data"):
             (tmp_path / f"{kind}.{part}").write_text("  1 licence\n")
-    line = "car n 2 0 2 1 00000100 00000200  \nauto n 1 0 1 0 00000100  \nwho n 1 0 1 0 00000300  \n"
+    line = "car n 2 0 2 1 00000100 00000200  \nauto n 1 0 1 1 00000100  \noni n 1 0 1 1 00000300  \n"
     (tmp_path / "index.noun").write_text("  1 licence\n" + line)
     (tmp_path / "data.noun").write_text(
         "00000100 06 n 03 car 0 auto 0 motor_car 0 000 | a vehicle\n00000200 06 n 02 car 1 railcar 0 000 | a wagon\n"
-        "00000300 06 n 02 who 0 World_Health_Organization 0 000 | an organisation\n"
+        "00000300 06 n 02 oni 0 Office_of_Naval_Intelligence 0 000 | an organisation\n"
     )
-    (tmp_path / "cntlist.rev").write_text("car%1:06:00:: 1 71\ncar%1:06:01:: 2 2\n")
+    (tmp_path / "cntlist.rev").write_text(
+        "car%1:06:00:: 1 71\ncar%1:06:01:: 2 2\nauto%1:06:00:: 1 3\noni%1:14:00:: 1 1\n"
+    )
     found = read_synonyms((str(tmp_path),))
     assert found == {"car": ("auto", "motor car"), "auto": ("car", "motor car")}
     (tmp_path / "cntlist.rev").write_text("car%1:06:00:: 1 5\ncar%1:06:01:: 2 5\n")

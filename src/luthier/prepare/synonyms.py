@@ -146,7 +146,8 @@ def _wordnet_folder() -> Path:
 def _wordnet(folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
     """Synonyms in the commonest sense of each word, from WordNet's files (the format is its manual's `wndb(5WN)`).
 
-    A word is left out when no sense has most of its counts in tagged text, for then nothing tells which one is meant.
+    A word is left out when no sense has most of its counts in tagged text, for then nothing tells which one is meant;
+    so are names.
     """
     senses = {lemma: found for lemma, all_of_them in _senses(folder).items() if (found := _commonest(all_of_them))}
     wanted = set(senses.values())
@@ -157,7 +158,8 @@ def _wordnet(folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
             key = (part, int(fields[0]))
             if key in wanted and (count := int(fields[3], 16)) > 1:
                 rest = fields[4].split(" ")[: 2 * count : 2]
-                words[key] = [word.partition("(")[0].replace("_", " ") for word in rest]
+                found = [word.partition("(")[0].replace("_", " ") for word in rest]
+                words[key] = [word for word in found if word.islower()]
     for lemma, sense in senses.items():
         if "_" not in lemma and len(lemma) > 2 and lemma not in _FUNCTION_WORDS and sense in words:
             yield lemma, words[sense]
@@ -183,8 +185,7 @@ def _senses(folder: Path) -> dict[str, list[tuple[int, str, int]]]:
 
 def _commonest(senses: Sequence[tuple[int, str, int]]) -> tuple[str, int] | None:
     count, part, place = max(senses, key=lambda sense: sense[0])
-    alone = len(senses) == 1 or 5 * count >= 3 * sum(sense[0] for sense in senses) > 0
-    return (part, place) if alone else None
+    return (part, place) if 5 * count >= 3 * sum(sense[0] for sense in senses) > 0 else None
 
 
 def _lines(path: Path) -> Iterator[str]:
