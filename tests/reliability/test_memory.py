@@ -14,6 +14,7 @@ import torch
 
 from luthier.base.sealed import verify
 from luthier.engine.checkpoint import read
+from luthier.model.sharding import CAN_BEGIN_AGAIN
 
 FULL = {"train_type": "full", "learning_rate": 1e-3}
 FOUR = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
@@ -205,20 +206,26 @@ def test_one_process_without_room_halves_all_together(job: Any, undisturbed: Any
     def break_off() -> None:
         fail(lambda number, _: number == 6, rank=rank, place=place)
 
+    if shard == "full" and not CAN_BEGIN_AGAIN:
+        processes = job.start_ranks(2, break_off, max_steps=4, shard=shard, **TWO)
+        codes = [process.wait() for process in processes]
+        assert codes[rank] == 4 and codes[1 - rank] not in (0, 4)
+        assert "torch 2.13 could have halved" in processes[rank].said() or rank == 1
+        return
     said = job.run_ranks(2, break_off, max_steps=4, shard=shard, **TWO)
     assert "Out of memory in step 3" in said and "at most 32 tokens instead of 64" in said
     assert job.losses() == pytest.approx(undisturbed.losses(), abs=1e-5)
     close(job, read(undisturbed.checkpoints().named("LATEST"))[1].trained)
 
 
-@pytest.mark.parametrize("shard", ["none", "full"])
+@pytest.mark.parametrize("shard", ["none", *["full"] * CAN_BEGIN_AGAIN])
 def test_one_process_without_room_twice_ends_both_with_4(job: Any, shard: str):
     flags = {"shard": shard, **FULL}
     said = job.run_ranks(2, lambda: fail(lambda number, _: number > 2, rank=1), expect=4, **flags)
     assert "another process has no room" in said and "Try --" in said
 
 
-@pytest.mark.parametrize("shard", ["none", "full"])
+@pytest.mark.parametrize("shard", ["none", *["full"] * CAN_BEGIN_AGAIN])
 def test_an_evaluation_on_two_processes_without_room_on_one(job: Any, shard: str):
     flags = {"shard": shard, "split_dataset_ratio": 0.5, "per_device_eval_batch_size": 4, **FULL}
     said = job.run_ranks(2, lambda: fail(lambda number, _: number == 1, rank=1), max_steps=2, **flags)

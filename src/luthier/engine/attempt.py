@@ -44,6 +44,7 @@ class Attempt:
 
         Raises:
             torch.OutOfMemoryError: there is no room for empty batches either.
+            DoesNotFit: see `Sharded.begin_again`.
         """
         sharded = self._model.sharded
         if sharded is not None:

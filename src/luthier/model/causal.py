@@ -157,6 +157,10 @@ class Model:
         self._pointwise = pointwise
         return None
 
+    def split(self, sharded: Sharded, device: torch.device) -> None:
+        """Run the decoder through `sharded` on `device` from now on; its weights are other objects than before."""
+        self.sharded, self.device, self._trained = sharded, device, None
+
     def train_mode(self, keep: Keep = "most") -> None:
         """Dropout on.  keep: what each layer keeps for its backward pass; what it does not is computed again.
 

@@ -22,10 +22,10 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 
-from luthier.base.errors import ModelError, together
+from luthier.base.errors import DoesNotFit, ModelError, together
 from luthier.model.causal import Model
 
-_CAN_BEGIN_AGAIN = "reset_iter_state" in vars(FSDPModule)  # since torch 2.13
+CAN_BEGIN_AGAIN = "reset_iter_state" in vars(FSDPModule)  # since torch 2.13
 
 
 class Collectives:
@@ -102,10 +102,10 @@ class Sharded(nn.Module):
         """After a pass broken off for `why`: the next one exchanges only what the other processes still wait for.
 
         Raises:
-            torch.OutOfMemoryError: this version of torch cannot take up a sharded pass again.
+            DoesNotFit: this version of torch cannot take up a sharded pass again.
         """
-        if not _CAN_BEGIN_AGAIN:
-            raise torch.OutOfMemoryError(f"{why}; with torch 2.13 sharded micro-batches would have been halved")
+        if not CAN_BEGIN_AGAIN:
+            raise DoesNotFit(f"a sharded pass does not fit ({why}); torch 2.13 could have halved the micro-batches")
         unit: Any = self
         unit.reset_iter_state()
         self.collectives.made, self.collectives.done = 0, self.collectives.made
@@ -133,9 +133,9 @@ def shard(model: Model, device: torch.device) -> None:
         split.set_force_sum_reduction_for_comms(True)
         split.set_custom_all_gather(_Gather(sharded.collectives))
         split.set_custom_reduce_scatter(_Reduce(sharded.collectives))
+    model.split(sharded, device)
     gradients = sum(4 * weight.numel() for weight in model.trained().values())
     sharded.once = gradients <= sum(held(weight).nbytes for weight in model.network.parameters())
-    model.sharded, model.device = sharded, device
 
 
 def whole(tensor: Tensor) -> Tensor:
