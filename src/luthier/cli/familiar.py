@@ -27,7 +27,7 @@ def _not_yet(what: str) -> Refused:
 
 _DEEPSPEED = Refused(
     "DeepSpeed is not used here",
-    fix="Set NPROC_PER_NODE=<devices>, with --fsdp full_shard in place of ZeRO; without it each device holds the "
+    fix="Set NPROC_PER_NODE=<devices>, with --fsdp full_shard (FSDP2) in place of ZeRO; without it each device holds the "
     "whole model",
 )
 _ALWAYS = Ignored("it is always so")
