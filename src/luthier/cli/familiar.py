@@ -27,8 +27,8 @@ def _not_yet(what: str) -> Refused:
 
 _DEEPSPEED = Refused(
     "DeepSpeed is not used here",
-    fix="Set NPROC_PER_NODE=<devices>, with --fsdp full_shard (FSDP2) in place of ZeRO; without it each device holds the "
-    "whole model",
+    fix="Set NPROC_PER_NODE=<devices>, with --fsdp full_shard (FSDP2) in place of ZeRO; without it each device holds "
+    "the whole model",
 )
 _ALWAYS = Ignored("it is always so")
 _OWN_DIRECTORY = Ignored("each run gets a directory of its own")
