@@ -2,6 +2,10 @@
 
 The only module that knows Daft.  Chunks go in and parcels come out in order; what is under way at a time is bounded
 by the number of workers, so the size of an input does not matter.
+
+Daft keeps the order and bounds what is under way.  Under the native runner it passes numbers only: the tasks stay
+where they are, and its threads work on them or hand them to a pool of processes that lives as long as the engine
+(Daft's own would start anew for every pass).  Ray gets the tasks themselves.
 """
 
 from __future__ import annotations
@@ -10,10 +14,12 @@ import gc
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
+from importlib.util import find_spec
+from queue import Queue
 from typing import Any, Literal
 
 from luthier.base.errors import ConfigError, DoesNotFit, MissingExtra
@@ -25,19 +31,14 @@ Call = Callable[[Any], Parcel]
 
 
 class Engine:
-    """Where the work is done.  Use as a context, which ends the processes that were started.
-
-    Daft keeps the order and bounds what is under way.  Its own worker processes would start anew for every pass and
-    are not waited for when Python ends, so under the native runner its threads hand the work to a pool that lives as
-    long as the engine.
-    """
+    """Where the work is done.  Use as a context, which ends the processes that were started."""
 
     def __init__(
         self, runner: Literal["native", "ray"] = "native", workers: int | None = None, ray_address: str | None = None
     ):
         self._runner: Literal["native", "ray"] = runner
         self._workers, self._ray_address = workers, ray_address
-        self._pool: int | None = None
+        self._pool: ProcessPoolExecutor | None = None
 
     def run(self, work: Call, tasks: Sequence[object], size: int) -> Iterator[Parcel]:
         """`work` of every task, in the order of the tasks.
@@ -52,29 +53,17 @@ class Engine:
             return
         daft = _daft(self._runner, self._ray_address)
         many = min(self._many(size), len(tasks))
-        call = work
-        if self._runner == "native" and many > 1:
-            call = partial(_hand_over, self._pool_of(many), work)
-
-        @daft.cls(use_process=False, max_concurrency=many)
-        class Worker:
-            def __init__(self) -> None:
-                self.call = call
-
-            @daft.method.batch(return_dtype=daft.DataType.python(), batch_size=1)
-            def __call__(self, tasks: Any) -> list[Parcel]:
-                return [self.call(task) for task in tasks.to_pylist()]
-
-        frame = daft.from_pydict({"task": list(tasks)}).into_batches(1)
-        frame = frame.select(Worker()(frame["task"]).alias("parcel"))
+        if self._runner == "ray":
+            yield from _on_ray(daft, work, tasks, many)
+            return
+        now = _Pass(work, tasks, many, self._pool_of(many) if many > 1 else None)
         try:
-            for row in frame.iter_rows(results_buffer_size=many):
-                yield row["parcel"]
-        except Exception as error:
-            if isinstance(error.__cause__, BrokenProcessPool):
-                fix = "Most likely memory ran out: use fewer --workers, or a smaller --max_row_bytes"
-                raise DoesNotFit("a worker process was ended from outside", fix=fix) from error
-            raise
+            yield from now.parcels(daft)
+        except BrokenProcessPool as error:
+            fix = "Most likely memory ran out: use fewer --workers, or a smaller --max_row_bytes"
+            raise DoesNotFit("a worker process was ended from outside", fix=fix) from error
+        finally:
+            now.end()
 
     def _many(self, size: int) -> int:
         """How many chunks are worked on at a time."""
@@ -84,12 +73,11 @@ class Engine:
             return 1
         return os.cpu_count() or 1
 
-    def _pool_of(self, many: int) -> int:
+    def _pool_of(self, many: int) -> ProcessPoolExecutor:
         if self._pool is None:
             # A forked child would inherit locks that Daft's threads hold.
             context = multiprocessing.get_context("spawn")
-            self._pool = max(_pools, default=0) + 1
-            _pools[self._pool] = ProcessPoolExecutor(many, mp_context=context, initializer=_ignore_interrupts)
+            self._pool = ProcessPoolExecutor(many, mp_context=context, initializer=_ignore_interrupts)
         return self._pool
 
     def __enter__(self) -> Engine:
@@ -97,16 +85,96 @@ class Engine:
 
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
-            _pools.pop(self._pool).shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
 
 
-_pools: dict[int, ProcessPoolExecutor] = {}
-"""Pools by number: Daft wants to be able to copy what it calls, and a pool cannot be."""
+class _Pass:
+    """One pass under the native runner.
+
+    Daft is driven by a thread of its own: an interrupt in the middle of it would leave its threads running, and Python
+    must not end before they do.
+    """
+
+    def __init__(self, work: Call, tasks: Sequence[object], many: int, pool: ProcessPoolExecutor | None):
+        self._work, self._tasks, self._many, self._pool = work, tasks, many, pool
+        self._done: dict[int, Parcel | BaseException] = {}
+        self._ready: Queue[int | BaseException | None] = Queue(maxsize=many)
+        self._over = False
+        self._driver: threading.Thread | None = None
+        self.number = max(_passes, default=0) + 1
+        _passes[self.number] = self
+
+    def parcels(self, daft: Any) -> Iterator[Parcel]:
+        """The results, as they become ready, in order."""
+        self._driver = threading.Thread(target=self._drive, args=(daft,), name="daft", daemon=True)
+        self._driver.start()
+        while (found := self._ready.get()) is not None:
+            parcel = self._done.pop(found) if isinstance(found, int) else found
+            if isinstance(parcel, BaseException):
+                raise parcel
+            yield parcel
+
+    def _drive(self, daft: Any) -> None:
+        number = self.number
+
+        @daft.func.batch(return_dtype=daft.DataType.int64(), batch_size=1, use_process=False)
+        def work(tasks: Any) -> list[int]:
+            return [_do(number, task) for task in tasks.to_pylist()]
+
+        try:
+            frame = daft.from_pydict({"task": list(range(len(self._tasks)))}).into_batches(1)
+            for row in frame.select(work(frame["task"]).alias("task")).iter_rows(results_buffer_size=self._many):
+                self._ready.put(row["task"])
+            self._ready.put(None)
+        except BaseException as error:
+            self._ready.put(error)
+
+    def do(self, task: int) -> int:
+        """Work on one task, unless the pass was given up; its number again."""
+        if not self._over:
+            try:
+                self._done[task] = self._one(task)
+            except BaseException as error:  # told where the results are awaited
+                self._done[task] = error
+        return task
+
+    def _one(self, task: int) -> Parcel:
+        if self._pool is None:
+            return self._work(self._tasks[task])
+        return self._pool.submit(_apart, self._work, self._tasks[task]).result()
+
+    def end(self) -> None:
+        """Let no further task start, and wait for those that have."""
+        self._over = True
+        while self._driver is not None and self._driver.is_alive():
+            while not self._ready.empty():
+                self._ready.get()
+            self._driver.join(timeout=0.01)
+        _passes.pop(self.number, None)
 
 
-def _hand_over(pool: int, work: Call, task: object) -> Parcel:
-    return _pools[pool].submit(_apart, work, task).result()
+_passes: dict[int, _Pass] = {}
+"""Passes under way, by number: Daft wants to be able to copy what it calls."""
+
+
+def _do(number: int, task: int) -> int:
+    return _passes[number].do(task)
+
+
+def _on_ray(daft: Any, work: Call, tasks: Sequence[object], many: int) -> Iterator[Parcel]:
+    @daft.cls(use_process=False, max_concurrency=many)
+    class Worker:
+        def __init__(self) -> None:
+            self.work = work
+
+        @daft.method.batch(return_dtype=daft.DataType.python(), batch_size=1)
+        def __call__(self, tasks: Any) -> list[Parcel]:
+            return [self.work(task) for task in tasks.to_pylist()]
+
+    frame = daft.from_pydict({"task": list(tasks)}).into_batches(1)
+    for row in frame.select(Worker()(frame["task"]).alias("parcel")).iter_rows(results_buffer_size=many):
+        yield row["parcel"]
 
 
 def _ignore_interrupts() -> None:
@@ -146,10 +214,8 @@ def _daft(runner: Literal["native", "ray"], address: str | None) -> Any:
         raise ConfigError(what, where="--runner", fix="Start another process")
     if not _chosen:
         if runner == "ray":
-            try:
-                import ray  # noqa: F401  # pyright: ignore[reportUnusedImport]
-            except ImportError as error:
-                raise MissingExtra("ray", "ray", what_for="--runner ray") from error
+            if find_spec("ray") is None:
+                raise MissingExtra("ray", "ray", what_for="--runner ray")
             daft.set_runner_ray(address, noop_if_initialized=True)
         else:
             daft.set_runner_native()

@@ -204,7 +204,8 @@ def _join_pairs(
                 value = jaccard(sets.of(some[:, 0], counts, ends), sets.of(some[:, 1], counts, ends))
                 good = value >= threshold
                 root = join(root, some[good])
-                np.fmax.at(likest, some[good][:, 1], value[good].astype(np.float32))
+                for side in (0, 1):
+                    np.fmax.at(likest, some[good][:, side], value[good].astype(np.float32))
     return root, likest, compared
 
 

@@ -1,0 +1,160 @@
+"""A recipe runs its verbs in order, keeps every step, and does no work twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from workshop import write_rows
+
+from luthier.base.errors import ConfigError, DataError
+from luthier.cli import app as cli
+from luthier.prepare import run as run_recipe
+from luthier.prepare import work
+
+ROWS = [{"text": f"text number {number % 90}, a little longer", "label": "ab"[number % 2]} for number in range(100)]
+
+
+def recipe(folder: Path, **settings: Any) -> Path:
+    """A recipe file in a folder, with the rows above as input."""
+    folder.mkdir(exist_ok=True)
+    if "inputs" not in settings:
+        settings["inputs"] = [str(write_rows(folder / "rows.jsonl", ROWS))]
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    return folder / "recipe.yaml"
+
+
+STEPS = [{"dedup": {"exact": True}}, {"split": {"ratio": [0.8, 0.2]}}, {"dedup": {"near": True, "only": "train"}}]
+
+
+def read(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_steps_work_on_what_the_one_before_wrote(tmp_path: Path) -> None:
+    path = recipe(tmp_path / "r", steps=STEPS, output=str(tmp_path / "out.jsonl"), report=str(tmp_path / "report.json"))
+    made = run_recipe(path)
+    assert (made.done, made.cached) == (3, 0)
+    assert made.outputs == {"train": tmp_path / "out.train.jsonl", "validation": tmp_path / "out.validation.jsonl"}
+    assert len(read(tmp_path / "out.train.jsonl")) + len(read(tmp_path / "out.validation.jsonl")) <= 90
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [step["verb"] for step in report["steps"]] == ["dedup", "split", "dedup"]
+    assert report["steps"][0]["summary"]["duplicates"] == 10
+    assert report["steps"][2]["inputs"] == ["step 2 (split): train"]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<section>") == 3
+
+
+def test_a_second_run_does_no_work_and_writes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipe(tmp_path / "r", steps=STEPS, output=str(tmp_path / "out.jsonl"), report=str(tmp_path / "report.json"))
+    run_recipe(path)
+    before = {file.name: file.read_bytes() for file in tmp_path.glob("*.*")}
+    for file in tmp_path.glob("*.*"):
+        file.unlink()
+    monkeypatch.setattr(work, "do", None)
+    monkeypatch.setattr("luthier.prepare.recipe.do", None)
+    made = run_recipe(path)
+    assert (made.done, made.cached) == (0, 3)
+    assert {file.name: file.read_bytes() for file in tmp_path.glob("*.*")} == before
+
+
+def test_only_what_changed_is_done_again(tmp_path: Path) -> None:
+    run_recipe(recipe(tmp_path / "r", steps=STEPS))
+    assert run_recipe(recipe(tmp_path / "r", steps=[*STEPS[:2], {"dedup": {"near": True}}])).done == 1
+    assert run_recipe(recipe(tmp_path / "r", steps=STEPS, seed=7)).done == 3
+    write_rows(tmp_path / "r" / "rows.jsonl", ROWS[:-1])
+    (tmp_path / "r" / "recipe.yaml").write_text(
+        yaml.safe_dump({"inputs": [str(tmp_path / "r" / "rows.jsonl")], "steps": STEPS[:1]})
+    )
+    assert run_recipe(tmp_path / "r" / "recipe.yaml").done == 1
+
+
+def test_other_sets_that_a_step_reads_count(tmp_path: Path) -> None:
+    other = write_rows(tmp_path / "other.jsonl", ROWS[:3])
+    steps = [{"dedup": {"against": [str(other)]}}]
+    run_recipe(recipe(tmp_path / "r", steps=steps))
+    assert run_recipe(recipe(tmp_path / "r", steps=steps)).done == 0
+    write_rows(other, ROWS[:4])
+    assert run_recipe(recipe(tmp_path / "r", steps=steps)).done == 1
+
+
+def test_a_recipe_that_failed_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    bad = [*STEPS[:2], {"split": {"ratio": [0.5, 0.5]}}]
+    with pytest.raises(ConfigError, match="split already"):
+        run_recipe(recipe(tmp_path / "r", steps=bad))
+    impossible = [STEPS[0], {"dedup": {"against": [str(tmp_path / "rows.jsonl")], "exact": True}}]
+    write_rows(tmp_path / "rows.jsonl", ROWS)
+    path = recipe(tmp_path / "r", steps=impossible, bad_rows="strict")
+    with pytest.raises(DataError) as caught:
+        run_recipe(path)
+    assert caught.value.code == "overlap"
+    # The error names the row where the user knows it, not in the cache.
+    assert caught.value.where == f"{tmp_path / 'r' / 'rows.jsonl'}:1"
+    made = run_recipe(recipe(tmp_path / "r", steps=[STEPS[0], {"dedup": {"exact": True}}], bad_rows="strict"))
+    assert (made.done, made.cached) == (1, 1)
+
+
+def test_rows_are_named_by_the_file_they_came_from(tmp_path: Path) -> None:
+    steps = [{"dedup": {"exact": True}}, {"dedup": {"key": ["label"]}}]
+    path = recipe(tmp_path / "r", steps=steps, report=str(tmp_path / "report.json"))
+    run_recipe(path)
+    report = json.loads((tmp_path / "report.json").read_text())
+    (first, *_) = report["steps"][1]["examples"]["duplicate"]
+    assert (first["file"], first["line"], first["repeats"]) == (
+        str(tmp_path / "r" / "rows.jsonl"),
+        3,
+        f"{tmp_path / 'r' / 'rows.jsonl'}:1",
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "fragment"),
+    [
+        ({"steps": []}, "no steps"),
+        ({"steps": [{"dedupp": {}}]}, "dedupp"),
+        ({"steps": [{"dedup": {"exakt": True}}]}, "exakt"),
+        ({"steps": [{"dedup": {}, "split": {}}]}, "one verb"),
+        ({"steps": [{"dedup": {"only": "train"}}]}, "no set 'train'"),
+        ({"steps": STEPS, "inputs": []}, "no data set"),
+        ({"steps": STEPS, "output": "x.csv"}, "cannot tell what to write"),
+        ({"stepz": STEPS}, "stepz"),
+    ],
+)
+def test_recipes_that_cannot_work(settings: dict[str, Any], fragment: str, tmp_path: Path) -> None:
+    if settings.get("output") == "x.csv":
+        settings = {**settings, "steps": STEPS[:1]}
+    with pytest.raises(ConfigError) as caught:
+        run_recipe(recipe(tmp_path / "r", **settings))
+    assert fragment in str(caught.value)
+
+
+def test_the_input_of_a_recipe_is_never_overwritten(tmp_path: Path) -> None:
+    path = recipe(tmp_path / "r", steps=STEPS[:1], output=str(tmp_path / "r" / "rows.jsonl"))
+    with pytest.raises(ConfigError, match="overwrite"):
+        run_recipe(path)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe(tmp_path / "r", steps=STEPS[:1])
+    code = cli.main(["--json", "data", "run", str(path), "--output", str(tmp_path / "o.parquet"), "--seed", "3"])
+    assert code == 0
+    said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert said[-1]["outputs"] == {"": str(tmp_path / "o.parquet")}
+    assert (said[-1]["steps_done"], said[-1]["steps_cached"]) == (1, 0)
+    assert cli.main(["data", "run"]) == 2
+    assert cli.main(["data", "run", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_stopping_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    path = recipe(tmp_path / "r", steps=STEPS[:1])
+    monkeypatch.setattr("luthier.prepare.recipe.do", stop)
+    assert cli.main(["data", "run", str(path)]) == 75
+    monkeypatch.undo()
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    assert run_recipe(path).done == 1
