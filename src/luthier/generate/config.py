@@ -18,8 +18,14 @@ class SamplingConfig(Config):
     """Choose among the likeliest tokens that together have this probability. 1: all."""
     top_k: int = Field(default=0, ge=0)
     """Choose among this many likeliest tokens. 0: all."""
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    """Choose among tokens at least this many times as likely as the likeliest. 0: all."""
     repetition_penalty: float = Field(default=1.0, gt=0)
-    """Above 1, tokens seen before become less likely."""
+    """Above 1, tokens of the prompt and of the answer so far become less likely."""
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Taken from the score of every token that the answer has already."""
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    """Taken from the score of a token each time that the answer has it."""
     stop: tuple[str, ...] = ()
     """An answer ends before any of these strings."""
     seed: int = 42

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerFast
 
 from luthier.generate.config import SamplingConfig
+from luthier.generate.request import FinishReason
 
-FinishReason = Literal["stop", "length"]
 _BROKEN = "\ufffd"
 
 
