@@ -28,10 +28,10 @@ from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.optim import Optimizer
 from luthier.engine.step import evaluate, gradients
-from luthier.model import methods
+from luthier.model import ability, methods
 from luthier.model.config import Lora, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
-from luthier.model.pointwise import Plain, Pointwise
+from luthier.model.pointwise import Plain
 from luthier.objectives.config import Pretrain
 from luthier.objectives.language import Language
 
@@ -81,21 +81,14 @@ def packs(groups: Sequence[Group], order: Sequence[int], tokens: int) -> list[li
     return found
 
 
-def pointwise(mesh: Mesh) -> Pointwise:
-    if mesh.device.type == "cpu":
-        return Plain()
-    from luthier.model.kernels import Fused
-
-    return Fused()
-
-
 def build(options: argparse.Namespace, mesh: Mesh, quant: str | None) -> Model:
     settings = {"path": options.model, "dtype": options.dtype, **({"quant": {"method": quant}} if quant else {})}
     config = ModelConfig.model_validate(settings)
     model = load_model(config, mesh.device, tokenizer=load_tokenizer(config), trained=True)
     torch.manual_seed(options.seed)
     methods.apply(model, Lora(rank=16, alpha=32))
-    reason = model.by_hand(pointwise(mesh))
+    kernels = ability.kernels(mesh.device)
+    reason = model.by_hand(Plain() if isinstance(kernels, str) else kernels)
     assert reason is None, reason
     return model
 
@@ -104,7 +97,10 @@ def run(options: argparse.Namespace, mesh: Mesh, quant: str | None) -> Curve:
     model = build(options, mesh, quant)
     objective = Language(Pretrain(), Renderer(model.tokenizer))
     renderer = objective.renderer
-    train, held = windows(renderer, options.texts, options.length), windows(renderer, options.held_texts, options.length)
+    train, held = (
+        windows(renderer, options.texts, options.length),
+        windows(renderer, options.held_texts, options.length),
+    )
     held_packs = packs(held, range(len(held)), options.tokens)
     judge = [collate([held[i] for i in pack], pack) for pack in held_packs[: options.held_batches]]
     rng = np.random.default_rng(options.seed)

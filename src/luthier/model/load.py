@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from luthier.base.errors import ModelError
-from luthier.model import attention, lowbit, probe, rounding
+from luthier.model import ability, attention, lowbit, probe, rounding
 from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
 from luthier.model.folder import check_weights, first_line, model_folder, read_json
@@ -104,6 +104,7 @@ def load_model(
             fix="Use the tokenizer that the model was trained with",
         )
     packed, padded = _choose_attention(network, config)
+    slow = ability.slow_there(dtype, config.quant.method, device)
     return Model(
         network,
         tokenizer,
@@ -112,7 +113,7 @@ def load_model(
         max_length=_max_length(settings, tokenizer),
         config=config,
         packed=packed,
-        note=". ".join(note for note in (held, padded) if note) or None,
+        note=". ".join(note for note in (held, padded, slow) if note) or None,
     )
 
 
@@ -124,8 +125,7 @@ def context_length(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> i
 def arithmetic_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type that `ModelConfig.dtype` stands for on a device."""
     if name == "auto":
-        has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
-        return torch.bfloat16 if has_bfloat16 else torch.float32
+        return torch.bfloat16 if ability.has_bfloat16(device) else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 

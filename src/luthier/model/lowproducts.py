@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from luthier.model.ability import has_float8
 from luthier.model.float8 import Float8, multiply
 from luthier.model.lowbit import LowBitLinear
 from luthier.model.pointwise import Pointwise
@@ -78,10 +79,10 @@ class Float8Product(LowBitProduct):
     @staticmethod
     def fits(linears: Sequence[Linear]) -> bool:
         """Whether all the weights are held in 8-bit floating point, and the device multiplies it."""
-        device = linears[0].device
-        able = device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9)
         held = [linear.weight for linear in linears]
-        return able and all(isinstance(layer, LowBitLinear) and isinstance(layer.how, Float8) for layer in held)
+        return has_float8(linears[0].device) and all(
+            isinstance(layer, LowBitLinear) and isinstance(layer.how, Float8) for layer in held
+        )
 
     def times(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         x8_TI, scale_T = self.pointwise.round_rows(x_TI, None)

@@ -21,7 +21,7 @@ from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
 from luthier.engine.trainer import Data, Settings, Trainer
 from luthier.engine.watcher import Watcher
-from luthier.model import lowbit, methods, sharding
+from luthier.model import ability, lowbit, methods, sharding
 from luthier.model.config import Lora
 from luthier.model.lending import Whole
 from luthier.model.load import Model, arithmetic_dtype, load_model
@@ -106,9 +106,8 @@ def build_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Model, st
     elif config.train.shard == "full":
         run.console.warn("--fsdp full_shard changes nothing with one process; set NPROC_PER_NODE=<devices>")
     if run.mesh.device.type == "cuda" and config.model.layers != "plain":
-        from luthier.model.kernels import Fused  # Triton is there only where CUDA is
-
-        reason = model.by_hand(Fused())
+        kernels = ability.kernels(run.mesh.device)
+        reason = kernels if isinstance(kernels, str) else model.by_hand(kernels)
         if reason:
             run.console.say(f"transformers runs the layers, which is slower: {reason}")
     return model, fingerprint
