@@ -118,7 +118,8 @@ def reference_mask(length: int, rng: np.random.Generator, density: float = 0.15,
         return np.bincount(ids, minlength=spans).tolist()
 
     hidden, kept = segments(noise), segments(length - noise)
-    return [flag for pair in zip(kept, hidden, strict=True) for flag, size in zip((False, True), pair) for _ in range(size)]
+    pieces = [(size, flag) for pair in zip(kept, hidden, strict=True) for size, flag in zip(pair, (0, 1), strict=True)]
+    return [flag == 1 for size, flag in pieces for _ in range(size)]
 
 
 def test_spans_have_the_distribution_of_t5s_reference():

@@ -22,9 +22,7 @@ def rows(count: int, width: int = 16, seed: int = 0) -> Tensor:
 def same(ours: Tensor, theirs: Tensor, leaves: list[Tensor]) -> None:
     """Values and gradients."""
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5, abs=1e-5)
-    for mine, other in zip(
-        torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True
-    ):
+    for mine, other in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
         assert float((mine - other).abs().max()) < 1e-5
 
 
@@ -78,8 +76,9 @@ def test_infonce_equals_multiple_negatives_ranking(hard: int):
 @pytest.mark.peer
 def test_matryoshka_equals_sentence_transformers():
     queries, good = rows(5), rows(5, seed=1)
-    inner = losses().MultipleNegativesRankingLoss(Given(), scale=20.0)
-    theirs = losses().MatryoshkaLoss(Given(), inner, [16, 8, 4], [1, 1, 0.5])(features(queries, good), torch.arange(5))
+    model = Given()
+    inner = losses().MultipleNegativesRankingLoss(model, scale=20.0)
+    theirs = losses().MatryoshkaLoss(model, inner, [16, 8, 4], [1, 1, 0.5])(features(queries, good), torch.arange(5))
 
     def loss(both_SD: Tensor) -> Tensor:
         allowed = torch.ones(5, 5, dtype=torch.bool)
@@ -94,15 +93,15 @@ def test_infonce_does_not_compare_with_what_is_not_allowed():
     allowed = torch.tensor([[True, False, True], [True, True, True]])
     one, two = similarity.infonce_losses(queries, candidates, torch.tensor([0, 1]), allowed, 0.1)
     cosines = F.normalize(queries, dim=1) @ F.normalize(candidates, dim=1).T / 0.1
-    assert one.item() == pytest.approx(float(torch.logsumexp(cosines[0, [0, 2]], 0) - cosines[0, 0]), rel=1e-3)
-    assert two.item() == pytest.approx(float(torch.logsumexp(cosines[1], 0) - cosines[1, 1]), rel=1e-3)
+    assert one.item() == pytest.approx((torch.logsumexp(cosines[0, [0, 2]], 0) - cosines[0, 0]).item(), rel=1e-3)
+    assert two.item() == pytest.approx((torch.logsumexp(cosines[1], 0) - cosines[1, 1]).item(), rel=1e-3)
 
 
 def test_cosent_is_zero_for_equal_scores_and_counts_every_wrong_order():
     one, other = rows(3), rows(3, seed=1)
     assert similarity.cosent_loss(one, other, torch.ones(3), 20.0).item() == 0.0
     cosines = similarity.cosines(one, other)
-    wrong = [math.exp(5 * float(cosines[i] - cosines[j])) for i, j in ((0, 1), (0, 2), (2, 1))]
+    wrong = [math.exp(5 * (cosines[i] - cosines[j]).item()) for i, j in ((0, 1), (0, 2), (2, 1))]
     ours = similarity.cosent_loss(one, other, torch.tensor([0.0, 1.0, 0.5]), 5.0)
     assert ours.item() == pytest.approx(math.log(1 + sum(wrong)), rel=1e-5)
 
@@ -123,7 +122,7 @@ def test_divergences_equal_trls_gkd(kind: Kind, beta: float, temperature: float)
 @pytest.mark.parametrize("kind", ["forward", "reverse", "jsd"])
 def test_a_model_does_not_diverge_from_itself(kind: Kind):
     logits = rows(4, 20)
-    assert float(divergences(logits, logits.detach().clone(), kind, 2.0).abs().max()) < 1e-6
+    assert divergences(logits, logits.detach().clone(), kind, 2.0).abs().max().item() < 1e-6
 
 
 def test_forward_divergence_equals_torchs_kl_and_cross_entropy_less_entropy():
