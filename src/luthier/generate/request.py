@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from luthier.base.errors import DataError
 from luthier.generate.config import SamplingConfig
 
 FinishReason = Literal["stop", "length"]
@@ -53,3 +55,32 @@ class Piece:
     finish_reason: FinishReason | None = None
     cached: int = 0
     """Tokens of the prompt that were not computed again; told with the first piece."""
+
+
+Sink = Callable[[Piece | Exception], None]
+"""Takes the pieces of an answer as they come; an exception is the last thing it takes."""
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request under way."""
+
+    request: Request
+    sink: Sink
+    cancelled: bool = False
+    """Set it, from any thread, and the answer ends without a further piece."""
+
+
+def room_for(request: Request, max_length: int) -> int:
+    """How many tokens an answer may have behind its prompt.
+
+    Raises:
+        DataError: code `bad_prompt`.
+    """
+    length = len(request.prompt)
+    if not length:
+        raise DataError("a prompt is empty", code="bad_prompt")
+    if length >= max_length:
+        why = f"a prompt of {length} tokens leaves no room for an answer, the model holds {max_length}"
+        raise DataError(why, code="bad_prompt", fix="Shorten it")
+    return max_length - length

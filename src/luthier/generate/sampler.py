@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerFast
 
 from luthier.generate.config import SamplingConfig
-from luthier.generate.request import FinishReason
+from luthier.generate.request import FinishReason, Piece
+from luthier.model.causal import Model
 
 _BROKEN = "\ufffd"
 
@@ -22,6 +23,14 @@ class Completion:
     ids: tuple[int, ...]
     finish_reason: FinishReason
 
+    @classmethod
+    def of(cls, pieces: Sequence[Piece]) -> Completion:
+        """The answer that came in these pieces."""
+        reason = pieces[-1].finish_reason
+        assert reason is not None
+        ids = tuple(token for piece in pieces for token in piece.ids)
+        return cls("".join(piece.text for piece in pieces), ids, reason)
+
 
 class Sampler(Protocol):
     """Something that continues prompts given as token ids."""
@@ -33,6 +42,13 @@ class Sampler(Protocol):
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Completion]:
         """One answer to each prompt, in order."""
         ...
+
+
+def ends_of(model: Model, stop_ids: Collection[int]) -> frozenset[int]:
+    """The tokens that end an answer: these, and the model's and the tokenizer's own."""
+    own: Any = model.base.generation_config.eos_token_id
+    ends: list[Any] = [*stop_ids, model.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])]
+    return frozenset(token for token in ends if isinstance(token, int))
 
 
 class Answer:
@@ -71,9 +87,21 @@ class Answer:
         self._read(whole=True)
         return self._release(len(self._text))
 
-    def completion(self, finish_reason: FinishReason) -> Completion:
-        """The answer as a whole."""
-        return Completion(self._text, tuple(self._ids), finish_reason)
+    def add(self, token: int, *, complete: bool, room: int) -> tuple[str, FinishReason | None]:
+        """Take one token; the text it settles, and why the answer has ended if it has.
+
+        Args:
+            complete: whether nothing may follow it.
+            room: most tokens of the answer.
+        """
+        text = self.feed(token)
+        if self.finished or complete:
+            reason = "stop"
+        else:
+            reason = "length" if len(self._ids) >= room else None
+        if reason and not self.finished:
+            text += self.finish()
+        return text, reason
 
     def _read(self, *, whole: bool) -> None:
         before = self._decode(self._ids[self._context : self._given])

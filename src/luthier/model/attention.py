@@ -3,8 +3,8 @@
 Legend: T packed tokens, S sequences, L tokens of one sequence, H query heads, G key/value heads, E head width.
 
 The implementation is registered with transformers under the name `packed`.  A forward that brings a `packing`
-argument is computed sequence by sequence (CPU) or by the variable-length kernel (CUDA); without one, as in
-generation, `packed` is plain SDPA.
+argument is computed sequence by sequence (CPU) or by the variable-length kernel (CUDA), one that brings a `step` over
+what its lanes remember; without either `packed` is plain SDPA.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from luthier.model.lanes import Step
 
 NAME = "packed"
 
@@ -59,6 +61,17 @@ class Packing:
     def of(cls, lengths: tuple[int, ...], offsets: tuple[int, ...], device: torch.device) -> Packing:
         """The packing of a batch with these lengths and offsets."""
         return cls(lengths, torch.tensor(offsets, dtype=torch.int32).to(device, non_blocking=True))
+
+
+def step_inputs(ids_T: Tensor, step: Step) -> dict[str, Any]:
+    """What a decoder is called with to run one step of several sequences; see `model.lanes`."""
+    return {
+        "input_ids": ids_T[None],
+        "position_ids": step.positions_T[None],
+        "step": step,
+        "attention_mask": torch.empty(1, 1, 0, 0, device=ids_T.device),
+        "use_cache": False,
+    }
 
 
 def packed_inputs(ids_T: Tensor, positions_T: Tensor, packing: Packing) -> dict[str, Any]:
@@ -102,6 +115,7 @@ def packed_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     packing: Packing | None = None,
+    step: Step | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each sequence of a packed row, in the calling convention of transformers.
@@ -112,17 +126,21 @@ def packed_attention(
     Raises:
         NotImplementedError: attention sinks or score caps, which are not computed here.
     """
-    if packing is None:
+    if packing is None and step is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    if packing.windows is not None:
+    if packing is not None and packing.windows is not None:
         packing.windows.append(sliding_window)
     for name in ("s_aux", "softcap", "position_bias"):
         if kwargs.get(name) is not None:
             raise NotImplementedError(f"packed attention does not compute {name}")
     dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else query.dtype
     q_THE, k_TGE, v_TGE = (heads[0].transpose(0, 1).to(dtype) for heads in (query, key, value))
+    if step is not None:
+        layer: Any = module
+        return step.attend(layer.layer_idx, q_THE, k_TGE, v_TGE, scaling, sliding_window)[None], None
+    assert packing is not None
     return causal(q_THE, k_TGE, v_TGE, packing, scaling=scaling, window=sliding_window, dropout=dropout)[None], None
 
 
