@@ -43,7 +43,9 @@ def test_json_that_must_be_read(test_data: Path, tmp_path: Path) -> None:
             assert not values or "must be a JSON object" in str(error) or (nul and "NUL" in str(error)), str(error)
         else:
             assert read(tmp_path / "out.jsonl") == rows, path.name
-            assert done.facts.rejected == ({"not_an_object": len(values) - len(rows)} if len(values) > len(rows) else {})
+            assert done.facts.rejected == (
+                {"not_an_object": len(values) - len(rows)} if len(values) > len(rows) else {}
+            )
 
 
 def test_json_that_may_be_either_does_not_crash(test_data: Path, tmp_path: Path) -> None:

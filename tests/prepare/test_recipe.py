@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +160,25 @@ def test_stopping_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.undo()
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     assert run_recipe(path).done == 1
+
+
+@pytest.mark.slow
+def test_a_ray_cluster_gives_the_same_files(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    steps = [{"clean": {"quality": ["gopher_letters"], "mask": ["all"]}}, {"dedup": {"near": True}}, STEPS[1]]
+    names = [
+        str(write_rows(tmp_path / f"{part}.jsonl", [{"text": f"{part}, {row['text']}"} for row in ROWS]))
+        for part in ("one", "two")
+    ]  # a chunk each
+    path = recipe(tmp_path / "r", inputs=names, steps=steps)
+    made: dict[str, list[bytes]] = {}
+    for runner in ("native", "ray"):
+        folder = tmp_path / runner
+        words = ["data", "run", str(path), "--runner", runner, "--output", str(folder / "out.jsonl")]
+        words += ["--report", str(folder / "report.json"), "--cache_dir", str(folder / "cache")]
+        # a process of its own: Daft has one runner, and Ray leaves its daemons to it
+        subprocess.run([sys.executable, "-m", "luthier", *words], check=True, timeout=600, capture_output=True)
+        made[runner] = [(folder / f"out.{part}.jsonl").read_bytes() for part in ("train", "validation")]
+        made[runner].append((folder / "report.json").read_bytes())
+    assert made["ray"] == made["native"]
+    assert len(made["ray"][0].splitlines()) > 20
