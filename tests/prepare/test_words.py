@@ -7,13 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.prepare import words
+from luthier.prepare.scripts import is_chinese
 
 MIXED = "I don't like 这个很好的产品，v2.0 at https://a.b/c?d=1! `x = 1` {{NAME}} <image> e-mail a@b.cn\n第二行 3月"
 
 
 def test_counting_takes_characters_of_chinese_and_words_of_the_rest() -> None:
     assert words.counted("Hello 世界, don't well-known 3x") == ["hello", "世", "界", "don't", "well-known", "3x"]
-    assert words.is_chinese("我喜欢 Python") and not words.is_chinese("I like Python 好")
+    assert is_chinese("我喜欢 Python") and not is_chinese("I like Python 好")
 
 
 def test_pieces_join_to_the_text_and_protect_what_must_stay() -> None:

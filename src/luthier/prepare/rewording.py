@@ -8,8 +8,8 @@ from typing import Any, Literal
 import orjson
 
 from luthier.base.records import Json
+from luthier.prepare.scripts import is_chinese
 from luthier.prepare.view import Use, fields, rewrite
-from luthier.prepare.words import is_chinese
 
 Reword = Literal["paraphrase", "back_translate"]
 Ask = Callable[..., list[str]]

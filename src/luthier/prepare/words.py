@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
-from luthier.base.errors import MissingExtra
+from luthier.prepare.scripts import HAN
+from luthier.prepare.segment import segment
 
-_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _KANA = "\u3040-\u30ff"
-_WORD = rf"(?:(?![{_HAN}{_KANA}])[^\W_])+(?:['’\-](?:(?![{_HAN}{_KANA}])[^\W_])+)*"
-_COUNTED = re.compile(rf"[{_HAN}{_KANA}]|{_WORD}")
-_CHINESE = re.compile(rf"[{_HAN}]+")
+_WORD = rf"(?:(?![{HAN}{_KANA}])[^\W_])+(?:['’\-](?:(?![{HAN}{_KANA}])[^\W_])+)*"
+_COUNTED = re.compile(rf"[{HAN}{_KANA}]|{_WORD}")
+_CHINESE = re.compile(rf"[{HAN}]+")
 _KEPT = re.compile(
     r"```.*?```|`[^`\n]+`|https?://\S+|www\.\S+|\S+@\S+\.\w+|\{\{.*?\}\}|<[^<>\s][^<>]{0,80}>|\$[^$\n]+\$", re.DOTALL
 )
 """What must not be touched: code, addresses, placeholders, tags, formulas."""
-_PIECE = re.compile(rf"(?P<chinese>[{_HAN}]+)|(?P<word>{_WORD})|(?P<rest>\s+|.)", re.DOTALL)
+_PIECE = re.compile(rf"(?P<chinese>[{HAN}]+)|(?P<word>{_WORD})|(?P<rest>\s+|.)", re.DOTALL)
 
 
 def counted(text: str) -> list[str]:
     """The words of a text in lower case; each Chinese or Japanese character is one."""
     return _COUNTED.findall(text.lower())
-
-
-def is_chinese(text: str) -> bool:
-    """Whether most of a text's words are Chinese characters."""
-    words = counted(text)
-    return 2 * sum(_CHINESE.fullmatch(word) is not None for word in words) > len(words)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +57,11 @@ def _cut(text: str) -> list[Piece]:
     pieces: list[Piece] = []
     for found in _PIECE.finditer(text):
         if found.lastgroup == "chinese":
-            pieces += [Piece(word, True) for word in _segmenter()(found[0])]
+            pieces += [Piece(word, True) for word in segment(found[0])]
         else:
             changeable = found.lastgroup == "word" and not any(character.isdigit() for character in found[0])
             pieces.append(Piece(found[0], changeable))
     return pieces
-
-
-@cache
-def _segmenter() -> Callable[[str], Sequence[str]]:
-    try:
-        import jieba
-    except ImportError as error:
-        raise MissingExtra("jieba", "data", what_for="cutting Chinese into words") from error
-    jieba.setLogLevel(logging.WARNING)
-    return jieba.lcut
 
 
 _SENTENCE = re.compile(r".+?(?:[。！？!?；;…]+[”’\"')\]）】」』]*|(?<![A-Z])\.+[\"')\]]*(?=\s|$)|\n|$)\s*", re.DOTALL)

