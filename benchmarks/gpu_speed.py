@@ -28,6 +28,7 @@ from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
 from luthier.engine.step import StepResult, gradients
 from luthier.model import attention, lowbit, methods
+from luthier.model.calling import Calling
 from luthier.model.causal import Model
 from luthier.model.config import Full, Lora, Method, ModelConfig, Quant
 from luthier.model.layer import Keep
@@ -130,7 +131,7 @@ def make_model(shape: str, method: Method, quant: str | None) -> Model:
         dtype=torch.bfloat16,
         max_length=32768,
         config=ModelConfig(path="random"),
-        packed=True,
+        calling=Calling(packed=True),
         note=None,
     )
     torch.manual_seed(0)

@@ -30,6 +30,7 @@ from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
 from luthier.engine.step import gradients
 from luthier.model import attention, lowbit, methods
+from luthier.model.calling import Calling
 from luthier.model.causal import Model
 from luthier.model.config import Full, Lora, Method, ModelConfig, Quant
 from luthier.model.kernels import Fused
@@ -106,7 +107,7 @@ def make_model(work: Work, quant: Quant) -> Model:
         dtype=torch.bfloat16,
         max_length=32768,
         config=ModelConfig(path="random", quant=quant),
-        packed=True,
+        calling=Calling(packed=True),
         note=None,
     )
     torch.manual_seed(0)

@@ -53,7 +53,7 @@ def time_luthier(model: Path, data: Path, out: Path) -> list[float]:
         cache_dir=str(out),
         tokenize_workers=CORES,
     )
-    encoding = encoding_of(config, objective.encode, objective.key, renderer, LENGTH)
+    encoding = encoding_of(config, objective.encode, objective.key, renderer.stop_ids, LENGTH)
     prepared = prepare(config, encoding, template_note=renderer.note, seed=0, progress=lambda n: None)
     spent = clocks() - start
     trained = sum(int((prepared.train[i].sequences[0].weights > 0).sum()) for i in range(len(prepared.train)))

@@ -120,7 +120,7 @@ def test_schema_describes_a_recipe(capsys):
         (["sft", *GIVEN, "--lorarank", "3"], "--lora_rank"),
         (["sft", "--dataset", "d"], "no model was named"),
         (["sft", "--model", "m"], "no training data was named"),
-        (["train"], "no recipe was named"),
+        (["train"], "neither a recipe nor a model and data were named"),
         (["train", "/nowhere.yaml"], "/nowhere.yaml"),
         (["sft", "--config"], "expected a file"),
         (["sft", *GIVEN, "--train_type", "full", "--lora_rank", "3"], "method.rank: not a setting of 'full'"),

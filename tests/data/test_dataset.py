@@ -44,7 +44,7 @@ def settings(tmp_path: Path) -> Callable[..., DataConfig]:
 
 
 def encoding(config: DataConfig) -> Encoding:
-    return encoding_of(config, encode, "test", RENDERER, config.max_length)
+    return encoding_of(config, encode, "test", RENDERER.stop_ids, config.max_length)
 
 
 def prepared(config: DataConfig, seed: int = 0) -> Prepared:

@@ -61,7 +61,6 @@ FAMILIAR: dict[str, Familiar] = {
     "chat_template": Means("model.template"),
     "enable_thinking": Means("model.template_args", thinking),
     "model_type": _MODEL_KNOWS,
-    "task_type": Ignored("the command says what is trained"),
     "local_repo_path": Ignored("no code from repositories is loaded"),
     "use_fast_tokenizer": _ALWAYS,
     "device_map": Ignored("--device and torchrun place the model"),
@@ -131,6 +130,7 @@ FAMILIAR: dict[str, Familiar] = {
     "freeze_llm": Refused("freezing the language model leaves nothing to train", unless="false"),
     # what is learned
     "stage": Means("objective.type"),
+    "task_type": Means("objective.type"),
     "loss_scale": Means("objective.train_on"),
     "mask_history": Means("objective.train_on", switch("objective.train_on", "last")),
     "train_on_prompt": Means("objective.train_on", switch("objective.train_on", "all")),
@@ -207,7 +207,7 @@ FAMILIAR: dict[str, Familiar] = {
     "ddp_find_unused_parameters": _DDP,
     "torch_compile": Refused("compiling is not there yet", unless="false"),
     "neftune_noise_alpha": Refused("noise on the embeddings (NEFTune) is not there yet", unless="0"),
-    "label_smoothing_factor": Refused("label smoothing is not there yet", unless="0"),
+    "label_smoothing_factor": Means("objective.label_smoothing"),
     # the optimizer
     "learning_rate": Means("optim.learning_rate"),
     "lr": Means("optim.learning_rate"),
@@ -273,7 +273,7 @@ WORDS: dict[str, dict[str, str]] = {
     "data.hub": {"modelscope": "ms", "huggingface": "hf"},
     "method.target": _ALL_LINEAR,
     "method.init": {"true": "default", "kaiming": "default"} | {f"pissa_niter_{n}": "pissa" for n in (4, 8, 16, 32)},
-    "objective.type": {"pt": "pretrain"},
+    "objective.type": {"pt": "pretrain", "causal_lm": "sft", "classification": "seq_cls"},
     "objective.train_on": {"default": "assistant", "last_round": "last"},
     "data.overlong": {"delete": "drop", "right": "truncate"},
     "train.max_steps": {"-1": "null"},

@@ -74,17 +74,16 @@ def _prepare(options: PreviewConfig, config: RunConfig, console: Console) -> tup
     """The data as a run would see it, and its first samples in order of the files."""
     from luthier.data.dataset import encoding_of, prepare
     from luthier.data.preview import preview_rows
-    from luthier.data.render import Renderer
     from luthier.model.load import context_length, load_tokenizer
-    from luthier.objectives.language import Language
+    from luthier.objectives.registry import build
+    from luthier.objectives.setting import Setting
 
     tokenizer = load_tokenizer(config.model)
-    renderer = Renderer(tokenizer, template=config.model.template, template_args=config.model.template_args)
-    objective = Language(config.objective, renderer)
     max_length = min(config.data.max_length, context_length(config.model, tokenizer))
-    encoding = encoding_of(config.data, objective.encode, objective.key, renderer, max_length)
+    objective = build(config.objective, Setting(tokenizer, config.model, config.data, max_length))
+    encoding = encoding_of(config.data, objective.encode, objective.key, objective.stop_ids, max_length, objective.task)
     with console.progress("Reading and tokenising rows") as bar:
-        prepared = prepare(config.data, encoding, template_note=renderer.note, seed=options.seed, progress=bar.advance)
+        prepared = prepare(config.data, encoding, template_note=objective.note, seed=options.seed, progress=bar.advance)
     if not len(prepared.train) and not prepared.rejected:
         raise DataError("there is no row to show", where=" ".join(config.data.datasets), code="empty")
     return preview_rows(prepared.train, tokenizer, options.rows), prepared

@@ -16,7 +16,9 @@ from luthier.base.errors import ConfigError
 from luthier.cli.flags import choose_members, parse
 from luthier.cli.help import Command, page
 from luthier.cli.launch import supervise, torchrun
+from luthier.objectives.config import Sft
 from luthier.run.config import RunConfig, resolve
+from luthier.run.pick import pick
 
 _SWITCHES = {
     "--config FILE": "Recipe to start from; flags win over it.",
@@ -29,11 +31,13 @@ _SWITCHES = {
 SFT = Command(
     "sft",
     "--model MODEL --dataset DATA [DATA ...] [flags]",
-    "Fine-tune a language model on chats. DATA is [hf::|ms::]path-or-hub-id[:subset][#N]; its shape is recognised.",
+    "Fine-tune a model on chats, or on rows for another task, which is recognised by their shape or named by "
+    "--task_type. DATA is [hf::|ms::]path-or-hub-id[:subset][#N].",
     (
         "luthier sft --model ./Qwen2.5-0.5B-Instruct --dataset my.jsonl",
         "luthier sft --model Qwen/Qwen2.5-7B-Instruct --train_type lora --lora_rank 16 --dataset 'chats.jsonl#500' "
         "--val_dataset held_out.jsonl --learning_rate 1e-4",
+        "luthier sft --model ./all-MiniLM-L6-v2 --dataset reviews.csv --task_type seq_cls --train_type full",
         "NPROC_PER_NODE=2 luthier sft --config recipe.yaml --output_dir runs/two",
     ),
     _SWITCHES,
@@ -51,8 +55,9 @@ PRETRAIN = Command(
 )
 TRAIN = Command(
     "train",
-    "RECIPE.yaml [flags]",
-    "Run a recipe: the settings of one run as YAML, as --dry_run prints them. Flags win over the recipe.",
+    "[RECIPE.yaml] [flags]",
+    "Run a recipe: the settings of one run as YAML, as --dry_run prints them. Flags win over the recipe. Without one, "
+    "the rows of --dataset say what is trained, or --task_type does.",
     (
         "luthier train recipe.yaml",
         "luthier train recipe.yaml --optim.learning_rate 2e-5 --train.epochs 3",
@@ -110,11 +115,18 @@ def read_config(
     if objective is not None:
         chosen = tree.get("objective")
         named = chosen.get("type", objective) if isinstance(chosen, dict) else objective
-        if named != objective:
+        if named != objective and (objective == "pretrain" or named == "pretrain"):
             raise ConfigError(f"the recipe trains {named!r}, the command {objective!r}", fix="Use luthier train")
-        tree = merge(tree, {"objective": {"type": objective}})
+        if objective == "pretrain":
+            tree = merge(tree, {"objective": {"type": objective}})
     choose_members(tree, RunConfig)
-    config = resolve(validate(RunConfig, tree))
+    config = validate(RunConfig, tree)
+    if not tree.get("objective") and config.data.datasets:
+        picked = pick(config.data)
+        config = config.model_copy(update={"objective": picked})
+        if not isinstance(picked, Sft):
+            parsed.notes.append(f"the data is for {picked.type}, which is trained; --task_type says otherwise")
+    config = resolve(config)
     if "eval" in parsed.tree and not (config.data.validation or config.data.split_ratio):
         fix = "give --val_dataset, or hold rows out with --split_dataset_ratio 0.05"
         parsed.notes.append(f"nothing will be evaluated, there is no validation data: {fix}")
@@ -139,9 +151,12 @@ def run_command(
         schema = RunConfig.model_json_schema()
         console.result(orjson.dumps(schema, option=orjson.OPT_INDENT_2).decode(), **schema)
         return 0
-    if objective is None and switches.recipe is None:
+    if objective is None and switches.recipe is None and not flags:
         raise ConfigError(
-            "no recipe was named", where="luthier train", fix="luthier train RECIPE.yaml", code="bad_usage"
+            "neither a recipe nor a model and data were named",
+            where="luthier train",
+            fix="luthier train RECIPE.yaml, or luthier train --model MODEL --dataset DATA",
+            code="bad_usage",
         )
     config = read_config(switches.recipe, flags, objective, console)
     if switches.dry_run:

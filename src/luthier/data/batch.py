@@ -21,13 +21,37 @@ class Tokens:
 
     ids: int32 [T].  weights: float32 [T], the loss weight of predicting token t from the tokens before it, so
     weights[0] is always 0.
+
+    What other tasks than predicting the next token need:
+
+    targets: int32 [T], what position t itself is to predict (a tag, the token that was masked); weights[t] is then the
+    weight of that.  segments: int8 [T], 0 in the first and 1 in the second text of a pair, for models that ask.
+    values: float32 [K], what the sequence as a whole is to be: numbers of classes, a score; K may differ.
     """
 
     ids: NDArray[np.int32]
     weights: NDArray[np.float32]
+    targets: NDArray[np.int32] | None = None
+    segments: NDArray[np.int8] | None = None
+    values: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def first(self, length: int) -> Tokens:
+        """The first so many tokens."""
+        targets = None if self.targets is None else self.targets[:length]
+        segments = None if self.segments is None else self.segments[:length]
+        return Tokens(self.ids[:length], self.weights[:length], targets, segments, self.values)
+
+
+def whole(
+    ids: NDArray[np.int32], values: Sequence[float], weight: float = 1.0, segments: NDArray[np.int8] | None = None
+) -> Tokens:
+    """A sequence that is judged as a whole; its weight stands at its first token."""
+    weights = np.zeros(len(ids), dtype=np.float32)
+    weights[:1] = weight
+    return Tokens(ids, weights, np.zeros(len(ids), np.int32), segments, np.array(values, dtype=np.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +59,8 @@ class Group:
     """Sequences that must travel together: one chat, the two sides of a pair, the samples of one prompt."""
 
     sequences: tuple[Tokens, ...]
+    cut: bool = False
+    """Whether the objective left something out so that it fits."""
 
     def __len__(self) -> int:
         """Tokens in all sequences."""
@@ -45,8 +71,8 @@ class Group:
 class Batch:
     """Packed sequences on one device.
 
-    Position t holds token t; its target is token t + 1 of the same sequence.  The last position of a sequence has
-    target 0 and weight 0.
+    Position t holds token t; its target is token t + 1 of the same sequence, unless the sequence brings targets of its
+    own.  The last position of a sequence has target 0 and weight 0.
     """
 
     ids_T: Tensor
@@ -54,7 +80,7 @@ class Batch:
     positions_T: Tensor
     """int64, restarts at 0 with each sequence"""
     targets_T: Tensor
-    """int64, the next token"""
+    """int64, the next token, or what else the position is to predict"""
     weights_T: Tensor
     """float32, loss weight of the target"""
     trained_R: Tensor
@@ -65,6 +91,12 @@ class Batch:
     """sequences of each group"""
     samples: tuple[int, ...]
     """sample id of each group"""
+    segments_T: Tensor | None = None
+    """int64, 0 in the first and 1 in the second text of a pair; None when no sequence tells"""
+    values_N: Tensor | None = None
+    """float32, the values of all sequences one after the other; None when no sequence has any"""
+    value_counts: tuple[int, ...] = ()
+    """values of each sequence (S of them), where there are any"""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -77,7 +109,21 @@ class Batch:
             targets_T=self.targets_T.to(device, non_blocking=True),
             weights_T=self.weights_T.to(device, non_blocking=True),
             trained_R=self.trained_R.to(device, non_blocking=True),
+            segments_T=None if self.segments_T is None else self.segments_T.to(device, non_blocking=True),
+            values_N=None if self.values_N is None else self.values_N.to(device, non_blocking=True),
         )
+
+    @property
+    def weights_S(self) -> Tensor:
+        """float32 [S], the weight of each sequence that is judged as a whole."""
+        return self.weights_T[torch.tensor(self.offsets[:-1], dtype=torch.int64, device=self.weights_T.device)]
+
+    @property
+    def values_SK(self) -> Tensor:
+        """float32 [S, K], the values of each sequence, where all have as many."""
+        if self.values_N is None:
+            return torch.zeros(len(self.lengths), 0, device=self.ids_T.device)
+        return self.values_N.view(len(self.lengths), -1)
 
     @property
     def offsets(self) -> tuple[int, ...]:
@@ -104,9 +150,14 @@ def collate(groups: Sequence[Group], samples: Sequence[int]) -> Batch:
         end = start + length
         ids[start:end] = tokens.ids
         positions[start:end] = np.arange(length)
-        targets[start : end - 1] = tokens.ids[1:]
-        weights[start : end - 1] = tokens.weights[1:]
+        if tokens.targets is None:
+            targets[start : end - 1] = tokens.ids[1:]
+            weights[start : end - 1] = tokens.weights[1:]
+        else:
+            targets[start:end] = tokens.targets
+            weights[start:end] = tokens.weights
         start = end
+    valued = any(tokens.values is not None for tokens in sequences)
     return Batch(
         ids_T=torch.from_numpy(ids),
         positions_T=torch.from_numpy(positions),
@@ -116,4 +167,21 @@ def collate(groups: Sequence[Group], samples: Sequence[int]) -> Batch:
         lengths=tuple(lengths),
         groups=tuple(len(group.sequences) for group in groups),
         samples=tuple(samples),
+        segments_T=_segments(sequences),
+        values_N=torch.from_numpy(np.concatenate([_values(tokens) for tokens in sequences])) if valued else None,
+        value_counts=tuple(len(_values(tokens)) for tokens in sequences) if valued else (),
     )
+
+
+def _segments(sequences: Sequence[Tokens]) -> Tensor | None:
+    if all(tokens.segments is None for tokens in sequences):
+        return None
+    parts = [np.zeros(len(tokens), np.int8) if tokens.segments is None else tokens.segments for tokens in sequences]
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+
+
+def _values(tokens: Tokens) -> NDArray[np.float32]:
+    return _NO_VALUES if tokens.values is None else tokens.values
+
+
+_NO_VALUES = np.empty(0, dtype=np.float32)

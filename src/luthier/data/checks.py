@@ -53,9 +53,9 @@ class RecordOptions:
     """What rows are read for; None takes what each is evidently meant for."""
 
     @classmethod
-    def from_config(cls, config: DataConfig) -> RecordOptions:
+    def from_config(cls, config: DataConfig, task: Task | None = "language") -> RecordOptions:
         """The options of a data config."""
-        return cls(config.columns, config.system, config.self_name, config.self_author, config.bad_rows)
+        return cls(config.columns, config.system, config.self_name, config.self_author, config.bad_rows, task)
 
 
 def to_record(row: Row, options: RecordOptions) -> tuple[Record | Fault, tuple[Fault, ...]]:
@@ -131,7 +131,7 @@ _NO_SHAPE = ("unknown_shape", "wrong_task", "needs_media")
 
 def ignored_columns(row: Row, options: RecordOptions) -> tuple[str, ...]:
     """Columns of a row that have no part in its record."""
-    if isinstance(row.value, Fault):
+    if isinstance(row.value, Fault) or options.task != "language":
         return ()
     return tuple(key for key in extra_columns(renamed(row.value, options.columns)) if key != "tag")
 

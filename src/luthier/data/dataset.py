@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.base.errors import ConfigError, DataError
-from luthier.base.records import Record
+from luthier.base.records import Record, Task
 from luthier.data.batch import Group
 from luthier.data.checks import RecordOptions
 from luthier.data.config import DataConfig
 from luthier.data.encode import Encoding, Facts, Rejected
 from luthier.data.mix import mix_indices, split_indices, take_indices
-from luthier.data.render import Renderer
 from luthier.data.report import DataReport, SetReport, overlap, set_report, totals
 from luthier.data.row import Row, Rows
 from luthier.data.sources import open_rows, parse_spec, stream_rows
@@ -43,12 +42,17 @@ class Prepared:
 
 
 def encoding_of(
-    config: DataConfig, encode: Callable[[Record], Group | None], key: str, renderer: Renderer, max_length: int
+    config: DataConfig,
+    encode: Callable[[Record], Group | None],
+    key: str,
+    stop_ids: frozenset[int],
+    max_length: int,
+    task: Task = "language",
 ) -> Encoding:
     """How rows become groups under these settings."""
     assert config.overlong is not None, "the policy is filled in when the config is resolved"
-    options = RecordOptions.from_config(config)
-    return Encoding(encode, key, options, max_length, config.overlong, renderer.stop_ids)
+    options = RecordOptions.from_config(config, task)
+    return Encoding(encode, key, options, max_length, config.overlong, stop_ids)
 
 
 def prepare(

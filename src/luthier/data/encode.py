@@ -10,7 +10,7 @@ import numpy as np
 import orjson
 
 from luthier.base.errors import DataError
-from luthier.base.records import BadRow, Fault, Json, Record, Text
+from luthier.base.records import BadRow, Chat, Fault, Json, Record
 from luthier.data.batch import Group, Tokens
 from luthier.data.checks import RecordOptions, ignored_columns, to_record
 from luthier.data.config import Overlong
@@ -100,7 +100,7 @@ class Encoding:
             return self._reject(Fault(outcome, record.where, what), row, facts), None
         facts.kept += 1
         facts.ignored += [name for name in ignored_columns(row, self.options) if name not in facts.ignored]
-        facts.chats += not isinstance(record, Text)
+        facts.chats += isinstance(record, Chat)
         facts.truncated += outcome == "truncated"
         facts.split += outcome == "split"
         facts.stopped += any(self._stops(tokens) for group in groups for tokens in group.sequences)

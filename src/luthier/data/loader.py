@@ -63,6 +63,25 @@ class Share:
         return replace(self, capacity=self.capacity // 2) if self.capacity == where else self
 
 
+Vary = Callable[[Group, np.random.Generator], Group]
+"""Something random done to a group each time it is used, for example masking.  The generator is a function of (seed,
+epoch, sample id), so the result depends on neither devices nor workers."""
+
+
+class Varied:
+    """Groups that are judged: each varied once and for all."""
+
+    def __init__(self, groups: Groups, vary: Vary, seed: int):
+        self.groups, self.vary, self.seed = groups, vary, seed
+        self.lengths, self.fingerprint = groups.lengths, groups.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, index: int) -> Group:
+        return self.vary(self.groups[index], np.random.default_rng([self.seed, index]))
+
+
 class Source(Protocol):
     """Where steps come from."""
 
@@ -80,13 +99,21 @@ class Shuffled:
 
     Args:
         per_step: units of one optimizer step; a unit is a sample, or a pack of up to `pack_length` tokens.
+        vary: done to each group whenever it is drawn.
     """
 
     def __init__(
-        self, groups: Groups, *, seed: int, per_step: int, pack_length: int | None = None, shuffle: bool = True
+        self,
+        groups: Groups,
+        *,
+        seed: int,
+        per_step: int,
+        pack_length: int | None = None,
+        shuffle: bool = True,
+        vary: Vary | None = None,
     ):
         self.groups, self.seed, self.per_step = groups, seed, per_step
-        self.pack_length, self.shuffle = pack_length, shuffle
+        self.pack_length, self.shuffle, self.vary = pack_length, shuffle, vary
 
     def units(self, epoch: int) -> Sequence[Sequence[int]]:
         """The epoch's units in order, each a list of sample ids."""
@@ -122,15 +149,31 @@ class Shuffled:
                     continue
                 last = start + self.per_step >= len(units)
                 draw = Draw(samples, Cursor(epoch + 1, 0) if last else Cursor(epoch, seen))
-                yield draw, lambda samples=samples: [self.groups[sample] for sample in samples]
+                yield draw, lambda samples=samples, epoch=epoch: [self._read(sample, epoch) for sample in samples]
             epoch, consumed = epoch + 1, 0
+
+    def _read(self, sample: int, epoch: int) -> Group:
+        group = self.groups[sample]
+        return group if self.vary is None else self.vary(group, np.random.default_rng([self.seed, epoch, sample]))
 
 
 class Streamed:
-    """Steps drawn from a stream that can be opened at any position; it never ends."""
+    """Steps drawn from a stream that can be opened at any position; it never ends.
 
-    def __init__(self, stream: Callable[[int], Iterator[Group]], *, per_step: int):
+    Args:
+        vary: done to each group; seed: of what is random in that.
+    """
+
+    def __init__(
+        self,
+        stream: Callable[[int], Iterator[Group]],
+        *,
+        per_step: int,
+        vary: Vary | None = None,
+        seed: int = 0,
+    ):
         self.stream, self.per_step = stream, per_step
+        self.vary, self.seed = vary, seed
 
     def steps(self, epochs: float) -> None:
         return None
@@ -142,7 +185,13 @@ class Streamed:
             taken = [next(groups) for _ in range(self.per_step)]
             draw = Draw(tuple(range(position, position + self.per_step)), Cursor(0, position + self.per_step))
             position += self.per_step
-            yield draw, lambda taken=taken: taken
+            yield draw, lambda draw=draw, taken=taken: self._varied(draw.samples, taken)
+
+    def _varied(self, samples: Sequence[int], groups: list[Group]) -> list[Group]:
+        if self.vary is None:
+            return groups
+        rngs = (np.random.default_rng([self.seed, 0, sample]) for sample in samples)
+        return [self.vary(group, rng) for group, rng in zip(groups, rngs, strict=True)]
 
 
 def cut(draw: Draw, groups: Sequence[Group], share: Share) -> Step:

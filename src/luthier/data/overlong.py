@@ -20,14 +20,14 @@ def fit(group: Group, max_length: int, policy: Overlong) -> tuple[list[Group], O
     A token is never cut, so neither is a control token.
     """
     if all(len(tokens) <= max_length for tokens in group.sequences):
-        return [group], "whole"
+        return [group], "truncated" if group.cut else "whole"
     if policy == "drop":
         return [], "too_long"
-    if policy == "split" and len(group.sequences) == 1:
+    if policy == "split" and len(group.sequences) == 1 and group.sequences[0].targets is None:
         pieces = [Group((piece,)) for piece in _pieces(group.sequences[0], max_length) if piece.weights.any()]
         return (pieces, "split") if pieces else ([], "no_target_left")
-    cut = tuple(Tokens(tokens.ids[:max_length], tokens.weights[:max_length]) for tokens in group.sequences)
-    if all(tokens.weights.any() for tokens in cut):
+    cut = tuple(tokens.first(max_length) for tokens in group.sequences)
+    if all(short.weights.any() or not tokens.weights.any() for short, tokens in zip(cut, group.sequences, strict=True)):
         return [Group(cut)], "truncated"
     return [], "no_target_left"
 

@@ -25,7 +25,7 @@ from luthier.data.batch import Group
 from luthier.data.checks import identity_key, normalised_key
 from luthier.data.encode import Encoding, Facts
 from luthier.data.row import Rows
-from luthier.data.tokens import Shard, TokenSet, is_whole, publish
+from luthier.data.tokens import Shard, TokenSet, is_whole, more_arrays, publish
 
 SHARD_ROWS = 4096
 """Most rows of a shard."""
@@ -151,6 +151,7 @@ def _write_shard(rows: Rows, encoding: Encoding, task: Task) -> int:
         "members": np.array([len(group.sequences) for group in groups], dtype=np.int64),
         "rows": np.array(origins, dtype=np.int64),
         "names": np.frombuffer(b"".join(names), dtype=np.uint8).reshape(-1, 32),
+        **more_arrays(sequences),
     }
     publish(folder, arrays, facts)
     return len(part)

@@ -2,6 +2,7 @@
 
     <cache>/tokens/<key>/ids.npy weights.npy lengths.npy members.npy rows.npy names.npy facts.json    (one shard)
 
+where the task needs them also targets.npy, segments.npy, and values.npy with value_ends.npy.
 A shard is written in a temporary folder and renamed, so it is whole or absent.
 """
 
@@ -51,6 +52,9 @@ class Shard:
     def __init__(self, folder: Path):
         self.facts = Facts(**orjson.loads((folder / "facts.json").read_bytes()))
         self._files = folder / "ids.npy", folder / "weights.npy"
+        self._targets, self._segments, self._values = (
+            file if (file := folder / f"{name}.npy").exists() else None for name in ("targets", "segments", "values")
+        )
         self._members = np.load(folder / "members.npy", allow_pickle=False)
         self._ends = np.concatenate([[0], np.cumsum(np.load(folder / "lengths.npy", allow_pickle=False))])
         self._firsts = np.concatenate([[0], np.cumsum(self._members)])
@@ -75,9 +79,23 @@ class Shard:
     def __getitem__(self, index: int) -> Group:
         ids, weights = map(_map, self._files)
         bounds = self._ends[self._firsts[index] : self._firsts[index + 1] + 1].tolist()
+        first = int(self._firsts[index])
         return Group(
-            tuple(Tokens(np.array(ids[start:end]), np.array(weights[start:end])) for start, end in pairwise(bounds))
+            tuple(
+                Tokens(
+                    np.array(ids[start:end]),
+                    np.array(weights[start:end]),
+                    None if self._targets is None else np.array(_map(self._targets)[start:end]),
+                    None if self._segments is None else np.array(_map(self._segments)[start:end]),
+                    None if self._values is None else self._values_of(self._values, first + number),
+                )
+                for number, (start, end) in enumerate(pairwise(bounds))
+            )
         )
+
+    def _values_of(self, file: Path, sequence: int) -> NDArray[np.float32]:
+        ends = _map(file.with_name("value_ends.npy"))
+        return np.array(_map(file)[int(ends[sequence - 1]) if sequence else 0 : int(ends[sequence])])
 
 
 class TokenSet:
@@ -142,6 +160,23 @@ class Selected:
         return self.sets[number][group]
 
 
+def more_arrays(sequences: Sequence[Tokens]) -> dict[str, NDArray[Any]]:
+    """The arrays of what only some tasks need; all sequences of a set bring targets, or none does."""
+    arrays: dict[str, NDArray[Any]] = {}
+    targets = [tokens.targets for tokens in sequences if tokens.targets is not None]
+    segments = [tokens.segments for tokens in sequences if tokens.segments is not None]
+    values = [tokens.values for tokens in sequences if tokens.values is not None]
+    assert all(len(some) in (0, len(sequences)) for some in (targets, segments, values)), "all sequences, or none"
+    if targets:
+        arrays["targets"] = np.concatenate(targets)
+    if segments:
+        arrays["segments"] = np.concatenate(segments)
+    if values:
+        arrays["values"] = np.concatenate(values)
+        arrays["value_ends"] = np.cumsum([len(some) for some in values])
+    return arrays
+
+
 def publish(folder: Path, arrays: dict[str, NDArray[Any]], facts: Facts) -> None:
     """Write a shard, whole or not at all.  Raises RunError."""
     try:
@@ -180,6 +215,8 @@ def is_whole(folder: Path) -> bool:
     try:
         shard = Shard(folder)
         sizes = {len(_map(folder / "ids.npy")), len(_map(folder / "weights.npy")), shard.tokens}
+        more = [folder / "targets.npy", folder / "segments.npy"]
+        sizes |= {len(_map(file)) for file in more if file.exists()}
     except (OSError, ValueError, TypeError):
         sizes = set[int]()
     if len(sizes) != 1:

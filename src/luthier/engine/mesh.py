@@ -77,6 +77,21 @@ class Mesh:
             dist.broadcast(data, src=0)
         return bytes(data.tolist()).decode()
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, one process's after the other's.  [n, ...] -> [N, ...] on the CPU"""
+        if self.world == 1:
+            return rows.cpu()
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        mine = rows.to(self.device)
+        with together():
+            dist.all_gather(sizes, torch.tensor([len(rows)], device=self.device))
+            most = max(int(size) for size in sizes)
+            room = mine.new_zeros(most, *mine.shape[1:])
+            room[: len(mine)] = mine
+            everyone = [torch.empty_like(room) for _ in range(self.world)]
+            dist.all_gather(everyone, room)
+        return torch.cat([part[: int(size)] for part, size in zip(everyone, sizes, strict=True)]).cpu()
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:

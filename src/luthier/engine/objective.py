@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -21,6 +21,8 @@ class Terms:
     """Each loss term summed over the batch, with its graph.  [] each"""
     metrics: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict[str, tuple[Tensor, Tensor]])
     """Each metric as (sum, count), without graph.  [] each"""
+    outputs: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What metrics of a whole set are made from, without graph: rows of any number, the same names in each batch."""
 
 
 class Objective(Protocol):
@@ -40,4 +42,11 @@ class Objective(Protocol):
 
     def sums(self, model: Model, batch: Batch) -> Terms:
         """Each loss term summed over the batch.  An empty batch gives 0 with a graph through every trained weight."""
+        ...
+
+    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        """Metrics that are no sums, from the outputs of all batches of a set, in no particular order.
+
+        Only asked for where there are outputs.
+        """
         ...

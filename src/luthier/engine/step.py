@@ -77,9 +77,19 @@ def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: M
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How a model does on a set."""
+
+    metrics: dict[str, float]
+    """`loss`, every metric, and each loss term where there are several."""
+    outputs: dict[str, Tensor]
+    """What the objective gave out for each row, of all processes."""
+
+
 @torch.no_grad()
-def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh: Mesh) -> dict[str, float]:
-    """`loss` and every metric (and loss term, where there are several) over a set, each as one sum over one count.
+def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh: Mesh) -> Verdict:
+    """Loss and metrics over a set: sums over counts, and what the objective makes of its outputs.
 
     Raises:
         NoRoom: on all processes, when one has run out of memory.
@@ -87,10 +97,15 @@ def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh:
     attempt = Attempt(model)
     sums: dict[str, Tensor] = {}
     counts: dict[str, Tensor] = {}
+    outputs: dict[str, list[Tensor]] = {}
     for batch in batches:
         if attempt.failed and model.sharded is None:
             break  # no other process waits for this one before the end
-        seen, counted = attempt.run(lambda batches: _judged(model, objective, batches[0]), [batch.to(mesh.device)])
+        seen, counted, given = attempt.run(
+            lambda batches: _judged(model, objective, batches[0]), [batch.to(mesh.device)]
+        )
+        for name, rows in given.items():
+            outputs.setdefault(name, []).append(rows.cpu())
         sums, counts = _add([sums, seen]), _add([counts, counted])
     if model.sharded is not None:
         model.sharded.rest()
@@ -100,7 +115,9 @@ def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh:
     attempt.agree(numbers["failed"])
     means = _pairs({**numbers, **{f"count/{name}": float(value) for name, value in total.items()}})
     told = _without_sole(means, total)
-    return {"loss": _loss(means, total), **{name: ratio(pair) for name, pair in told.items()}}
+    metrics = {"loss": _loss(means, total), **{name: ratio(pair) for name, pair in told.items()}}
+    gathered = {name: mesh.gather(torch.cat(rows)) for name, rows in outputs.items()}
+    return Verdict({**metrics, **(objective.measure(gathered) if gathered else {})}, gathered)
 
 
 def ratio(pair: tuple[float, float]) -> float:
@@ -115,10 +132,13 @@ def _backward(model: Model, objective: Objective, batch: Batch, total: Mapping[s
     return _flat(terms)
 
 
-def _judged(model: Model, objective: Objective, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Sums and counts of one evaluation batch, and the counts of its loss terms."""
+def _judged(
+    model: Model, objective: Objective, batch: Batch
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Sums and counts of one evaluation batch, the counts of its loss terms, and its outputs."""
     objective.prepare(model, [batch])
-    return _flat(objective.sums(model, batch)), objective.counts(batch)
+    terms = objective.sums(model, batch)
+    return _flat(terms), objective.counts(batch), terms.outputs
 
 
 def _numbers(mesh: Mesh, **values: float) -> dict[str, Tensor]:

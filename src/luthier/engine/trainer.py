@@ -23,7 +23,7 @@ from luthier.engine.mesh import Mesh
 from luthier.engine.meters import Clock, Means, peak_memory
 from luthier.engine.objective import Objective
 from luthier.engine.optim import Optimizer, schedule
-from luthier.engine.step import StepResult, evaluate, gradients
+from luthier.engine.step import StepResult, Verdict, evaluate, gradients
 from luthier.engine.watcher import EvalRow, StepRow, Watcher
 from luthier.model.layer import Keep
 from luthier.model.lending import Whole, lending
@@ -86,6 +86,8 @@ class Trainer:
         self.state = State()
         self.ema = Ema(model.trained(), settings.train.ema_decay) if settings.train.ema_decay else None
         self.saved: Path | None = None
+        self.outputs: dict[str, torch.Tensor] = {}
+        """What the objective gave out for each row of the validation set when the model was at its best."""
         self._since_log = Means()
         self._clock = Clock()
         self._guard = Guard(watcher)
@@ -264,7 +266,8 @@ class Trainer:
         self.model.eval_mode()
         if self.ema is not None:
             self.ema.exchange(self.model.trained())
-        metrics = self._evaluated(self.data.validation)
+        verdict = self._evaluated(self.data.validation)
+        metrics = verdict.metrics
         if self.ema is not None:
             self.ema.exchange(self.model.trained())
         self.model.train_mode(self.settings.keep)
@@ -274,12 +277,14 @@ class Trainer:
                 where="--metric_for_best_model",
             )
         best = self.state.step > 0 and better(metrics[config.metric], self.state.best, config)
+        if best:
+            self.outputs = verdict.outputs
         seconds = time.perf_counter() - start
         self.watcher.evaluated(EvalRow(self.state.step, self._epoch(), metrics, seconds, best))
         self._clock = Clock()
         return metrics
 
-    def _evaluated(self, validation: Groups) -> dict[str, float]:
+    def _evaluated(self, validation: Groups) -> Verdict:
         share = self.data.validation_share
         batches = evaluation_batches(validation, share.halved(where=self.state.too_big_to_judge))
         try:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from luthier.base.errors import ConfigError, ModelError
-from luthier.model import lowbit
+from luthier.model import heads, lowbit
 from luthier.model.causal import Model
 from luthier.model.config import Lora, ModelConfig
 from luthier.model.folder import check_weights, first_line, local_folder, model_folder
@@ -57,7 +57,7 @@ def put_on(model: Model, method: Lora, earlier: str | None) -> None:
         return
     folder = adapter_folder(model.config, earlier)
     config, state, trained_rank = _read(folder)
-    _check_fit(folder, method, config, trained_rank)
+    _check_fit(folder, method, heads.modules(model.base, model.kind), config, trained_rank)
     if starts_inside:
         add_start(network, method)
         _fill(network, {name: half(name, value, trained_rank, second=True) for name, value in state.items()}, START)
@@ -178,16 +178,17 @@ def _settings(model: Model, method: Lora) -> LoraConfig:
     if not isinstance(target, str):
         target = "all-linear" if target == ("all-linear",) else list(target)
     embedding: Any = model.base.get_input_embeddings()
-    tied = model.head.weight is embedding.weight
-    saves_vocabulary = any("embed" in name or "lm_head" in name for name in method.modules_to_save)
+    tied = model.kind.kind == "causal" and model.head.weight is embedding.weight
+    whole = list(dict.fromkeys((*method.modules_to_save, *heads.modules(model.base, model.kind))))
+    saves_vocabulary = any("embed" in name or "lm_head" in name for name in whole)
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type=heads.PEFT_TASKS[model.kind.kind],
         base_model_name_or_path=model.base.name_or_path,
         r=method.rank,
         lora_alpha=method.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=method.dropout,
         target_modules=target,
-        modules_to_save=list(method.modules_to_save) or None,
+        modules_to_save=whole or None,
         use_rslora=method.rslora,
         use_dora=method.dora,
         init_lora_weights="gaussian" if method.init == "gaussian" else True,
@@ -235,7 +236,9 @@ def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor], int | None]:
     return config, state, int(rank) if rank else None
 
 
-def _check_fit(folder: Path, method: Lora, config: LoraConfig, trained_rank: int | None) -> None:
+def _check_fit(
+    folder: Path, method: Lora, learned: Sequence[str], config: LoraConfig, trained_rank: int | None
+) -> None:
     shrink = 1.0 if trained_rank is None else 1 / math.sqrt(2) if config.use_rslora else 0.5
     asked_and_found: dict[str, tuple[Any, Any]] = {
         "rank": (method.rank, trained_rank or config.r),
@@ -243,7 +246,7 @@ def _check_fit(folder: Path, method: Lora, config: LoraConfig, trained_rank: int
         "rslora": (method.rslora, config.use_rslora),
         "dora": (method.dora, config.use_dora),
         "init from the weight": (method.init in ("pissa", "olora"), trained_rank is not None),
-        "modules_to_save": (sorted(method.modules_to_save), sorted(config.modules_to_save or ())),
+        "modules_to_save": (sorted({*method.modules_to_save, *learned}), sorted(config.modules_to_save or ())),
     }
     differences = [
         f"{name} {found} in the adapter, {asked} asked for"

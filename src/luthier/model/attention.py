@@ -74,21 +74,6 @@ def step_inputs(ids_T: Tensor, step: Step) -> dict[str, Any]:
     }
 
 
-def packed_inputs(ids_T: Tensor, positions_T: Tensor, packing: Packing) -> dict[str, Any]:
-    """What a decoder is called with to run packed.
-
-    Nobody reads the mask.  transformers takes one of four axes for finished; given none it would look for sequences in
-    the positions, and wait for the device to find them.
-    """
-    return {
-        "input_ids": ids_T[None],
-        "position_ids": positions_T[None],
-        "packing": packing,
-        "attention_mask": torch.empty(1, 1, 0, 0, device=ids_T.device),
-        "use_cache": False,
-    }
-
-
 def obstacle(network: PreTrainedModel) -> str | None:
     """Why a model cannot run packed, or None.  A model that passes is still probed after loading."""
     config = network.config.get_text_config()
@@ -99,8 +84,6 @@ def obstacle(network: PreTrainedModel) -> str | None:
         return "it has layers that are not plain attention"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "it caps attention scores"
-    if getattr(config, "use_bidirectional_attention", None):
-        return "its attention is not causal"
     return None
 
 
@@ -118,10 +101,10 @@ def packed_attention(
     step: Step | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence of a packed row, in the calling convention of transformers.
+    """Attention within each sequence of a packed row, in the calling convention of transformers.
 
     query: [1, H, T, E]; key, value: [1, G, T, E] -> [1, T, H, E].  sliding_window: tokens that a token sees,
-    itself included.
+    itself included, on the side or the sides that it sees.
 
     Raises:
         NotImplementedError: attention sinks or score caps, which are not computed here.
@@ -141,10 +124,15 @@ def packed_attention(
         layer: Any = module
         return step.attend(layer.layer_idx, q_THE, k_TGE, v_TGE, scaling, sliding_window)[None], None
     assert packing is not None
-    return causal(q_THE, k_TGE, v_TGE, packing, scaling=scaling, window=sliding_window, dropout=dropout)[None], None
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    out_THE = within(
+        q_THE, k_TGE, v_TGE, packing, scaling=scaling, window=sliding_window, dropout=dropout, causal=causal
+    )
+    return out_THE[None], None
 
 
-def causal(
+def within(
     q_THE: Tensor,
     k_TGE: Tensor,
     v_TGE: Tensor,
@@ -153,19 +141,20 @@ def causal(
     scaling: float | None = None,
     window: int | None = None,
     dropout: float = 0.0,
+    causal: bool = True,
 ) -> Tensor:
-    """out_THE: causal attention within each sequence, by the fastest way that computes it.
+    """out_THE: attention within each sequence, by the fastest way that computes it.
 
-    window: tokens that a token sees, itself included.
+    window: tokens that a token sees, itself included: before it, and without `causal` as many behind it.
     """
     if window is not None and window >= max(packing.lengths):
         window = None
     half = q_THE.is_cuda and q_THE.dtype != torch.float32
     if not half or dropout or not q_THE.shape[-1] == v_TGE.shape[-1] <= 256:
-        return _by_sequence(q_THE, k_TGE, v_TGE, packing, scaling, window, dropout)
+        return _by_sequence(q_THE, k_TGE, v_TGE, packing, scaling, window, dropout, causal)
     if window is None and packing.even and q_THE.shape[-1] <= 128 and _has_cudnn(q_THE.device):
-        return _by_cudnn(q_THE, k_TGE, v_TGE, packing, scaling)
-    return _by_varlen(q_THE, k_TGE, v_TGE, packing, scaling, window)
+        return _by_cudnn(q_THE, k_TGE, v_TGE, packing, scaling, causal)
+    return _by_varlen(q_THE, k_TGE, v_TGE, packing, scaling, window, causal)
 
 
 @cache
@@ -174,14 +163,16 @@ def _has_cudnn(device: torch.device) -> bool:
     return torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
-def _by_cudnn(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, packing: Packing, scaling: float | None) -> Tensor:
+def _by_cudnn(
+    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, packing: Packing, scaling: float | None, causal: bool
+) -> Tensor:
     rows = len(packing.lengths), packing.lengths[0]
     with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
         out_SHLE = scaled_dot_product_attention(
             q_THE.unflatten(0, rows).transpose(1, 2),
             k_TGE.unflatten(0, rows).transpose(1, 2),
             v_TGE.unflatten(0, rows).transpose(1, 2),
-            is_causal=True,
+            is_causal=causal,
             scale=scaling,
             enable_gqa=q_THE.shape[1] != k_TGE.shape[1],
         )
@@ -189,7 +180,13 @@ def _by_cudnn(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, packing: Packing, sca
 
 
 def _by_varlen(
-    q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, packing: Packing, scaling: float | None, window: int | None
+    q_THE: Tensor,
+    k_TGE: Tensor,
+    v_TGE: Tensor,
+    packing: Packing,
+    scaling: float | None,
+    window: int | None,
+    causal: bool,
 ) -> Tensor:
     sequences, (tokens, heads, width) = len(packing.lengths), q_THE.shape
     if sequences > 1 and (tokens + 128 * sequences) * heads * (width + 31) // 32 * 32 >= _KERNEL_LIMIT:
@@ -198,11 +195,12 @@ def _by_varlen(
         first = Packing(packing.lengths[:half], packing.offsets_S1[: half + 1])
         second = Packing(packing.lengths[half:], packing.offsets_S1[half:] - at)
         parts = [
-            _by_varlen(q_THE[:at], k_TGE[:at], v_TGE[:at], first, scaling, window),
-            _by_varlen(q_THE[at:], k_TGE[at:], v_TGE[at:], second, scaling, window),
+            _by_varlen(q_THE[:at], k_TGE[:at], v_TGE[:at], first, scaling, window, causal),
+            _by_varlen(q_THE[at:], k_TGE[at:], v_TGE[at:], second, scaling, window, causal),
         ]
         return torch.cat(parts)
     longest = max(packing.lengths)
+    before = -1 if window is None else window - 1
     out_THE = varlen_attn(
         q_THE,
         k_TGE,
@@ -212,7 +210,7 @@ def _by_varlen(
         longest,
         longest,
         scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
+        window_size=(before, 0 if causal else before),
         **_VARLEN_GQA,
     )
     assert isinstance(out_THE, Tensor)
@@ -227,6 +225,7 @@ def _by_sequence(
     scaling: float | None,
     window: int | None,
     dropout: float,
+    causal: bool,
 ) -> Tensor:
     """Sequences of equal length go through SDPA together; no score between two sequences is ever computed."""
     queries, keys, values = (heads.split(packing.lengths) for heads in (q_THE, k_TGE, v_TGE))
@@ -240,9 +239,9 @@ def _by_sequence(
             _stacked([queries[i] for i in indices], q_THE.shape[1]),
             _stacked([keys[i] for i in indices], q_THE.shape[1]),
             _stacked([values[i] for i in indices], q_THE.shape[1]),
-            attn_mask=_window_mask(length, window, q_THE.device) if windowed else None,
+            attn_mask=_window_mask(length, window, q_THE.device, causal) if windowed else None,
             dropout_p=dropout,
-            is_causal=not windowed,
+            is_causal=causal and not windowed,
             scale=scaling,
         )
         for index, output_LHE in zip(indices, together_nHLE.transpose(1, 2).unbind(), strict=True):
@@ -257,11 +256,11 @@ def _stacked(heads: list[Tensor], query_heads: int) -> Tensor:
     return stacked.repeat_interleave(groups, dim=1) if groups > 1 else stacked
 
 
-def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [L, L]: a token sees itself and the window - 1 tokens before it."""
+def _window_mask(length: int, window: int | None, device: torch.device, causal: bool) -> Tensor:
+    """bool [L, L]: a token sees itself and the window - 1 tokens before it, and behind it when it may."""
     assert window is not None
     distance_LL = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)[None, :]
-    return (distance_LL >= 0) & (distance_LL < window)
+    return (distance_LL < window) & (distance_LL >= 0 if causal else distance_LL > -window)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)

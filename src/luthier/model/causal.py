@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from luthier.base.errors import ModelError
-from luthier.model import attention, probe
+from luthier.model import attention, heads, probe
+from luthier.model.calling import Calling, run_packed, run_padded, run_pairs
 from luthier.model.config import ModelConfig
 from luthier.model.decoder import Decoder, Unsuitable
+from luthier.model.heads import CAUSAL, Head
 from luthier.model.layer import Keep
 from luthier.model.logprobs import chunk_rows, score_by_autograd, score_by_hand, token_logprobs
 from luthier.model.pointwise import Plain, Pointwise
@@ -48,10 +50,14 @@ class Batch(Protocol):
     def lengths(self) -> tuple[int, ...]: ...
     @property
     def offsets(self) -> tuple[int, ...]: ...
+    @property
+    def segments_T(self) -> Tensor | None: ...
+    @property
+    def groups(self) -> tuple[int, ...]: ...
 
 
 class Model:
-    """A causal language model with its tokenizer: hidden states and log-probabilities of packed batches.
+    """A language model with its tokenizer: hidden states and scores of packed batches.
 
     Attributes:
         network: the transformers model, or the PEFT model around it once a method has wrapped it.
@@ -59,7 +65,8 @@ class Model:
         dtype: the arithmetic's type; weights may be held wider.
         max_length: longest sequence the model can hold, in tokens.
         config: what the user asked for.
-        packed: whether sequences run end to end without padding.
+        kind: what stands on the backbone: what the model scores.
+        calling: how the backbone is called.
         sharded: the decoder whose weights are split over several processes, if they are.
         note: one sentence for the user about how the model is run, if there is something to say.
     """
@@ -73,8 +80,9 @@ class Model:
         dtype: torch.dtype,
         max_length: int,
         config: ModelConfig,
-        packed: bool,
+        calling: Calling,
         note: str | None,
+        kind: Head = CAUSAL,
     ):
         self.network: nn.Module = network
         self.base = network
@@ -82,20 +90,29 @@ class Model:
         self.device, self.dtype = device, dtype
         self.max_length = max_length
         self.config = config
-        self.packed, self.note = packed, note
+        self.calling, self.note = calling, note
         self.sharded: Sharded | None = None
         self.keep: Keep = "most"
         self._checkpointing = False
         self._trained: dict[str, nn.Parameter] | None = None
         self._decoder: Decoder | None = None
         self._pointwise: Pointwise = Plain()
-        self.finish = probe.finish_of(network)
-        self.vocabulary = int(self.head.weight.shape[0])
+        # Heads look for padding in the tokens; this is none.
+        self._any_token = int(network.config.get_text_config().pad_token_id == 0)
+        self.kind = kind
+        self.finish = probe.finish_of(network) if kind.kind == "causal" else probe.as_is
+        rows: Any = self.head if kind.kind == "causal" else network.get_input_embeddings()
+        self.vocabulary = int(rows.weight.shape[0])
 
     @property
     def head(self) -> Any:
         """The module that makes vocabulary scores of hidden states; adapters may have wrapped it."""
         return self.base.get_output_embeddings()
+
+    @property
+    def packed(self) -> bool:
+        """Whether sequences run end to end without padding."""
+        return self.calling.packed
 
     @property
     def adapted(self) -> bool:
@@ -107,8 +124,12 @@ class Model:
         if not batch.lengths:
             # One token goes through and is cut away, so every rank of a step makes the same collectives.
             token_T = torch.zeros(1, dtype=torch.int64, device=self.device)
-            return self._hidden(token_T, token_T, (1,), (0, 1))[:0]
-        return self._hidden(batch.ids_T, batch.positions_T, batch.lengths, batch.offsets)
+            if self.kind.kind == "seq2seq":
+                return self._hidden(token_T.expand(2), token_T.expand(2), (1, 1), (0, 1, 2), None, (2,))[:0]
+            return self._hidden(token_T, token_T, (1,), (0, 1), None, (1,))[:0]
+        return self._hidden(
+            batch.ids_T, batch.positions_T, batch.lengths, batch.offsets, batch.segments_T, batch.groups
+        )
 
     def logprobs(self, batch: Batch, hidden_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """logprobs_T (float32) of the targets and correct_T (bool: the target is the argmax) at the trained positions.
@@ -118,8 +139,19 @@ class Model:
         hidden_TD = self.hidden(batch) if hidden_TD is None else hidden_TD
         return token_logprobs(self._score, hidden_TD, batch.targets_T, batch.trained_R)
 
+    def scores(self, batch: Batch, hidden_TD: Tensor | None = None) -> Tensor:
+        """scores_SC of the sequences, or scores_RC of the trained positions, by the model's head; float32."""
+        hidden_TD = self.hidden(batch) if hidden_TD is None else hidden_TD
+        if self.kind.kind == "sequence":
+            hidden_TD = heads.pooled(hidden_TD, batch.lengths, batch.offsets, self.calling.pooling)
+        else:
+            hidden_TD = hidden_TD[batch.trained_R]
+        return self.logits(hidden_TD).float()
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """hidden_RD -> logits_RV: the head and the model's own scale or cap."""
+        if self.kind.kind != "causal":
+            return self._through_head(hidden_RD)
         with self.arithmetic():
             return self.finish(self.head(hidden_RD))
 
@@ -151,7 +183,7 @@ class Model:
         if not self.packed:
             return "its sequences are padded"
         try:
-            self._decoder = Decoder(self.base.get_decoder(), self.dtype, pointwise)
+            self._decoder = Decoder(heads.backbone(self.base, self.kind), self.dtype, pointwise)
         except Unsuitable as reason:
             return str(reason)
         self._pointwise = pointwise
@@ -194,28 +226,42 @@ class Model:
         """The context in which the network is to be run."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
-    def _hidden(self, ids_T: Tensor, positions_T: Tensor, lengths: tuple[int, ...], offsets: tuple[int, ...]) -> Tensor:
-        decoder: Any = self.base.get_decoder() if self.sharded is None else self.sharded
-        if self.packed:
-            packing = attention.Packing.of(lengths, offsets, self.device)
-            if self._decoder is not None:
-                return self._decoder.hidden(ids_T, positions_T, packing, self.keep)
-            with self.arithmetic():
-                return decoder(**attention.packed_inputs(ids_T, positions_T, packing))[0][0]
-        within_SL = torch.arange(max(lengths), device=self.device) < torch.tensor(lengths, device=self.device)[:, None]
-        ids_SL = torch.zeros_like(within_SL, dtype=torch.int64).masked_scatter(within_SL, ids_T)
-        positions_SL = torch.zeros_like(ids_SL).masked_scatter(within_SL, positions_T)
+    def _through_head(self, hidden_RD: Tensor) -> Tensor:
+        if not hidden_RD.shape[0]:
+            return self._through_head(hidden_RD.new_zeros(1, hidden_RD.shape[1]))[:0] + hidden_RD.sum()
+        ids_R = torch.full(hidden_RD.shape[:1], self._any_token, dtype=torch.int64, device=hidden_RD.device)
         with self.arithmetic():
-            hidden_SLD = decoder(
-                input_ids=ids_SL, attention_mask=within_SL.long(), position_ids=positions_SL, use_cache=False
-            )[0]
-        return hidden_SLD[within_SL]
+            if self.kind.kind == "sequence":
+                return heads.through(self.base, self.kind, hidden_RD[:, None], ids_R[:, None])
+            return heads.through(self.base, self.kind, hidden_RD[None], ids_R[None])[0]
+
+    def _hidden(
+        self,
+        ids_T: Tensor,
+        positions_T: Tensor,
+        lengths: tuple[int, ...],
+        offsets: tuple[int, ...],
+        segments_T: Tensor | None,
+        groups: tuple[int, ...],
+    ) -> Tensor:
+        if self.kind.kind == "seq2seq":
+            with self.arithmetic():
+                return run_pairs(self.base, ids_T, lengths, groups)
+        below = heads.backbone(self.base, self.kind) if self.sharded is None else self.sharded
+        if not self.packed:
+            with self.arithmetic():
+                return run_padded(below, self.calling, ids_T, positions_T, lengths, segments_T)
+        packing = attention.Packing.of(lengths, offsets, self.device)
+        if self._decoder is not None:
+            return self._decoder.hidden(ids_T, positions_T, packing, self.keep)
+        with self.arithmetic():
+            return run_packed(below, self.calling, ids_T, positions_T, packing, segments_T)
 
     def _score(self, hidden_RD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
         rows = chunk_rows(self.vocabulary, self.device)
         head: Any = self.head
         kind: type = type(head)
-        if kind is nn.Linear and head.bias is None and self.finish is probe.as_is:
+        if kind is nn.Linear and self.kind.kind == "causal" and head.bias is None and self.finish is probe.as_is:
             return score_by_hand(
                 head.weight,
                 hidden_RD.to(self.dtype),

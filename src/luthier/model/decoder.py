@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from luthier.model.attention import Packing, causal
+from luthier.model.attention import Packing, within
 from luthier.model.layer import Keep, Layer, Place
 from luthier.model.lowbit import LowBitLinear
 from luthier.model.lowproducts import Float8Product, LowBitProduct
@@ -91,7 +91,7 @@ class Decoder:
             query_heads=attention.config.num_attention_heads,
             eps=module.input_layernorm.variance_epsilon,
             head_norms=head_norms,
-            attend=partial(causal, scaling=attention.scaling, window=window),
+            attend=partial(within, scaling=attention.scaling, window=window),
             pointwise=self.pointwise,
         )
 

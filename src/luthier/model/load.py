@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,21 +12,21 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
 from luthier.base.errors import ModelError
-from luthier.model import ability, attention, lowbit, probe, rounding
+from luthier.model import ability, attention, heads, lowbit, probe, rounding
+from luthier.model.calling import Calling
 from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
 from luthier.model.folder import check_weights, first_line, model_folder, read_json
+from luthier.model.heads import CAUSAL, Head, Kind
 
 __all__ = ["Model", "arithmetic_dtype", "context_length", "load_model", "load_tokenizer", "quiet"]
 
@@ -68,9 +69,16 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 def load_model(
-    config: ModelConfig, device: torch.device, *, tokenizer: PreTrainedTokenizerFast, trained: bool
+    config: ModelConfig,
+    device: torch.device,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    trained: bool,
+    head: Head = CAUSAL,
 ) -> Model:
     """Load a model; safetensors only, and never with a weight that was not in the files.
+
+    A `head` that classifies may be missing: it is then drawn from torch's random numbers, and `Model.note` says so.
 
     With `trained` the weights keep the type they are stored in, so that `methods.apply` can widen those that move
     without loss; otherwise they are held in the arithmetic's type.  What `config.quant` names is held in few bits.
@@ -80,12 +88,15 @@ def load_model(
         MissingExtra: the library that holds weights in few bits is not installed.
     """
     folder = model_folder(config)
-    settings = _settings(folder, config)
+    settings = _settings(folder, config, head.kind)
+    pad: Any = tokenizer.pad_token_id
+    heads.configure(settings, head, pad)
     check_weights(folder)
     dtype = arithmetic_dtype(config.dtype, device)
     stored = _stored_rounded(settings, folder, config, trained=trained)
     # Weights in the stored type are mapped from their files; on the way to few bits none is copied before its turn.
-    network = _network(folder, config, settings, "auto" if trained or config.quant.on else dtype)
+    kept: torch.dtype | Literal["auto"] = "auto" if trained or config.quant.on else dtype
+    network, drawn = _network(folder, config, settings, kept, head)
     network.requires_grad_(False).eval()
     held = None
     if config.quant.on:
@@ -103,7 +114,7 @@ def load_model(
             where=str(folder),
             fix="Use the tokenizer that the model was trained with",
         )
-    packed, padded = _choose_attention(network, config)
+    calling, padded = _choose_attention(network, config, head)
     slow = ability.slow_there(dtype, config.quant.method, device)
     return Model(
         network,
@@ -112,14 +123,15 @@ def load_model(
         dtype=dtype,
         max_length=_max_length(settings, tokenizer),
         config=config,
-        packed=packed,
-        note=". ".join(note for note in (held, padded, slow) if note) or None,
+        calling=calling,
+        note=". ".join(note for note in (held, drawn, padded, slow) if note) or None,
+        kind=head,
     )
 
 
 def context_length(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> int:
     """The longest sequence the model can hold, in tokens, without loading its weights.  Raises ModelError."""
-    return _max_length(_settings(model_folder(config), config), tokenizer)
+    return _max_length(_settings(model_folder(config), config, None), tokenizer)
 
 
 def arithmetic_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -129,8 +141,8 @@ def arithmetic_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def _settings(folder: Path, config: ModelConfig) -> PreTrainedConfig:
-    """The model's config, once it is known to be a causal language model that transformers itself implements."""
+def _settings(folder: Path, config: ModelConfig, wanted: Kind | None) -> PreTrainedConfig:
+    """The model's config, once it is known to be of an architecture that transformers itself implements for a task."""
     if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
         raise ModelError(
             "is an adapter, not a model",
@@ -154,16 +166,24 @@ def _settings(folder: Path, config: ModelConfig) -> PreTrainedConfig:
             code="unknown_architecture",
             fix="A newer transformers may",
         )
-    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    known = kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    if native and (not known or (architectures and causal.isdisjoint(architectures))):
-        raise ModelError(
-            f"{', '.join(architectures) or kind} is not a causal language model",
-            where=str(folder / "config.json"),
-            code="wrong_architecture",
-            fix="Give a model whose architecture ends in ForCausalLM",
-        )
+    if native and wanted is not None:
+        _refuse_other_architecture(folder, kind, architectures, wanted)
     return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+
+
+def _refuse_other_architecture(folder: Path, kind: str | None, architectures: list[str], wanted: Kind) -> None:
+    known = heads.written_for(wanted)
+    # What only classifies has no vocabulary to score: its head cannot be made up.
+    other = wanted in ("causal", "seq2seq") and architectures and set(known.values()).isdisjoint(architectures)
+    if kind in known and not other:
+        return
+    ending = heads.CLASSES[wanted].removeprefix("AutoModel")
+    raise ModelError(
+        f"{', '.join(architectures) or kind} is not {heads.WORDS[wanted]}",
+        where=str(folder / "config.json"),
+        code="wrong_architecture",
+        fix=f"Give a model whose architecture ends in {ending}" if ending else "Give another model",
+    )
 
 
 def _stored_rounded(settings: PreTrainedConfig, folder: Path, config: ModelConfig, *, trained: bool) -> str | None:
@@ -191,9 +211,9 @@ def _stored_rounded(settings: PreTrainedConfig, folder: Path, config: ModelConfi
 
 
 def _network(
-    folder: Path, config: ModelConfig, settings: PreTrainedConfig, dtype: torch.dtype | Literal["auto"]
-) -> PreTrainedModel:
-    """The transformers model with every weight taken from the files."""
+    folder: Path, config: ModelConfig, settings: PreTrainedConfig, dtype: torch.dtype | Literal["auto"], head: Head
+) -> tuple[PreTrainedModel, str | None]:
+    """The transformers model with every weight taken from the files, and what to say of a head that was not there."""
     caps_scores = getattr(settings.get_text_config(), "attn_logit_softcapping", None) is not None
     if caps_scores and config.attention == "sdpa":
         raise ModelError(
@@ -201,9 +221,8 @@ def _network(
             where="--attn_impl sdpa",
             fix="Use auto or eager",
         )
-    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     with quiet():
-        network, report = load(
+        network, report = heads.loader(head)(
             folder,
             config=settings,
             dtype=dtype,
@@ -218,7 +237,11 @@ def _network(
         "of another shape": [item[0] for item in report["mismatched_keys"]],
         "not known to the model": report["unexpected_keys"],
     }
-    for fault, names in faults.items():
+    drawn = sorted(
+        name for name in (*faults["missing"], *faults["of another shape"]) if heads.belongs(name, network, head)
+    )
+    for fault, all_names in faults.items():
+        names = [name for name in all_names if not heads.belongs(name, network, head)]
         if names:
             shown = ", ".join(sorted(names)[:3]) + (" ..." if len(names) > 3 else "")
             raise ModelError(
@@ -227,30 +250,34 @@ def _network(
                 code="wrong_weights",
                 fix="The weights and config.json do not belong together; download the model again",
             )
-    return network
+    return network, f"New, and drawn at random: {', '.join(drawn)}" if drawn else None
 
 
-def _choose_attention(network: PreTrainedModel, config: ModelConfig) -> tuple[bool, str | None]:
+def _choose_attention(network: PreTrainedModel, config: ModelConfig, head: Head) -> tuple[Calling, str | None]:
     """Switch to packed attention where it is wanted and exact; else say why sequences are padded."""
+    calling = probe.called(network, head)
     if config.attention in ("sdpa", "eager"):
-        return False, None
-    reason = attention.obstacle(network)
+        return calling, None
+    reason = attention.obstacle(network) if head.kind != "seq2seq" else "its decoder reads an encoder"
     if reason is None:
         before: Any = network.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
         network.set_attn_implementation(attention.NAME)
-        if probe.runs_packed(network):
-            return True, None
+        if probe.runs_packed(network, head, calling):
+            return replace(calling, packed=True), None
         network.set_attn_implementation(before)
         reason = "its sequences would see each other"
     if config.attention == "packed":
         raise ModelError(f"this model cannot run packed: {reason}", where="--attn_impl packed", fix="Use auto")
-    return False, f"Sequences are padded, not packed: {type(network).__name__} cannot run packed, {reason}"
+    return calling, f"Sequences are padded, not packed: {type(network).__name__} cannot run packed, {reason}"
 
 
 def _max_length(settings: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast) -> int:
     """Positions of the model; where it names none, what the tokenizer says."""
     positions = getattr(settings.get_text_config(), "max_position_embeddings", None)
-    return int(positions or min(tokenizer.model_max_length, 2**31 - 1))
+    said = min(tokenizer.model_max_length, 2**31 - 1)
+    if positions and not settings.is_encoder_decoder and not any("CausalLM" in a for a in settings.architectures or ()):
+        return min(int(positions), said)  # RoBERTa has positions that no token stands on
+    return int(positions or said)
 
 
 @contextmanager

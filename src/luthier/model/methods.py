@@ -184,7 +184,8 @@ def _save_whole(model: Model, folder: Path, whole: Callable[[Tensor], Tensor]) -
         state[name] = written[place]
     # A base model's own settings may name a temperature and yet not sample, which transformers refuses to save.
     try:
-        model.base.generation_config.validate(strict=True)
+        if model.base.can_generate():
+            model.base.generation_config.validate(strict=True)
     except ValueError:
         model.base.generation_config.do_sample = True
     with quiet():

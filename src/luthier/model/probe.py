@@ -11,11 +11,13 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.base.errors import ModelError
-from luthier.model.attention import Packing, packed_inputs
+from luthier.model.attention import Packing
+from luthier.model.calling import Calling, calling_of, run_packed, run_padded
+from luthier.model.heads import Head, Pooling, backbone, pooled, through
 
 Finish = Callable[[Tensor], Tensor]
 """What a model does to the product of its head before calling it logits."""
@@ -55,16 +57,64 @@ def finish_of(network: PreTrainedModel) -> Finish:
     )
 
 
-def runs_packed(network: PreTrainedModel) -> bool:
+def called(network: PreTrainedModel, head: Head) -> Calling:
+    """How a backbone is called: where its positions begin, and what its head is given of a sequence.
+
+    Raises:
+        ModelError: its hidden states with positions are not those without, or its head takes something else.
+    """
+    calling = calling_of(network, head)
+    if head.kind == "causal":
+        return calling
+    if calling.positions and head.kind != "seq2seq":
+        calling = replace(calling, first_position=_first_position(network, head, calling))
+    return replace(calling, pooling=_pooling(network, head, calling)) if head.kind == "sequence" else calling
+
+
+def _first_position(network: PreTrainedModel, head: Head, calling: Calling) -> int:
+    ids_T, below = _ids(network, 3), backbone(network, head)
+    pad = network.config.get_text_config().pad_token_id or 0
+    with torch.no_grad():
+        alone = below(input_ids=ids_T[None])[0][0]
+        for first in (0, pad + 1):
+            at = replace(calling, first_position=first)
+            if _close(run_padded(below, at, ids_T, torch.arange(3, device=ids_T.device), (3,)), alone):
+                return first
+    raise ModelError(
+        f"the positions of {type(network).__name__} begin at none of 0 and {pad + 1}",
+        code="unknown_positions",
+        fix="This architecture cannot be trained yet",
+    )
+
+
+def _pooling(network: PreTrainedModel, head: Head, calling: Calling) -> Pooling:
+    """What of a sequence the head takes: found by comparing with the network's own scores."""
+    ids_T = _ids(network, 3)
+    with torch.no_grad():
+        scores = network(input_ids=ids_T[None]).logits
+        hidden_TD = run_padded(backbone(network, head), calling, ids_T, torch.arange(3, device=ids_T.device), (3,))
+        poolings: tuple[Pooling, ...] = ("first", "last", "mean")
+        for pooling in poolings:
+            row_SD = pooled(hidden_TD, (3,), (0, 3), pooling)
+            if _close(through(network, head, row_SD[:, None], ids_T[None, -1:]), scores):
+                return pooling
+    raise ModelError(
+        f"the head of {type(network).__name__} takes neither a sequence's first token nor its last nor their mean",
+        code="unknown_head",
+        fix="This architecture cannot be trained to classify yet",
+    )
+
+
+def runs_packed(network: PreTrainedModel, head: Head, calling: Calling) -> bool:
     """Whether packed sequences neither see each other nor get wrong positions, and every layer tells its window."""
     ids_T = _ids(network, sum(_LENGTHS))
     last = _LENGTHS[-1]
     others_T = torch.cat([ids_T[1:-last], ids_T[:1], ids_T[-last:]])
-    decoder: Any = network.get_decoder()
+    below = backbone(network, head)
     with torch.no_grad():
-        together, windows = _packed(network, ids_T)
-        neighbours_changed, _ = _packed(network, others_T)
-        alone = decoder(input_ids=ids_T[None, -last:], use_cache=False)[0][0]
+        together, windows = _packed(below, calling, ids_T)
+        neighbours_changed, _ = _packed(below, calling, others_T)
+        alone = below(input_ids=ids_T[None, -last:], **({"use_cache": False} if calling.cache else {}))[0][0]
     # The sequences are shorter than any window, so that windows arrive has to be counted instead.
     return (
         windows == _windows(network.config.get_text_config())
@@ -73,19 +123,20 @@ def runs_packed(network: PreTrainedModel) -> bool:
     )
 
 
-def _packed(network: PreTrainedModel, ids_T: Tensor) -> tuple[Tensor, list[int | None]]:
+def _packed(below: nn.Module, calling: Calling, ids_T: Tensor) -> tuple[Tensor, list[int | None]]:
     """hidden_TD of the probe's sequences laid end to end, and the window of each layer."""
     positions_T = torch.cat([torch.arange(length, device=ids_T.device) for length in _LENGTHS])
     windows: list[int | None] = []
     offsets = tuple(sum(_LENGTHS[:n]) for n in range(len(_LENGTHS) + 1))
     packing = replace(Packing.of(_LENGTHS, offsets, ids_T.device), windows=windows)
-    decoder: Any = network.get_decoder()
-    return decoder(**packed_inputs(ids_T, positions_T, packing))[0][0], windows
+    return run_packed(below, calling, ids_T, positions_T, packing), windows
 
 
 def _windows(config: Any) -> list[int | None]:
     """The sliding window that each layer should have by the settings."""
     window = getattr(config, "sliding_window", None)
+    if window is not None and getattr(config, "local_attention", None):
+        window += 1  # ModernBERT's settings do not count the token itself
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
     return [window if kind == "sliding_attention" else None for kind in kinds]
 

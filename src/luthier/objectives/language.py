@@ -8,16 +8,18 @@ transformers compute; a token of weight 3 counts as if its row stood three times
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from luthier.base.records import Chat, Record, Text
+from luthier.base.records import Chat, Record, Task, Text
 from luthier.data.batch import Batch, Group
+from luthier.data.loader import Vary
 from luthier.data.render import Renderer
 from luthier.engine.objective import Terms
+from luthier.model.heads import CAUSAL
 from luthier.model.load import Model
 from luthier.objectives.config import Pretrain, Sft
 
@@ -32,6 +34,20 @@ class Language:
     def __init__(self, config: Pretrain | Sft, renderer: Renderer):
         self.renderer = renderer
         self.train_on: Literal["assistant", "last", "all"] = "all" if isinstance(config, Pretrain) else config.train_on
+
+    task: Task = "language"
+    head = CAUSAL
+    vary: Vary | None = None
+
+    @property
+    def note(self) -> str | None:
+        """What a user should know about template and tokenizer."""
+        return self.renderer.note
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self.renderer.stop_ids
 
     @property
     def key(self) -> str:
@@ -59,3 +75,7 @@ class Language:
         loss = -(logprobs_T * batch.weights_T).sum()
         accuracy = (correct_T & trained_T).sum(), trained_T.sum()
         return Terms({"lm": loss}, {"token_accuracy": accuracy})
+
+    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        """There are no metrics but sums."""
+        return {}

@@ -14,8 +14,9 @@ from luthier.base.console import Console
 from luthier.base.rundir import RunDir, write_atomic
 from luthier.data import preview, report
 from luthier.data.dataset import Prepared, encoding_of, prepare, stream
-from luthier.data.loader import Share, Shuffled, Source, Streamed
-from luthier.data.render import Renderer
+from luthier.data.encode import Encoding
+from luthier.data.loader import Share, Shuffled, Source, Streamed, Varied
+from luthier.data.tokens import Groups
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
@@ -23,9 +24,11 @@ from luthier.engine.trainer import Data, Settings, Trainer
 from luthier.engine.watcher import Watcher
 from luthier.model import ability, lowbit, methods, sharding
 from luthier.model.config import Lora
+from luthier.model.heads import Head
 from luthier.model.lending import Whole
 from luthier.model.load import Model, arithmetic_dtype, load_model
-from luthier.objectives.language import Language
+from luthier.objectives.registry import build
+from luthier.objectives.setting import Learnable, Setting
 from luthier.run.config import RunConfig
 from luthier.run.environment import describe_device
 from luthier.run.plan import RunPlan
@@ -58,25 +61,44 @@ class Run:
         return Share(micro_batch * self.max_length, self.mesh.rank, self.mesh.world, padded=not model.packed)
 
 
-def build_data(run: Run, objective: Language) -> Prepared:
+def build_objective(run: Run, tokenizer: PreTrainedTokenizerFast) -> Learnable:
+    """The objective for this data and model.  Processes take turns: one indexes the files, the others reuse."""
+    if not run.mesh.leads:
+        run.mesh.wait()
+    setting = Setting(tokenizer, run.config.model, run.config.data, run.max_length)
+    objective = build(run.config.objective, setting)
+    if run.mesh.leads:
+        run.mesh.wait()
+    if "renderer" in vars(setting):
+        # The template travels with what is learned: served prompts are then the ones that were trained.
+        tokenizer.chat_template = setting.renderer.template
+    return objective
+
+
+def build_data(run: Run, objective: Learnable, tokenizer: PreTrainedTokenizerFast) -> Prepared:
     """Tokenise, report, and refuse what cannot be learned from.  Processes take turns: one works, the others reuse."""
     if not run.mesh.leads:
         run.mesh.wait()
-    config, renderer = run.config, objective.renderer
-    encoding = encoding_of(config.data, objective.encode, objective.key, renderer, run.max_length)
+    config, encoding = run.config, _encoding(run, objective)
     with run.console.progress("Reading and tokenising rows") as bar:
-        prepared = prepare(config.data, encoding, template_note=renderer.note, seed=config.seed, progress=bar.advance)
+        prepared = prepare(config.data, encoding, template_note=objective.note, seed=config.seed, progress=bar.advance)
     if run.mesh.leads:
         run.mesh.wait()
-        _show_data(run, prepared, renderer)
+        _show_data(run, prepared, tokenizer)
     report.refuse(prepared.report, config.data, prepared.rejected, str(run.directory.path / "rejected.jsonl"))
     return prepared
 
 
-def _show_data(run: Run, prepared: Prepared, renderer: Renderer) -> None:
+def _encoding(run: Run, objective: Learnable) -> Encoding:
+    return encoding_of(
+        run.config.data, objective.encode, objective.key, objective.stop_ids, run.max_length, objective.task
+    )
+
+
+def _show_data(run: Run, prepared: Prepared, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write down, for people and programs, what will be trained on before anything is."""
     run.directory.write_json("data_report.json", prepared.report.to_json())
-    rows = preview.preview_rows(prepared.train, renderer.tokenizer, PREVIEW_ROWS)
+    rows = preview.preview_rows(prepared.train, tokenizer, PREVIEW_ROWS)
     run.directory.write_text("preview.html", preview.page(rows, prepared.report))
     if prepared.rejected:
         lines = [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in prepared.rejected]
@@ -86,7 +108,7 @@ def _show_data(run: Run, prepared: Prepared, renderer: Renderer) -> None:
         run.console.say(line)
 
 
-def build_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Model, str]:
+def build_model(run: Run, tokenizer: PreTrainedTokenizerFast, head: Head) -> tuple[Model, str]:
     """The model with its method applied, and the fingerprint of the model it started from."""
     config, device, settings = run.config, run.mesh.device, run.config.model
     sharded = config.train.shard == "full" and run.mesh.world > 1
@@ -94,7 +116,8 @@ def build_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Model, st
         # All weights go no further than main memory; of them, each process's part goes to its device.
         dtype = str(arithmetic_dtype(settings.dtype, device)).removeprefix("torch.")
         device, settings = torch.device("cpu"), settings.model_copy(update={"dtype": dtype})
-    model = load_model(settings, device, tokenizer=tokenizer, trained=True)
+    torch.manual_seed(config.seed)  # a head that is new is drawn at random
+    model = load_model(settings, device, tokenizer=tokenizer, trained=True, head=head)
     if model.note:
         run.console.say(model.note)
     fingerprint = model_fingerprint(model)
@@ -113,7 +136,7 @@ def build_model(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Model, st
     return model, fingerprint
 
 
-def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, watcher: Watcher) -> Trainer:
+def build_trainer(run: Run, data: Prepared, model: Model, objective: Learnable, watcher: Watcher) -> Trainer:
     """The trainer of a run, at step 0."""
     config = run.config
     source = _source(run, data, objective)
@@ -137,7 +160,7 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
         Data(
             source=source,
             share=run.share(config.train.micro_batch, model),
-            validation=data.validation,
+            validation=_judged(data.validation, objective, config.seed),
             validation_share=run.share(config.eval.micro_batch or config.train.micro_batch, model),
             per_epoch=None if config.data.streaming else len(data.train),
         ),
@@ -149,7 +172,7 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Language, w
     )
 
 
-def _keep(run: Run, model: Model, objective: Language, data: Prepared) -> Choice:
+def _keep(run: Run, model: Model, objective: Learnable, data: Prepared) -> Choice:
     """What each layer keeps for its backward pass: what was asked for, or on a GPU what fits."""
     asked = run.config.train.gradient_checkpointing
     if asked == "some":
@@ -181,18 +204,24 @@ def _keep(run: Run, model: Model, objective: Language, data: Prepared) -> Choice
     return choice
 
 
-def _source(run: Run, data: Prepared, objective: Language) -> Source:
+def _source(run: Run, data: Prepared, objective: Learnable) -> Source:
     config = run.config
     if config.data.streaming:
-        encoding = encoding_of(config.data, objective.encode, objective.key, objective.renderer, run.max_length)
-        return Streamed(stream(config.data, encoding, seed=config.seed), per_step=run.per_step)
+        groups = stream(config.data, _encoding(run, objective), seed=config.seed)
+        return Streamed(groups, per_step=run.per_step, vary=objective.vary, seed=config.seed)
     return Shuffled(
         data.train,
         seed=config.seed,
         per_step=run.per_step,
         pack_length=run.max_length if config.data.packing else None,
         shuffle=config.data.shuffle,
+        vary=objective.vary,
     )
+
+
+def _judged(groups: Groups | None, objective: Learnable, seed: int) -> Groups | None:
+    """What the model is judged on: the same in every evaluation."""
+    return groups if groups is None or objective.vary is None else Varied(groups, objective.vary, seed)
 
 
 def _write_artefact(model: Model, config: RunConfig, folder: Path, whole: Whole) -> None:

@@ -74,6 +74,10 @@ def resolve(config: RunConfig) -> RunConfig:
             fix="Train an adapter over them with --train_type lora, or leave --quant_method and --quant_bits out",
         )
     if config.train.shard == "full":
+        if not isinstance(config.objective, Pretrain | Sft):
+            raise ConfigError(
+                f"{config.objective.type} models are not split over processes", where="--fsdp", fix="Leave it out"
+            )
         _refuse_what_cannot_be_split(config)
     if config.model.dtype == "float16":
         raise ConfigError(

@@ -240,9 +240,12 @@ def usage(run: Path, config: RunConfig, ending: Ending) -> dict[str, str]:
         return commands
     adapter = isinstance(config.method, Lora)
     flag = "--adapters" if adapter else "--model"
-    commands["Talk to it"] = shlex.join(["luthier", "infer", flag, str(checkpoint)])
+    talks = config.objective.type in ("sft", "pretrain")
+    if talks:
+        commands["Talk to it"] = shlex.join(["luthier", "infer", flag, str(checkpoint)])
     base = ["--model", config.model.path, "--adapters", str(checkpoint)] if adapter else ["--model", str(checkpoint)]
-    teach = ["luthier", config.objective.type, *base, *_quant_flags(config), "--train_type", config.method.type]
+    command = [config.objective.type] if talks else ["sft", "--task_type", config.objective.type]
+    teach = ["luthier", *command, *base, *_quant_flags(config), "--train_type", config.method.type]
     commands["Teach it more, from other data"] = f"{shlex.join(teach)} --dataset MORE.jsonl"
     return commands
 

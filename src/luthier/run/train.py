@@ -10,15 +10,13 @@ from luthier.base.config import to_yaml
 from luthier.base.console import Console
 from luthier.base.errors import LuthierError, Stopped
 from luthier.base.rundir import RunDir
-from luthier.data.render import Renderer
 from luthier.engine import optim
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.trainer import Trainer
 from luthier.model import lowbit, methods
 from luthier.model.load import context_length, load_tokenizer
-from luthier.objectives.language import Language
-from luthier.run.build import Run, build_data, build_model, build_trainer, describe
+from luthier.run.build import Run, build_data, build_model, build_objective, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, measured_memory
 from luthier.run.memory import within_memory
@@ -43,9 +41,6 @@ def train(config: RunConfig, console: Console) -> Path:
         voice = console if mesh.leads else Console(quiet=True)
         resume = _find(config, voice, mesh)
         tokenizer = load_tokenizer(config.model)
-        renderer = Renderer(tokenizer, template=config.model.template, template_args=config.model.template_args)
-        # The template travels with what is learned: served prompts are then the ones that were trained.
-        tokenizer.chat_template = renderer.template
         max_length = min(config.data.max_length, context_length(config.model, tokenizer))
         if max_length < config.data.max_length:
             voice.warn(f"max_length is {max_length} tokens, the longest the model can hold")
@@ -55,10 +50,10 @@ def train(config: RunConfig, console: Console) -> Path:
         directory = _open(config, resume, mesh)
         stack.callback(directory.close)
         run = Run(config, voice, mesh, directory, max_length)
-        objective = Language(config.objective, renderer)
-        data = build_data(run, objective)
+        objective = build_objective(run, tokenizer)
+        data = build_data(run, objective, tokenizer)
         with within_memory(run):
-            model, fingerprint = build_model(run, tokenizer)
+            model, fingerprint = build_model(run, tokenizer, objective.head)
         watcher = _watch(run, resume, stack) if mesh.leads else Unwatched()
         trainer = build_trainer(run, data, model, objective, watcher)
         trainer.state.fingerprints = {

@@ -1,0 +1,265 @@
+"""Classification of whole sequences: one class, several classes, or a number to predict.
+
+    one class        loss = sum_s w_s c_{y_s} -log p(y_s) / sum_s w_s c_{y_s}
+    several classes  loss = sum_s w_s sum_k BCE(score_sk, y_sk) / (C sum_s w_s)
+    a number         loss = sum_s w_s sum_k (score_sk - y_sk)^2 / (K sum_s w_s)
+
+with w the rows' weights and c those of the classes.  These are the losses of transformers' sequence classification
+heads; class weights and label smoothing are those of torch's cross_entropy, in BCE they weigh what is to be found
+(pos_weight).  Focal loss multiplies each term by (1 - p)^gamma (Lin et al. 2017).
+
+Legend: S sequences, C classes, K values of a sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from luthier.base.errors import ConfigError, DataError
+from luthier.base.records import BadRow, Chat, Fault, Label, Labelled, Record, Task
+from luthier.data.batch import Batch, Group, whole
+from luthier.data.loader import Vary
+from luthier.data.plain import Plain, Words
+from luthier.data.render import Renderer
+from luthier.data.survey import Labels, labels_of, names_of
+from luthier.engine.objective import Terms
+from luthier.model.heads import Head, own_labels
+from luthier.model.load import Model
+from luthier.objectives.config import SeqCls
+from luthier.objectives.setting import Setting
+from luthier.score.labels import classified, regressed
+
+Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+def classification(config: SeqCls, setting: Setting) -> Classification:
+    """The objective for a set: its labels are surveyed where they were not named.
+
+    Raises:
+        ConfigError: settings that contradict each other or the data.
+        DataError: a set cannot be opened, or has no label.
+    """
+    found = labels_of(record.label for record in setting.records("classification") if isinstance(record, Labelled))
+    problem = config.problem_type or _problem(config, found)
+    names = ("value",) if problem == "regression" else _names(config, found, own_labels(setting.model))
+    if problem == "regression" and config.num_labels not in (None, 1):
+        raise ConfigError("a row has one number to predict", where="--num_labels", fix="Set it to 1")
+    weights = _class_weights(config, setting, names, problem)
+    chats = setting.renderer if setting.tokenizer.chat_template is not None else None
+    return Classification(config, names, problem, weights, setting.plain, chats)
+
+
+def _problem(config: SeqCls, found: Labels) -> Problem:
+    if config.num_labels == 1 or (found.numbers and not config.labels):
+        return "regression"
+    return "multi_label_classification" if found.several else "single_label_classification"
+
+
+def _names(config: SeqCls, found: Labels, own: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes in order: those named, the model's own, or those found."""
+    count = config.num_labels
+    if config.labels:
+        names = config.labels
+    elif own and set(found.counts) <= set(own) and count in (None, len(own)):
+        names = own
+    else:
+        names = tuple(found.counts)
+        numbers = all(name.isdigit() for name in names)
+        most = max(map(int, names)) + 1 if numbers and names else 0
+        if count is not None and numbers and most <= count:
+            names = tuple(map(str, range(count)))
+    unknown = sorted(set(found.counts) - set(names))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} labels of the data are not among those named: {', '.join(unknown[:5])}",
+            where="--labels",
+            fix="Name them too, or leave --labels out",
+            code="unknown_label",
+        )
+    if count is not None and count != len(names):
+        raise ConfigError(f"the data has {len(names)} labels, not {count}", where="--num_labels", fix="Leave it out")
+    if len(names) < 2:
+        only = f"there is only one class, {names[0]!r}" if names else "there is no label"
+        raise DataError(only, code="one_class", fix="Give rows of at least two classes, or name them with --labels")
+    return names
+
+
+def _class_weights(config: SeqCls, setting: Setting, names: tuple[str, ...], problem: Problem) -> Tensor | None:
+    """weights_C, or None where all classes count the same."""
+    if not config.class_weights:
+        return None
+    where = "--class_weights"
+    if problem == "regression":
+        raise ConfigError("numbers have no classes", where=where, fix="Leave it out")
+    if config.class_weights == ("balanced",):
+        rows = [
+            record.label for record in setting.records("classification", training=True) if isinstance(record, Labelled)
+        ]
+        counts = labels_of(rows).counts
+        seen = np.array([max(1, counts.get(name, 0)) for name in names], dtype=np.float64)
+        several = problem == "multi_label_classification"
+        return torch.tensor((len(rows) - seen) / seen if several else len(rows) / (len(names) * seen)).float()
+    try:
+        given = torch.tensor([float(word) for word in config.class_weights])
+    except ValueError:
+        raise ConfigError("expected 'balanced' or a number for each class", where=where, code="bad_value") from None
+    if len(given) != len(names) or bool((given < 0).any()):
+        fix = f"The classes are {', '.join(names[:12])}"
+        raise ConfigError(f"{len(names)} weights of at least 0 are needed, one for each class", where=where, fix=fix)
+    return given
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Classification of texts, pairs of texts and conversations."""
+
+    config: SeqCls
+    labels: tuple[str, ...]
+    problem: Problem
+    weights_C: Tensor | None
+    plain: Plain
+    chats: Renderer | None
+    """How conversations are written, where the tokenizer has a template."""
+    task: Task = "classification"
+    vary: Vary | None = None
+    stop_ids: frozenset[int] = frozenset()
+
+    @property
+    def head(self) -> Head:
+        return Head("sequence", self.labels, self.problem)
+
+    @property
+    def key(self) -> str:
+        """What `encode` depends on besides the record."""
+        names = hashlib.sha256("\0".join(self.labels).encode()).hexdigest()[:16]
+        chats = self.chats.fingerprint if self.chats else ""
+        return f"seq_cls:{self.problem}:{names}:{self.plain.fingerprint}:{chats}"
+
+    @property
+    def note(self) -> str | None:
+        """Which classes are learned."""
+        if self.problem == "regression":
+            return "A number is predicted for each text (regression)"
+        kind = "one of" if self.problem == "single_label_classification" else "any of"
+        shown = ", ".join(self.labels[:8]) + (" ..." if len(self.labels) > 8 else "")
+        return f"Each text is given {kind} {len(self.labels)} classes: {shown}"
+
+    def encode(self, record: Record) -> Group | None:
+        """One sequence with the numbers of its classes, or its value.
+
+        Raises:
+            BadRow: `unknown_label`, `several_labels`, `not_a_number`, or what the template says of a conversation.
+        """
+        assert isinstance(record, Labelled), "rows are read for the task of classification"
+        values, words = self._values(record), self.words(record)
+        return Group((whole(words.ids, values, record.weight, words.segments),), words.cut) if record.weight else None
+
+    def words(self, record: Labelled) -> Words:
+        """The tokens of what is classified."""
+        if record.messages and self.chats is not None:
+            tokens = self.chats.chat(Chat(record.messages, record.where), train_on="all")
+            return Words(tokens.ids, None, False)
+        return self.plain.words(record.text, record.pair)
+
+    def _values(self, record: Labelled) -> list[float]:
+        if self.problem == "regression":
+            return [_number(record)]
+        names = names_of(record.label)
+        if self.problem == "single_label_classification" and len(names) != 1:
+            raise BadRow(Fault("several_labels", record.where, f"{len(names)} labels where one is expected", "label"))
+        unknown = [name for name in names if name not in self.labels]
+        if unknown:
+            raise BadRow(
+                Fault("unknown_label", record.where, f"the label {unknown[0]!r} is none of the known", "label")
+            )
+        return [float(self.labels.index(name)) for name in names]
+
+    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
+        """Nothing to do: rows are judged alone."""
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        weights_S = batch.weights_S
+        if self.problem == "single_label_classification" and self.weights_C is not None:
+            weights_S = weights_S * self.weights_C.to(weights_S.device)[self._classes(batch)]
+        wide = len(self.labels) if self.problem == "multi_label_classification" else 1
+        return {"classification": weights_S.sum(dtype=torch.float64) * wide}
+
+    def sums(self, model: Model, batch: Batch) -> Terms:
+        scores_SC = model.scores(batch)
+        losses_S, right_S, references = self._judge(scores_SC, batch)
+        loss = (losses_S * batch.weights_S).sum() + model.anchor()
+        metrics: dict[str, tuple[Tensor, Tensor]] = {}
+        if right_S is not None:
+            metrics["accuracy"] = right_S.sum(), torch.tensor(len(right_S), device=right_S.device)
+        samples_S = torch.tensor(batch.samples, dtype=torch.int64)
+        outputs = {"sample": samples_S, "scores": scores_SC.detach(), "reference": references}
+        return Terms({"classification": loss}, metrics, outputs)
+
+    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        scores_SC, references = outputs["scores"].double().numpy(), outputs["reference"].numpy()
+        if self.problem == "regression":
+            return regressed(scores_SC[:, 0], references[:, 0])
+        if self.problem == "single_label_classification":
+            hits_SC, wanted_SC = (np.eye(len(self.labels), dtype=bool)[x] for x in (scores_SC.argmax(1), references))
+        else:
+            hits_SC, wanted_SC = scores_SC > np.log(self.config.threshold / (1 - self.config.threshold)), references > 0
+        return classified(hits_SC, wanted_SC)
+
+    def _classes(self, batch: Batch) -> Tensor:
+        """classes_S, int64."""
+        return batch.values_SK[:, 0].long() if batch.lengths else torch.zeros(0, dtype=torch.int64)
+
+    def _judge(self, scores_SC: Tensor, batch: Batch) -> tuple[Tensor, Tensor | None, Tensor]:
+        """losses_S, whether each row is all right, and what its scores were to be."""
+        if self.problem == "regression":
+            values_SK = batch.values_SK if batch.lengths else scores_SC.new_zeros(0, 1)
+            return (scores_SC - values_SK).square().mean(1), None, values_SK
+        if self.problem == "multi_label_classification":
+            return self._several(scores_SC, batch)
+        classes_S = self._classes(batch).to(scores_SC.device)
+        weights_C = None if self.weights_C is None else self.weights_C.to(scores_SC.device)
+        losses_S = cross_entropy(
+            scores_SC, classes_S, weights_C, reduction="none", label_smoothing=self.config.label_smoothing
+        )
+        if self.config.focal_gamma:
+            right_S = scores_SC.softmax(1).gather(1, classes_S[:, None])[:, 0]
+            losses_S = losses_S * (1 - right_S) ** self.config.focal_gamma
+        return losses_S, scores_SC.argmax(1) == classes_S, classes_S
+
+    def _several(self, scores_SC: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        wanted_SC = torch.zeros_like(scores_SC)
+        if batch.values_N is not None:
+            rows = torch.repeat_interleave(torch.tensor(batch.value_counts)).to(scores_SC.device)
+            wanted_SC[rows, batch.values_N.long()] = 1.0
+        smooth = self.config.label_smoothing
+        losses_SC = binary_cross_entropy_with_logits(
+            scores_SC,
+            wanted_SC * (1 - smooth) + smooth / 2,
+            pos_weight=None if self.weights_C is None else self.weights_C.to(scores_SC.device),
+            reduction="none",
+        )
+        if self.config.focal_gamma:
+            share_SC = scores_SC.sigmoid()
+            wrong_SC = wanted_SC * (1 - share_SC) + (1 - wanted_SC) * share_SC
+            losses_SC = losses_SC * wrong_SC**self.config.focal_gamma
+        hits_SC = scores_SC.sigmoid() > self.config.threshold
+        return losses_SC.sum(1), (hits_SC == (wanted_SC > 0)).all(1), wanted_SC
+
+
+def _number(record: Labelled) -> float:
+    label: Label = record.label
+    try:
+        if isinstance(label, tuple):
+            raise ValueError
+        return float(label)
+    except ValueError:
+        fault = Fault("not_a_number", record.where, f"a number to predict is expected, got {label!r}", "label")
+        raise BadRow(fault) from None

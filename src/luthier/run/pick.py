@@ -1,0 +1,24 @@
+"""Which objective a run has, when nobody said: what the rows of its first set are evidently for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.base.records import Task
+from luthier.data.config import DataConfig
+from luthier.objectives.config import Objective, SeqCls, Sft
+
+PICKED: dict[Task, type[SeqCls]] = {"classification": SeqCls}
+"""The objective for rows that are evidently no language modelling; others are told by the data's own checks."""
+
+
+def pick(data: DataConfig) -> Objective:
+    """The objective that the first rows are for; sft where they give nothing away, or are not on this machine."""
+    name = data.datasets[0]
+    paths = name, name.rpartition("#")[0], name.rpartition(":")[0]
+    if not any(Path(path).expanduser().exists() for path in paths if path):
+        return Sft()
+    # Imported here: reading data takes libraries that are slow to import.
+    from luthier.data.survey import evident_task
+
+    return PICKED.get(evident_task(data), Sft)()

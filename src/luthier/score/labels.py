@@ -1,0 +1,98 @@
+"""Scores of predicted classes and numbers, equal to scikit-learn's.
+
+Legend: S rows, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Flags = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How often each class was found, each an int64 [C]."""
+
+    hits: NDArray[np.int64]
+    """predicted and right"""
+    predicted: NDArray[np.int64]
+    wanted: NDArray[np.int64]
+
+
+def count(predicted_SC: Flags, wanted_SC: Flags) -> Counts:
+    """Count the classes of rows that may have any number of them."""
+    return Counts((predicted_SC & wanted_SC).sum(0), predicted_SC.sum(0), wanted_SC.sum(0))
+
+
+def precision_recall_f1(hits: Any, predicted: Any, wanted: Any) -> tuple[Numbers, Numbers, Numbers]:
+    """Precision, recall and F1, elementwise; 0 where there is nothing to divide by, as scikit-learn has it."""
+    hits, predicted, wanted = (np.asarray(value, dtype=np.float64) for value in (hits, predicted, wanted))
+    return _share(hits, predicted), _share(hits, wanted), _share(2 * hits, predicted + wanted)
+
+
+def _share(part: Numbers, all_of_it: Numbers) -> Numbers:
+    return np.divide(part, all_of_it, out=np.zeros_like(part), where=all_of_it > 0)
+
+
+def classified(predicted_SC: Flags, wanted_SC: Flags) -> dict[str, float]:
+    """Micro and macro precision, recall and F1.  Macro averages over the classes that occur in either.
+
+    Where every row has one class predicted and one wanted, all micro scores are its accuracy, and are left out.
+    """
+    counts = count(predicted_SC, wanted_SC)
+    there = (counts.predicted + counts.wanted) > 0
+    each = precision_recall_f1(counts.hits, counts.predicted, counts.wanted)
+    scores = {name: _mean(values[there]) for name, values in zip(("precision", "recall", "f1"), each, strict=True)}
+    found = {f"macro_{name}": value for name, value in scores.items()}
+    if bool((predicted_SC.sum(1) == 1).all() and (wanted_SC.sum(1) == 1).all()):
+        return found
+    micro = precision_recall_f1(counts.hits.sum(), counts.predicted.sum(), counts.wanted.sum())
+    found |= {f"micro_{name}": float(v) for name, v in zip(("precision", "recall", "f1"), micro, strict=True)}
+    return found
+
+
+def _mean(values: Numbers) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def regressed(predicted_S: Numbers, wanted_S: Numbers) -> dict[str, float]:
+    """Mean squared and absolute error, share of the variance explained (R2), Pearson's and Spearman's correlation.
+
+    Correlations with a constant are 0, and so is R2 where nothing varies.
+    """
+    if not len(wanted_S):
+        return {}
+    errors = predicted_S - wanted_S
+    spread = float(((wanted_S - wanted_S.mean()) ** 2).sum())
+    return {
+        "mse": float((errors**2).mean()),
+        "mae": float(np.abs(errors).mean()),
+        "r2": 1.0 - float((errors**2).sum()) / spread if spread > 0 else 0.0,
+        "pearson": correlation(predicted_S, wanted_S),
+        "spearman": correlation(ranks(predicted_S), ranks(wanted_S)),
+    }
+
+
+def correlation(left_S: Numbers, right_S: Numbers) -> float:
+    """Pearson's correlation; 0 with a constant."""
+    left_S, right_S = left_S - left_S.mean(), right_S - right_S.mean()
+    scale = float(np.sqrt((left_S**2).sum() * (right_S**2).sum()))
+    return float((left_S * right_S).sum()) / scale if scale > 0 else 0.0
+
+
+def ranks(values_S: Numbers) -> Numbers:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, which, counts = np.unique(values_S, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return (ends - (counts - 1) / 2.0)[which]
+
+
+def confusion(predicted_S: NDArray[np.int64], wanted_S: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
+    """How often each class was wanted (row) and each predicted (column).  int64 [C, C]"""
+    return np.bincount(wanted_S * classes + predicted_S, minlength=classes * classes).reshape(classes, classes)

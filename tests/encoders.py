@@ -1,0 +1,81 @@
+"""Tiny encoders made on the spot: real architectures, random weights, a WordPiece tokenizer of a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import LINES
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SMALL: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 130,
+    "initializer_range": 0.2,
+    "pad_token_id": 0,
+}
+ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", {}),
+    "roberta": ("roberta", {"type_vocab_size": 1}),
+    "distilbert": ("distilbert", {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4}),
+    "electra": ("electra", {"embedding_size": 16}),
+    "albert": ("albert", {"embedding_size": 16}),
+    "modernbert": (
+        "modernbert",
+        {"local_attention": 8, "global_attn_every_n_layers": 2, "cls_token_id": 2, "sep_token_id": 3},
+    ),
+    "modernbert-mean": (
+        "modernbert",
+        {"local_attention": 8, "cls_token_id": 2, "sep_token_id": 3, "classifier_pooling": "mean"},
+    ),
+    "deberta": ("deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+}
+
+
+def save_wordpiece(folder: Path) -> int:
+    """Write a BERT tokenizer; returns its size."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train_from_iterator(LINES, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_max_length=128,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+    fast.save_pretrained(folder)
+    return len(fast)
+
+
+def save_encoder(folder: Path, shape: str, seed: int = 0, auto: str = "AutoModelForMaskedLM", **changes: Any) -> Path:
+    """Write a tokenizer and random weights of one architecture."""
+    import transformers
+
+    kind, own = ENCODERS[shape]
+    size = {} if kind == "distilbert" else SMALL
+    vocabulary = save_wordpiece(folder)
+    config = transformers.AutoConfig.for_model(
+        kind, **{**size, "vocab_size": vocabulary, "max_position_embeddings": 130, "pad_token_id": 0, **own, **changes}
+    )
+    torch.manual_seed(seed)
+    getattr(transformers, auto).from_config(config).save_pretrained(folder)
+    return folder

@@ -1,0 +1,213 @@
+"""Classification: losses and gradients of transformers' own heads, labels, weights of classes, whole runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from encoders import save_encoder
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from luthier.base.errors import DataError
+from luthier.base.records import Labelled, Where
+from luthier.data.batch import Group, collate
+from luthier.data.config import DataConfig
+from luthier.engine.mesh import Mesh
+from luthier.engine.step import gradients
+from luthier.model import methods
+from luthier.model.config import Full, ModelConfig
+from luthier.model.load import Model, context_length, load_model, load_tokenizer
+from luthier.objectives.classify import Classification
+from luthier.objectives.config import SeqCls
+from luthier.objectives.registry import build
+from luthier.objectives.setting import Setting
+
+CPU = Mesh(torch.device("cpu"))
+HERE = Where("test", 1)
+TEXTS = (
+    ("What is your name?", None),
+    ("The violin maker planes the spruce top until it rings.", "I am a small model."),
+    ("制琴师把云杉面板刨薄，直到它发出声音。", None),
+    ("Numbers: 0 1 2 3", "你叫什么名字？"),
+)
+LABELS: dict[str, Sequence[Any]] = {
+    "single_label_classification": ("a", "b", "c", "a"),
+    "multi_label_classification": (("a", "c"), ("b",), (), ("a", "b", "c")),
+    "regression": (0.5, -1.0, 2.25, 0.0),
+}
+
+
+def rows_of(folder: Path, problem: str) -> Path:
+    path = folder / "rows.jsonl"
+    rows = [
+        {"sentence1": text, "sentence2": pair, "label": label} if pair else {"text": text, "label": label}
+        for (text, pair), label in zip(TEXTS, LABELS[problem], strict=True)
+    ]
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+def made(folder: Path, rows: Path, **settings: Any) -> tuple[Classification, Model, list[Group]]:
+    """The objective for a file, a model in evaluation mode whose every weight moves, and the file's groups."""
+    config = ModelConfig(path=str(folder))
+    tokenizer = load_tokenizer(config)
+    data = DataConfig(datasets=(str(rows),), overlong="truncate", cache_dir=str(rows.parent / "cache"))
+    setting = Setting(tokenizer, config, data, context_length(config, tokenizer))
+    objective = build(SeqCls.model_validate(settings), setting)
+    assert isinstance(objective, Classification)
+    torch.manual_seed(1)
+    model = load_model(config, CPU.device, tokenizer=tokenizer, trained=True, head=objective.head)
+    methods.apply(model, Full())
+    model.train_mode()
+    model.eval_mode()
+    groups = [objective.encode(record) for record in setting.records("classification")]
+    return objective, model, [group for group in groups if group is not None]
+
+
+def step(model: Model, objective: Classification, groups: list[Group]) -> tuple[float, dict[str, Tensor]]:
+    batches = [collate(groups[:1], [0]), collate(groups[1:], range(1, len(groups)))]
+    model.network.zero_grad()
+    result = gradients(model, objective, batches, CPU, max_norm=0.0)
+    return result.loss, {name: weight.grad for name, weight in model.trained().items() if weight.grad is not None}
+
+
+def theirs(model: Model, folder: Path, problem: str, labels: Sequence[str]) -> tuple[Tensor, nn.Module]:
+    """The loss of transformers' own head on the padded batch."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    network = AutoModelForSequenceClassification.from_pretrained(
+        folder, num_labels=len(labels), problem_type=problem, pad_token_id=0
+    )
+    network.load_state_dict(model.base.state_dict())
+    network.eval()
+    parts = [tokenizer(text, pair) for text, pair in TEXTS]
+    if "[SEP]" not in tokenizer.get_vocab():
+        parts = [tokenizer(f"{text}\n{pair}" if pair else text) for text, pair in TEXTS]
+    batch = tokenizer.pad(parts, return_tensors="pt")
+    if network.config.model_type in ("distilbert", "modernbert", "roberta"):
+        batch.pop("token_type_ids")
+    given = LABELS[problem]
+    if problem == "single_label_classification":
+        wanted = torch.tensor([labels.index(label) for label in given])
+    elif problem == "multi_label_classification":
+        wanted = torch.tensor([[float(label in row) for label in labels] for row in given])
+    else:
+        wanted = torch.tensor(given)
+    return network(**batch, labels=wanted).loss, network
+
+
+SHAPES = ("bert", "roberta", "distilbert", "electra", "albert", "modernbert", "modernbert-mean", "deberta", "qwen2")
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Callable[..., Path]) -> Callable[[str], Path]:
+    def folder(shape: str) -> Path:
+        return tiny_model_dir(shape) if shape == "qwen2" else save_encoder(tmp_path_factory.mktemp(shape), shape)
+
+    return folder
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_loss_and_gradients_are_those_of_transformers(shape: str, folder_of: Callable[[str], Path], tmp_path: Path):
+    folder = folder_of(shape)
+    for problem in LABELS if shape in ("bert", "qwen2") else ["single_label_classification"]:
+        objective, model, groups = made(folder, rows_of(tmp_path, problem), problem_type=problem)
+        assert model.packed == (shape != "deberta")
+        loss, mine = step(model, objective, groups)
+        expected, network = theirs(model, folder, problem, objective.labels)
+        expected.backward()
+        assert loss == pytest.approx(expected.item(), rel=1e-5)
+        for name, weight in network.named_parameters():
+            if weight.grad is not None and weight.grad.abs().max() > 1e-7:
+                torch.testing.assert_close(mine[name], weight.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_classes_and_smoothing_are_those_of_torch(folder_of: Callable[[str], Path], tmp_path: Path):
+    problem = "single_label_classification"
+    objective, model, groups = made(
+        folder_of("bert"), rows_of(tmp_path, problem), class_weights=("balanced",), label_smoothing=0.1
+    )
+    batch = collate(groups, range(4))
+    wanted = torch.tensor([0, 1, 2, 0])
+    weights = torch.tensor([4 / 6, 4 / 3, 4 / 3])
+    expected = nn.functional.cross_entropy(model.scores(batch), wanted, weights, label_smoothing=0.1)
+    assert step(model, objective, groups)[0] == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_focal_loss_without_focus_is_cross_entropy_and_with_it_that_of_the_paper(
+    folder_of: Callable[[str], Path], tmp_path: Path
+):
+    objective, model, groups = made(
+        folder_of("bert"), rows_of(tmp_path, "single_label_classification"), focal_gamma=2.0
+    )
+    logs = model.scores(collate(groups, range(4))).log_softmax(1)[torch.arange(4), torch.tensor([0, 1, 2, 0])]
+    expected = (-((1 - logs.exp()) ** 2) * logs).mean()
+    assert step(model, objective, groups)[0] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_row_of_weight_three_counts_as_three(folder_of: Callable[[str], Path], tmp_path: Path):
+    objective, model, groups = made(folder_of("bert"), rows_of(tmp_path, "single_label_classification"))
+    heavy = objective.encode(Labelled("What is your name?", "a", HERE, weight=3.0))
+    assert heavy is not None
+    three = gradients(model, objective, [collate([groups[0]] * 3 + groups[1:2], range(4))], CPU, max_norm=0.0)
+    model.network.zero_grad()
+    one = gradients(model, objective, [collate([heavy, groups[1]], range(2))], CPU, max_norm=0.0)
+    assert one.loss == pytest.approx(three.loss, rel=1e-6)
+    assert one.grad_norm == pytest.approx(three.grad_norm, rel=1e-5)
+
+
+def test_control_tokens_in_a_text_are_text(folder_of: Callable[[str], Path], tmp_path: Path):
+    objective, _, _ = made(folder_of("bert"), rows_of(tmp_path, "single_label_classification"))
+    ids = objective.words(Labelled("a [SEP] b", "a", HERE)).ids.tolist()
+    assert ids.count(3) == 1 and ids[-1] == 3
+
+
+def test_long_texts_keep_the_token_that_ends_them(folder_of: Callable[[str], Path], tmp_path: Path):
+    objective, _, _ = made(folder_of("bert"), rows_of(tmp_path, "single_label_classification"))
+    words = objective.words(Labelled("name " * 200, "a", HERE, pair="maker"))
+    assert words.cut and len(words.ids) == 128 and words.ids[-1] == 3
+    assert words.segments is not None and set(words.segments.tolist()) == {0, 1}, "the longer text lost its end"
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings", "what"),
+    [
+        (["a", "a"], {}, "only one class"),
+        (["a", "b"], {"labels": ("a", "x")}, "not among those named"),
+    ],
+)
+def test_data_that_cannot_be_classified(
+    labels: list[str], settings: dict[str, Any], what: str, folder_of: Callable[[str], Path], tmp_path: Path
+):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"text": "x", "label": label}) for label in labels))
+    with pytest.raises(DataError, match=what):
+        made(folder_of("bert"), path, **settings)
+
+
+def test_a_run_leaves_what_plain_transformers_opens(folder_of: Callable[[str], Path], tmp_path: Path):
+    from luthier.cli.app import main
+
+    rows = tmp_path / "rows.jsonl"
+    texts = [("I am a small model" if n % 2 else "The violin maker planes") + f" {n}" for n in range(24)]
+    rows.write_text("\n".join(json.dumps({"text": t, "label": "no" if n % 2 else "yes"}) for n, t in enumerate(texts)))
+    flags = {
+        "model": folder_of("bert"), "dataset": rows, "val_dataset": rows, "train_type": "full", "num_train_epochs": 4,
+        "learning_rate": 3e-3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
+        "output_dir": tmp_path / "run", "cache_dir": tmp_path / "cache", "device": "cpu",
+    }  # fmt: skip
+    assert main(["train", *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]) == 0
+    (run,) = (tmp_path / "run").glob("v*")
+    evaluated = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["eval_macro_f1"] for row in evaluated if "eval_loss" in row][-1] == 1.0
+    checkpoint = run / "checkpoints" / (run / "checkpoints" / "BEST").read_text().strip()
+    network = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    with torch.no_grad():
+        scores = network(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    named = [network.config.id2label[number] for number in scores.argmax(1).tolist()]
+    assert named == ["no" if n % 2 else "yes" for n in range(24)]
