@@ -95,6 +95,25 @@ def infer(context: typer.Context) -> None:
         infer(options, context.obj)
 
 
+@app.command("deploy", context_settings=_RAW, add_help_option=False)
+def deploy(context: typer.Context) -> None:
+    """Serve a model to OpenAI's clients."""
+    from luthier.cli.deploy import DeployConfig, deploy
+
+    options = _options(
+        context,
+        DeployConfig,
+        "Serve a model, a run, or many adapters over one base, to any OpenAI client.",
+        (
+            "luthier deploy --model ./Qwen2.5-0.5B-Instruct",
+            "luthier deploy --adapters runs/luthier/v1-20260101-120000",
+            "luthier deploy --model ./base --adapters poet=runs/poet lawyer=runs/lawyer --port 8000",
+        ),
+    )
+    if options:
+        deploy(options, context.obj)
+
+
 @app.command("preview", context_settings=_RAW, add_help_option=False)
 def preview(context: typer.Context) -> None:
     """Show rendered rows with the trained tokens coloured."""

@@ -259,6 +259,10 @@ FAMILIAR: dict[str, Familiar] = {
     "disable_tqdm": Ignored("without a terminal there is no progress line"),
     # using a model
     "infer_backend": Means("backend"),
+    "max_num_seqs": Means("slots"),
+    "max_batch_size": Means("slots"),
+    "vllm_max_model_len": Means("max_model_len"),
+    "verbose": Means("server.log_requests"),
 }
 
 _ALL_LINEAR = {"ALL": "all-linear", "all": "all-linear", "AUTO": "all-linear", "DEFAULT": "all-linear"}

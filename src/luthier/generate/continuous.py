@@ -66,6 +66,11 @@ class Continuous:
         self._thread = threading.Thread(target=self._loop, name="luthier-generate", daemon=True)
         self._thread.start()
 
+    @property
+    def alive(self) -> bool:
+        """Whether it still answers."""
+        return self._thread.is_alive()
+
     def call(self, job: Callable[[], R]) -> Future[R]:
         """Run something between two steps, in the thread that runs the model."""
         future: Future[R] = Future()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from luthier.generate.request import Piece, Request
@@ -62,8 +61,11 @@ class Engine(Protocol):
         """One vector of length 1 for each prompt.  Raises as `stream`; NotImplementedError where it cannot."""
         ...
 
-    async def add_adapter(self, name: str, folder: Path) -> None:
+    async def add_adapter(self, name: str, folders: Sequence[str]) -> None:
         """Make a LoRA adapter known under a name, while serving.
+
+        Args:
+            folders: the adapter; or several, each trained over those before it, whose sum is meant.
 
         Raises:
             LuthierError: it cannot be read, or does not fit the base.

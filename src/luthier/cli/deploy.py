@@ -1,0 +1,137 @@
+"""`luthier deploy`: serve a model to OpenAI's clients."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from luthier.base.config import Config
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError, MissingExtra
+from luthier.base.records import Json
+from luthier.generate.config import SamplingConfig
+from luthier.model.config import ModelConfig
+from luthier.serve.config import ServerConfig
+
+if TYPE_CHECKING:
+    from luthier.run.opening import Manner
+    from luthier.serve.voices import Voice
+
+
+class DeployConfig(Config):
+    """Serving a model."""
+
+    model: ModelConfig = ModelConfig()
+    """The model; --adapters name1=dir1 name2=dir2 serves several adapters over one base, by name."""
+    server: ServerConfig = ServerConfig()
+    """Where to listen, and who may ask."""
+    sampling: SamplingConfig = SamplingConfig(temperature=1.0)
+    """What a request that does not say gets."""
+    adapter_dir: str | None = None
+    """Folder of further adapters; clients with an admin key load them by the names of its folders."""
+    slots: int = Field(default=16, ge=1, le=1024)
+    """Answers under way at a time."""
+    max_model_len: int | None = Field(default=None, ge=16)
+    """Most tokens of prompt and answer. Unset: what the model holds."""
+    cache_tokens: int | None = Field(default=None, ge=256)
+    """Tokens that all answers under way keep in memory together. Unset: a quarter of what is free."""
+    pooling: Literal["last", "mean"] = "last"
+    """Which token makes the embedding of a text."""
+    backend: Literal["transformers", "pt"] = "transformers"
+    """What runs the model; pt is another name for transformers."""
+    device: str = "auto"
+    """cpu, cuda, or auto."""
+
+
+def deploy(options: DeployConfig, console: Console) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        ConfigError, ModelError: naming the flag or file.
+        MissingExtra: the extra `serve` is not installed.
+    """
+    import os
+
+    from luthier.serve.keys import read_keys
+
+    # Before the model is loaded, which may take minutes.
+    read_keys(options.server.host, options.server.api_key, options.server.api_keys, os.environ)
+    try:
+        from luthier.serve import server
+    except ImportError as error:
+        raise MissingExtra(error.name or "fastapi", "serve", what_for="luthier deploy") from error
+
+    from luthier.generate.continuous import Continuous
+    from luthier.run.opening import open_model, split_named
+    from luthier.serve.local import LocalEngine
+    from luthier.serve.voices import Voices
+
+    model, named = split_named(options.model)
+    opened = open_model(model, options.device, console.say)
+    generator = Continuous(
+        opened.model,
+        stop_ids=opened.manner.renderer.stop_ids,
+        slots=options.slots,
+        max_length=options.max_model_len,
+        cache_tokens=options.cache_tokens,
+    )
+    if opened.model.note:
+        console.say(opened.model.note)
+    engine = LocalEngine(generator, options.pooling)
+    name = options.server.served_model_name or base_name(options.model.path or opened.config.path)
+    registered = {name: Path(folder) for name, folder in named.items()}
+    registered |= {
+        known: folder for known, folder in adapters_in(options.adapter_dir).items() if known not in registered
+    }
+    voices = Voices(
+        engine, (name, _voice(opened.manner)), registered, lambda folder: _voice(opened.with_adapter(folder))
+    )
+
+    def listening(address: str) -> None:
+        names: list[Json] = [name, *named]
+        console.result(
+            f"Serving {', '.join([name, *named])} at {address}/v1 (Ctrl-C finishes what is under way)",
+            url=f"{address}/v1",
+            models=names,
+            slots=engine.slots,
+            max_model_len=engine.max_length,
+        )
+
+    server.run(engine, voices, tuple(named), options.server, options.sampling, listening)
+    console.say("Stopped")
+
+
+def base_name(path: str) -> str:
+    """What clients call a model: the last part of its path; for a run's checkpoint, the run's."""
+    parts = [part for part in re.split(r"[/\\]", path.rstrip("/\\")) if part]
+    while len(parts) > 1 and (parts[-1] == "checkpoints" or re.fullmatch(r"step-\d+", parts[-1])):
+        parts.pop()
+    return parts[-1] if parts else "model"
+
+
+def adapters_in(folder: str | None) -> dict[str, Path]:
+    """The adapters in a folder, by the names of theirs; links that lead out of it are left out.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    if folder is None:
+        return {}
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise ConfigError("no such folder", where=f"--adapter_dir {folder}")
+    inside = root.resolve()
+    found: dict[str, Path] = {}
+    for child in sorted(root.iterdir()):
+        if child.is_dir() and child.resolve().is_relative_to(inside) and not child.name.startswith("."):
+            found[child.name] = child
+    return found
+
+
+def _voice(manner: Manner) -> Voice:
+    from luthier.serve.voices import Voice
+
+    return Voice(manner.renderer, manner.system or None, manner.folders)

@@ -1,0 +1,237 @@
+"""From pieces of the engine to what OpenAI's clients read, whole or as a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from luthier.generate.request import Piece, Request, Score
+from luthier.serve.asking import Asked
+from luthier.serve.engines import Engine
+from luthier.serve.spelling import Spelling
+from luthier.serve.tools import CallForm
+
+Numbered = tuple[int, Piece]
+
+
+@dataclass
+class Told:
+    """What has been said in one choice so far."""
+
+    text: list[str] = field(default_factory=list[str])
+    scores: list[Score] = field(default_factory=list[Score])
+    tokens: int = 0
+    cached: int = 0
+    reason: str | None = None
+
+    def add(self, piece: Piece) -> None:
+        self.text.append(piece.text)
+        self.scores += piece.scores
+        self.tokens += len(piece.ids)
+        self.cached += piece.cached
+        self.reason = piece.finish_reason
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What is the same in all parts of one response."""
+
+    model: str
+    kind: str
+    """object of a whole answer; parts of a stream of chats are chunks"""
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def around(self, choices: Sequence[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        start = "chatcmpl" if self.kind.startswith("chat") else "cmpl"
+        head = {"id": f"{start}-{self.id}", "object": self.kind, "created": self.created, "model": self.model}
+        return {**head, "choices": list(choices), **more}
+
+
+async def pieces_of(engine: Engine, requests: Sequence[Request]) -> AsyncIterator[Numbered]:
+    """The pieces of several answers as they come, each with the number of its request.  Raises as `Engine.stream`."""
+    if len(requests) == 1:
+        async with aclosing(_closable(engine, requests[0])) as stream:
+            async for piece in stream:
+                yield 0, piece
+        return
+    queue: asyncio.Queue[Numbered | BaseException] = asyncio.Queue()
+
+    async def follow(number: int, request: Request) -> None:
+        try:
+            async with aclosing(_closable(engine, request)) as stream:
+                async for piece in stream:
+                    queue.put_nowait((number, piece))
+        except Exception as error:  # raised again where the pieces are read
+            queue.put_nowait(error)
+
+    tasks = [asyncio.create_task(follow(number, request)) for number, request in enumerate(requests)]
+    try:
+        left = len(tasks)
+        while left:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            left -= item[1].finish_reason is not None
+            yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _closable(engine: Engine, request: Request) -> Any:
+    return engine.stream(request)
+
+
+async def whole(pieces: AsyncIterator[Numbered], count: int) -> list[Told]:
+    """All answers, when they have ended."""
+    told = [Told() for _ in range(count)]
+    async for number, piece in pieces:
+        told[number].add(piece)
+    return told
+
+
+def usage(asked: Asked, told: Sequence[Told]) -> dict[str, Any]:
+    """Tokens that were read and written; a prompt of several choices counts once."""
+    prompt = sum(len(prompt) for prompt in dict.fromkeys(request.prompt for request in asked.requests))
+    answers = sum(one.tokens for one in told)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answers,
+        "total_tokens": prompt + answers,
+        "prompt_tokens_details": {"cached_tokens": min(prompt, sum(one.cached for one in told))},
+    }
+
+
+def chat_answer(frame: Frame, asked: Asked, told: Sequence[Told], spelling: Spelling) -> dict[str, Any]:
+    """A whole chat completion."""
+    choices: list[dict[str, Any]] = []
+    for number, one in enumerate(told):
+        text, calls = _read("".join(one.text), asked.calls)
+        message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
+        if calls:
+            message["tool_calls"] = calls
+        reason = "tool_calls" if calls and one.reason == "stop" else one.reason
+        choices.append({"index": number, "message": message, **_chat_logprobs(one.scores, asked, spelling), "finish_reason": reason})  # noqa: E501  # fmt: skip
+    return frame.around(choices, usage=usage(asked, told))
+
+
+async def chat_stream(
+    frame: Frame, asked: Asked, pieces: AsyncIterator[Numbered], spelling: Spelling, told: Sequence[Told]
+) -> AsyncIterator[dict[str, Any]]:
+    """The chunks of a streamed chat completion; `told` is filled on the way."""
+    for number in range(len(told)):
+        first = {"role": "assistant", "content": "", "refusal": None}
+        yield frame.around([{"index": number, "delta": first, "logprobs": None, "finish_reason": None}])
+    held = [_Held(asked.calls) for _ in told]
+    async for number, piece in pieces:
+        told[number].add(piece)
+        text, calls = held[number].take(piece)
+        delta: dict[str, Any] = {"content": text} if text else {}
+        if calls:
+            delta["tool_calls"] = [{"index": n, **call} for n, call in enumerate(calls)]
+        reason = "tool_calls" if calls and piece.finish_reason == "stop" else piece.finish_reason
+        if delta or reason or piece.scores:
+            scores = _chat_logprobs(piece.scores, asked, spelling)
+            yield frame.around([{"index": number, "delta": delta, **scores, "finish_reason": reason}])
+
+
+def completion_answer(frame: Frame, asked: Asked, told: Sequence[Told], spelling: Spelling) -> dict[str, Any]:
+    """A whole text completion."""
+    choices = [
+        {
+            "index": number,
+            "text": "".join(one.text),
+            "logprobs": _logprobs(one.scores, asked.requests[number], spelling, 0),
+            "finish_reason": one.reason,
+        }
+        for number, one in enumerate(told)
+    ]
+    return frame.around(choices, usage=usage(asked, told))
+
+
+async def completion_stream(
+    frame: Frame, asked: Asked, pieces: AsyncIterator[Numbered], spelling: Spelling, told: Sequence[Told]
+) -> AsyncIterator[dict[str, Any]]:
+    """The chunks of a streamed text completion; `told` is filled on the way."""
+    async for number, piece in pieces:
+        offset = sum(map(len, told[number].text)) if piece.scores else 0
+        told[number].add(piece)
+        if piece.text or piece.scores or piece.finish_reason:
+            scores = _logprobs(piece.scores, asked.requests[number], spelling, offset)
+            choice = {"index": number, "text": piece.text, "logprobs": scores, "finish_reason": piece.finish_reason}
+            yield frame.around([choice])
+
+
+class _Held:
+    """Streams the text of an answer, but holds back what may be a tool call until the answer has ended."""
+
+    def __init__(self, form: CallForm | None):
+        self._form, self._text, self._given = form, "", 0
+
+    def take(self, piece: Piece) -> tuple[str, list[dict[str, Any]]]:
+        """What can be told now: text, and at the end the calls."""
+        if self._form is None:
+            return piece.text, []
+        self._text += piece.text
+        if piece.finish_reason:
+            text, calls = _read(self._text, self._form)
+            return text[self._given :], calls
+        mark = self._form.mark
+        if not mark:  # a call may begin at the first character only
+            safe = 0 if self._text.lstrip()[:1] in ("", "{") else len(self._text)
+        else:
+            begin = self._text.find(mark)
+            partial = next((n for n in range(len(mark) - 1, 0, -1) if self._text.endswith(mark[:n])), 0)
+            safe = begin if begin >= 0 else len(self._text) - partial
+            safe = len(self._text[:safe].rstrip())  # blanks before a call are not text
+        given, self._given = self._text[self._given : safe], max(safe, self._given)
+        return given, []
+
+
+def _read(text: str, form: CallForm | None) -> tuple[str, list[dict[str, Any]]]:
+    if form is None:
+        return text, []
+    rest, calls = form.read(text)
+    made = [
+        {
+            "id": f"call_{secrets.token_hex(12)}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for call in calls
+    ]
+    return rest, made
+
+
+def _chat_logprobs(scores: Sequence[Score], asked: Asked, spelling: Spelling) -> dict[str, Any]:
+    if asked.requests[0].logprobs is None:
+        return {"logprobs": None}
+    content: list[dict[str, Any]] = []
+    for score in scores:
+        likeliest = [spelling.entry(token, logprob) for token, logprob in score.likeliest]
+        content.append({**spelling.entry(score.token, score.logprob), "top_logprobs": likeliest})
+    return {"logprobs": {"content": content, "refusal": None}}
+
+
+def _logprobs(scores: Sequence[Score], request: Request, spelling: Spelling, offset: int) -> dict[str, Any] | None:
+    if request.logprobs is None:
+        return None
+    entries = [spelling.entry(score.token, score.logprob) for score in scores]
+    offsets: list[int] = []
+    for entry in entries:
+        offsets.append(offset)
+        offset += len(entry["token"])
+    top = [{spelling.entry(t, p)["token"]: max(p, -9999.0) for t, p in score.likeliest} for score in scores]
+    return {
+        "tokens": [entry["token"] for entry in entries],
+        "token_logprobs": [entry["logprob"] for entry in entries],
+        "top_logprobs": top if request.logprobs else None,
+        "text_offset": offsets,
+    }
