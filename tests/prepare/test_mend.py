@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import unicodedata
 
-from luthier.prepare import mend
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from luthier.prepare import markup, mend, personal, signs
 
 
 @pytest.mark.parametrize(
@@ -58,11 +62,11 @@ def test_a_quick_test_that_says_no_is_right() -> None:
         "",
         "a\u3000",
     ]
-    for settings in (
+    for wanted in (
         {"unicode": "nfc", "whitespace": "trim", "width": "half", "chinese": "simplified"},
         {"unicode": "nfkc", "whitespace": "collapse", "width": "chinese", "chinese": "traditional"},
     ):
-        for repair in mend.repairs(encoding=True, controls=True, **settings):  # type: ignore[arg-type]
+        for repair in mend.repairs(encoding=True, controls=True, **wanted):  # type: ignore[arg-type]
             for text in samples:
                 assert repair.needed(text) or repair.apply(text) == text, (repair.name, text)
                 once = repair.apply(text)
@@ -91,3 +95,51 @@ def test_width_and_chinese() -> None:
 def test_damage() -> None:
     assert mend.is_damaged("a\ufffdb") and mend.is_damaged("锟斤拷锟斤拷")
     assert not mend.is_damaged("plain") and not mend.is_damaged("锟铻")
+
+
+_SIGNED = [
+    *mend.repairs(encoding=True, unicode="nfc", controls=True, whitespace="trim", width="half", chinese="simplified"),
+    *mend.repairs(encoding=False, unicode="nfkc", controls=False, whitespace="keep", width="chinese", chinese="taiwan"),
+    mend.Repair("html", markup.has_markup, markup.strip_markup, markup.MARKUP_SIGN),
+    *(rule for rule in markup.LINE_RULES.values() if rule.sign),
+]
+_ODD = st.one_of(
+    st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12),  # no row has these
+    st.text(st.sampled_from("ab \t\n\r\x1b[\u3000\xa0\u2028\ufeff漢语锛éÃ©Ä㺶ï¼<>&;①Å\u0301\u1100\u1161゙〪"), max_size=12),
+    st.lists(
+        st.sampled_from(
+            ["a", "\n", " ", "&amp;", "<p>", "[1]", "JavaScript", "Terms of Use", "e\u0301", "ÄãºÃÊÀ½ç", "。"]
+        ),
+        max_size=6,
+    ).map("".join),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(_ODD, min_size=1, max_size=20))
+def test_a_text_without_the_sign_is_not_changed(texts: list[str]) -> None:
+    for repair in _SIGNED:
+        assert repair.sign is not None
+        for text, marked in zip(texts, signs.holding(texts, repair.sign).tolist(), strict=True):
+            assert marked or repair.apply(text) == text, (repair.name, text)
+
+
+def test_characters_that_no_normal_form_changes() -> None:
+    characters = [chr(code) for code in range(0x30000) if not 0xD800 <= code < 0xE000]
+    marked = signs.holding(characters, mend._UNSTABLE_SIGN)
+    assert marked.sum() < 150_000
+    for character in (c for c, odd in zip(characters, marked.tolist(), strict=True) if not odd):
+        assert unicodedata.is_normalized("NFC", character) and unicodedata.combining(character) == 0
+        # nothing before it joins with it
+        assert all(len(unicodedata.normalize("NFC", before + character)) == 2 for before in "aeouAE가나ㅏกか\u1100ア")
+
+
+def test_personal_data_is_where_its_sign_is() -> None:
+    texts = [
+        "13812345678", "call (010) 62345678!", "a@b.cn", "see https://x.org/a", "WWW.x.org", "11010519491231002X",
+        "4111 1111 1111 1111", "8.8.4.100", "2001:4860:4860::8888", "hf_" + "a" * 34, "078-05-1120", "+44 20 7946 0958",
+    ]  # fmt: skip
+    for text in texts:
+        for finding in personal.find(text):
+            assert signs.holding([text], personal.SIGNS[finding.kind])[0], (finding, text)
+    assert sum(bool(personal.find(text)) for text in texts) == len(texts)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from luthier.base.errors import MissingExtra
+from luthier.prepare.mend import Repair
 
 _TAGS = (
     "html head body title meta link script style div p br hr span a b i u em strong small sub sup img ul ol li dl dt "
@@ -25,6 +26,10 @@ _HIDDEN = "script,style,noscript,template,iframe,svg,button,select"
 _BREAK = "\ue000"
 _LINE_SPACE = re.compile("[ \t\r\n]+")
 _BREAKS = re.compile(rf"[ \t]*(?:{_BREAK}[ \t]*)+")
+
+
+MARKUP_SIGN = "<[!/A-Za-z]|&[#A-Za-z]"
+"""RE2; a text without it has no markup."""
 
 
 def has_markup(text: str) -> bool:
@@ -88,18 +93,16 @@ _WORDS_IN_LINE = 5
 
 def without_citations(text: str) -> str:
     """C4: pages of Wikipedia lose their [1], [edit] and [citation needed]."""
-    return _CITATION.sub("", text) if "[" in text else text
+    return _CITATION.sub("", text)
 
 
 def without_policy_lines(text: str) -> str:
     """C4: lines about cookies and terms of use go; Chinese ones and the registration numbers of sites likewise."""
-    return _filtered(text, lambda line: _POLICY.search(line) is None) if _POLICY.search(text) else text
+    return _filtered(text, lambda line: _POLICY.search(line) is None)
 
 
 def without_javascript_lines(text: str) -> str:
     """C4: lines that ask for JavaScript go."""
-    if "javascript" not in text.lower():
-        return text
     return _filtered(text, lambda line: "javascript" not in line.lower())
 
 
@@ -121,10 +124,17 @@ def _filtered(text: str, keep: Callable[[str], bool]) -> str:
     return "\n".join(line for line in text.split("\n") if keep(line))
 
 
+def _always(text: str) -> bool:
+    return True
+
+
 LINE_RULES = {
-    "c4_citations": without_citations,
-    "c4_javascript": without_javascript_lines,
-    "c4_policy": without_policy_lines,
-    "c4_fragments": without_fragments,
+    rule.name: rule
+    for rule in (
+        Repair("c4_citations", lambda text: "[" in text, without_citations, r"\["),
+        Repair("c4_javascript", _always, without_javascript_lines, "(?i:javascript)"),
+        Repair("c4_policy", _always, without_policy_lines, f"(?i:{_POLICY.pattern})"),
+        Repair("c4_fragments", _always, without_fragments),
+    )
 }
 """Rules that take something out of a text, by name."""

@@ -1,7 +1,8 @@
 """Repairs of a text that leave its meaning alone: encoding, Unicode form, control characters, white space, width of
 characters, and the two ways to write Chinese.
 
-Every repair first asks a cheap question (`needed`), because nearly all texts need none of them.
+Nearly all texts need none of them.  Every repair therefore has a sign, a pattern that is looked for in many texts at
+once (`signs.py`), and asks a cheap question of each text that is left (`needed`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class Repair:
     needed: Callable[[str], object]
     """A quick test; false means that `apply` would change nothing."""
     apply: Callable[[str], str]
+    sign: str | None = None
+    """A pattern in the syntax of RE2; a text without it is not changed by `apply`.  None: any text may be."""
 
 
 # -- text that was decoded with the wrong encoding ---------------------------------------------------------------------
@@ -42,6 +45,7 @@ _GB_AS_LATIN = re.compile("(?:[\xb0-\xd7][\xa1-\xfe]|[\xa1\xa3][\xa1-\xfe]){3,}"
 """Three and more characters of GB 2312 (its common ones and its punctuation) that were read as Latin-1."""
 _UTF8_AS_GB = re.compile("[锛銆鐨鎴浠浣鍦鏈鏄涓]")
 """Characters that UTF-8 read as GBK is full of, and Chinese is not."""
+_MISREAD_SIGN = f"{_MOJIBAKE.pattern}|{_UTF8_AS_GB.pattern}"
 _DAMAGE = re.compile("\ufffd|锟斤拷|锟\\?")
 
 
@@ -92,10 +96,21 @@ _CONTROLS = re.compile(
 )
 _TAGS = re.compile("(?<![\U0001f3f4\U000e0020-\U000e007f])[\U000e0000-\U000e007f]+")
 """Invisible letters, but not those that make a flag."""
+_CONTROLS_SIGN = f"{_CONTROLS.pattern}|[\U000e0000-\U000e007f]"
 _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
 _BREAKS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _BLANK = re.compile("\n{3,}")
 _RUN = re.compile("[ \t\u3000]+")
+_ANY_SPACE = "[\t-\r\x1c-\x20\x85\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+_UNTIDY_SIGN = (
+    f"\\A{_ANY_SPACE}|{_ANY_SPACE}\\z|[ \t\u3000]\n|\n\n\n"
+    "|[\r\x0b\x0c\x85\u2028\u2029\u00a0\u1680\u2000-\u200a\u202f\u205f]"
+)
+_UNSTABLE_SIGN = (
+    # characters that no normal form C changes, whatever stands beside them, are left out
+    "[^\x00-\u02ff\u0388-\u0482\u048a-\u052f\u2002-\u20cf\u2100-\u2125\u212c-\u2328\u232b-\u2adb\u3000-\u3029\u3030-\u3098"
+    "\u309b-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3\ufe10-\ufe1f\ufe30-\ufe4f\uff00-\uffef\U0001f000-\U0001faff]"
+)
 
 
 def strip_controls(text: str) -> str:
@@ -137,11 +152,15 @@ def _untidy(text: str) -> bool:
 
 _WIDE = (*range(0xFF10, 0xFF1A), *range(0xFF21, 0xFF3B), *range(0xFF41, 0xFF5B))
 _HALVED = {**{code: code - 0xFEE0 for code in _WIDE}, 0x3000: 0x20}
-_HALVABLE = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\u3000]")
+_NOT_ASCII = "[^\x00-\x7f]"
 _HALF_KANA = re.compile("[\uff61-\uff9f]+")
 _MARKS = {",": "，", ";": "；", ":": "：", "?": "？", "!": "！", ".": "。", "(": "（", ")": "）"}
 _BESIDE = f"{HAN}，。；：？！、（）《》“”"
 _NARROW = re.compile(f"(?<=[{_BESIDE}])[,;:?!)](?![A-Za-z0-9/])|(?<=[{HAN}])\\.(?=$|\\s|[{_BESIDE}])|\\((?=[{HAN}])")
+
+
+def _is_not_ascii(text: str) -> bool:
+    return not text.isascii()
 
 
 def half_width(text: str) -> str:
@@ -184,9 +203,9 @@ def repairs(
     """The repairs that settings ask for, in the order in which they are made."""
     made: list[Repair] = []
     if encoding:
-        made.append(Repair("encoding", _looks_misread, fix_encoding))
+        made.append(Repair("encoding", _looks_misread, fix_encoding, _MISREAD_SIGN))
     if controls:
-        made.append(Repair("control_characters", lambda text: not _shows_all(text), strip_controls))
+        made.append(Repair("control_characters", lambda text: not _shows_all(text), strip_controls, _CONTROLS_SIGN))
     if unicode != "keep":
         form: Literal["NFC", "NFKC"] = "NFC" if unicode == "nfc" else "NFKC"
         made.append(
@@ -194,17 +213,18 @@ def repairs(
                 f"unicode_{unicode}",
                 lambda text: not unicodedata.is_normalized(form, text),
                 lambda text: unicodedata.normalize(form, text),
+                _UNSTABLE_SIGN if unicode == "nfc" else "[^\x00-\x7f\u4e00-\u9fff]",
             )
         )
     if width != "keep":
         apply = half_width if width == "half" else chinese_width
-        made.append(Repair("width", lambda text: _HALVABLE.search(text) or not text.isascii(), apply))
+        made.append(Repair("width", _is_not_ascii, apply, _NOT_ASCII))
     if chinese != "keep":
         made.append(
-            Repair(f"chinese_{chinese}", lambda text: not text.isascii(), lambda text: convert_chinese(text, chinese))
+            Repair(f"chinese_{chinese}", _is_not_ascii, lambda text: convert_chinese(text, chinese), f"[{HAN}]")
         )
     if whitespace == "trim":
-        made.append(Repair("whitespace", _untidy, tidy_space))
+        made.append(Repair("whitespace", _untidy, tidy_space, _UNTIDY_SIGN))
     elif whitespace == "collapse":
         made.append(Repair("whitespace", lambda text: True, collapse_space))
     return made

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from luthier.base.records import Where
 from luthier.prepare.classical import Classical
-from luthier.prepare.markup import LINE_RULES
 from luthier.prepare.mend import Repair
-from luthier.prepare.parcel import EXAMPLES, Tally, Value
-from luthier.prepare.personal import Kind, find, mask
-from luthier.prepare.view import Field, rewrite
+from luthier.prepare.parcel import EXAMPLES, Item, Tally, Value
+from luthier.prepare.personal import SIGNS, Kind, find, mask
+from luthier.prepare.signs import either, holding
+from luthier.prepare.view import Field, rewrite, texts_of
 
 _ENDS_MATTER = ("prompt", "completion")
 """Columns that are joined without anything between, so that the white space at their ends is part of the data."""
@@ -22,35 +25,65 @@ class Rewriting:
     """What is done to every text, in this order."""
 
     repairs: tuple[Repair, ...] = ()
-    lines: tuple[str, ...] = ()
-    """Names in LINE_RULES.  They are for documents: texts of chats and questions are left alone."""
+    lines: tuple[Repair, ...] = ()
+    """Rules for documents: texts of chats and questions are left alone."""
     kinds: tuple[Kind, ...] = ()
     mask_text: str = "<{kind}>"
     classical: Classical = field(default_factory=Classical)
 
-    def applied(self, value: Value, where: Where, tally: Tally) -> tuple[Value, str]:
-        """The row with its texts rewritten, and the name of a field of which nothing is left, if there is one."""
-        texts = _Texts(self, where, tally)
-        return rewrite(value, texts.change), texts.emptied
+    def applied(self, values: Sequence[Value], items: Sequence[Item], tally: Tally) -> Iterator[tuple[Value, str]]:
+        """Every row with its texts rewritten, and the name of a field of which nothing is left, if there is one.
+
+        Args:
+            items: what the values were made from; their places stand in the examples.
+        """
+        for value, item, marks in zip(values, items, self._marks(values), strict=True):
+            if marks:
+                texts = _Texts(self, item.where, tally, marks)
+                yield rewrite(value, texts.change), texts.emptied
+            else:
+                yield value, ""
+
+    def _marks(self, values: Sequence[Value]) -> list[int]:
+        """What each row may need, in bits: the first one for everything but lines, then one for each rule of lines."""
+        texts = [texts_of(value) for value in values]
+        flat = [text for some in texts for text in some]
+        owners = np.repeat(np.arange(len(texts)), [len(some) for some in texts])
+        marks = np.zeros(len(values), np.int64)
+        first = None if self.classical else either([repair.sign for repair in self.repairs] + self._kind_signs())
+        for bit, sign in enumerate((first, *(rule.sign for rule in self.lines))):
+            if sign is None:
+                marks |= 1 << bit
+            elif sign:
+                marks[owners[holding(flat, sign)]] |= 1 << bit
+        return marks.tolist()
+
+    def _kind_signs(self) -> list[str | None]:
+        return list(dict.fromkeys(SIGNS[kind] for kind in self.kinds))
 
 
 class _Texts:
     """The texts of one row."""
 
-    __slots__ = ("emptied", "rules", "tally", "where")
+    __slots__ = ("emptied", "lines", "marks", "rules", "tally", "where")
 
-    def __init__(self, rules: Rewriting, where: Where, tally: Tally):
+    def __init__(self, rules: Rewriting, where: Where, tally: Tally, marks: int):
         self.rules, self.where, self.tally, self.emptied = rules, where, tally, ""
+        self.marks = marks
+        # a repair may bring out what a rule of lines looks for
+        self.lines = [rule for bit, rule in enumerate(rules.lines, 1) if marks & 1 or marks >> bit & 1]
 
     def change(self, field: Field) -> str:
         text, rules = field.text, self.rules
-        for repair in rules.repairs:
-            if repair.needed(text):
-                text = self._noted(repair.name, field, text, repair.apply(text))
-        if rules.lines and field.use == "text" and field.path[0] not in ("messages", "conversations", "conversation"):
-            for name in rules.lines:
-                text = self._noted(name, field, text, LINE_RULES[name](text))
-        if rules.kinds:
+        if self.marks & 1:
+            for repair in rules.repairs:
+                if repair.needed(text):
+                    text = self._noted(repair.name, field, text, repair.apply(text))
+        if self.lines and field.use == "text" and field.path[0] not in ("messages", "conversations", "conversation"):
+            for rule in self.lines:
+                if rule.needed(text):
+                    text = self._noted(rule.name, field, text, rule.apply(text))
+        if self.marks & 1 and rules.kinds:
             text = self._masked(text)
         if rules.classical:
             text = self._noted("classical", field, text, rules.classical(text))

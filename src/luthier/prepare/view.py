@@ -136,12 +136,17 @@ def _content(value: Json, path: Path, use: Use) -> Iterator[Field]:
                     yield Field((*path, number, key), cast(str, part[key]), use)
 
 
-def text_of(value: Mapping[str, Json]) -> str:
-    """The text of a row as a person would read it: its pieces that are not empty, one a line."""
+def texts_of(value: Mapping[str, Json]) -> list[str]:
+    """The texts of a row, in the order of `fields`."""
     pieces = [value[name] for name in _columns(tuple(value))]
     if all(isinstance(piece, str) for piece in pieces):
-        return "\n".join(cast(str, piece) for piece in pieces if piece)
-    return "\n".join(field.text for field in fields(value) if field.text)
+        return cast(list[str], pieces)
+    return [field.text for field in fields(value)]
+
+
+def text_of(value: Mapping[str, Json]) -> str:
+    """The text of a row as a person would read it: its pieces that are not empty, one a line."""
+    return "\n".join([text for text in texts_of(value) if text])
 
 
 def rewrite(value: Mapping[str, Json], change: Callable[[Field], str | None]) -> dict[str, Json]:

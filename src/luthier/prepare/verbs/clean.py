@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import zip_longest
 from typing import Literal, cast
 
@@ -17,7 +18,7 @@ from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
 from luthier.prepare.gaps import Rule
 from luthier.prepare.language import identify
-from luthier.prepare.markup import LINE_RULES, has_markup, strip_markup
+from luthier.prepare.markup import LINE_RULES, MARKUP_SIGN, has_markup, strip_markup
 from luthier.prepare.mend import Chinese, Form, Repair, Space, Width, is_damaged, repairs
 from luthier.prepare.parcel import Batch, Item, Parcel, Value
 from luthier.prepare.personal import KINDS, Kind
@@ -115,6 +116,16 @@ class CleanConfig(VerbConfig):
         """Fewest and most characters, fewest and most words."""
         return self.min_characters, self.max_characters, self.min_words, self.max_words
 
+    @cached_property
+    def limited(self) -> bool:
+        """Whether a length is asked for."""
+        return any(limit is not None for limit in self.limits())
+
+    @cached_property
+    def looks_at_rows(self) -> bool:
+        """Whether a rule of damage, length or language may refuse a row."""
+        return self.limited or bool(self.languages) or self.damaged == "drop"
+
 
 @dataclass(frozen=True)
 class _Clean:
@@ -125,44 +136,49 @@ class _Clean:
 
     def __call__(self, batch: Batch) -> Parcel:
         parcel = Parcel()
-        config, rules, asked = self.config, rewriting(self.config), page_rules(self.config)
+        config, asked = self.config, page_rules(self.config)
+        whole = list(self._whole(batch.items, parcel))
+        items, values = [item for item, _ in whole], [value for _, value in whole]
         kept: list[tuple[Item, Value]] = []
-        for item in batch.items:
-            value = item.value
-            gap = next(gaps(value, config.missing_columns), None) if config.missing == "drop" else None
-            if gap is not None:
-                parcel.drop(item, "missing", field=gap)
-                continue
-            value = self.bounds.applied(item, value, parcel)
-            if value is None:
-                continue
-            value, emptied = rules.applied(value, item.where, parcel.tally)
+        for item, (value, emptied) in zip(items, rewriting(config).applied(values, items, parcel.tally), strict=True):
             if emptied:
                 parcel.drop(item, "emptied", field=emptied)
-            elif not self._refused(item, value, parcel):
+            elif not (config.looks_at_rows and self._refused(item, value, parcel)):
                 kept.append((item, value))
         reasons = _reasons(asked, [text_of(value) for _, value in kept], config.bad_words) if asked else ()
         for (item, value), reason in zip_longest(kept, reasons):
             if reason:
                 parcel.drop(item, reason)
-            elif value == item.value:
+            elif value is item.value or value == item.value:
                 parcel.keep(item)
             else:
                 parcel.tally.count(_CHANGED)
                 parcel.keep(item, value)
         return parcel
 
+    def _whole(self, items: Sequence[Item], parcel: Parcel) -> Iterator[tuple[Item, Value]]:
+        """The rows that miss no value and have none beyond the bounds, with what was filled or clipped."""
+        config = self.config
+        if config.missing != "drop" and not (self.bounds.outliers or self.bounds.fills):
+            yield from ((item, item.value) for item in items)
+            return
+        for item in items:
+            gap = next(gaps(item.value, config.missing_columns), None) if config.missing == "drop" else None
+            if gap is not None:
+                parcel.drop(item, "missing", field=gap)
+                continue
+            value = self.bounds.applied(item, item.value, parcel)
+            if value is not None:
+                yield item, value
+
     def _refused(self, item: Item, value: Value, parcel: Parcel) -> bool:
         """Whether a rule of damage, length or language refuses the row, which is then dropped."""
         config = self.config
-        limited = any(limit is not None for limit in config.limits())
-        if not (limited or config.languages or config.damaged == "drop"):
-            return False
         text = text_of(value)
         if config.damaged == "drop" and is_damaged(text):
             parcel.drop(item, "damaged")
             return True
-        if limited:
+        if config.limited:
             fewest, most, fewest_words, most_words = config.limits()
             number = len(words(text, is_chinese(text))) if fewest_words or most_words else 0
             for reason, wrong in (
@@ -193,7 +209,7 @@ def rewriting(config: CleanConfig) -> Rewriting:
         chinese=config.chinese,
     )
     if config.html:  # behind the repair of encodings, before white space is tidied
-        made.insert(int(config.encoding), Repair("html", has_markup, strip_markup))
+        made.insert(int(config.encoding), Repair("html", has_markup, strip_markup, MARKUP_SIGN))
     classical = Classical(
         config.lowercase,
         config.segment,
@@ -203,7 +219,7 @@ def rewriting(config: CleanConfig) -> Rewriting:
     )
     asked = _asked(config)
     kinds: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind in config.mask or "all" in config.mask)
-    lines = tuple(name for name in LINE_RULES if name in asked)
+    lines = tuple(rule for name, rule in LINE_RULES.items() if name in asked)
     return Rewriting(tuple(made), lines, kinds, config.mask_text, classical)
 
 
@@ -274,7 +290,7 @@ def _told(rows: Frame, work: _Clean, report: Report) -> Iterator[Parcel]:
     rules = rewriting(work.config)
     asked = {
         **dict.fromkeys((repair.name for repair in rules.repairs), "texts repaired"),
-        **dict.fromkeys(rules.lines, "texts cut"),
+        **dict.fromkeys((rule.name for rule in rules.lines), "texts cut"),
         **{f"masked_{kind}": "places masked" for kind in rules.kinds},
         **dict.fromkeys(page_rules(work.config), "rows removed"),
     }

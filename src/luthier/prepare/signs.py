@@ -1,0 +1,23 @@
+"""Which of many texts hold a pattern: by RE2 on all of them at once, many times faster than `re` on one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+
+def holding(texts: Sequence[str], sign: str) -> NDArray[np.bool_]:
+    """Whether each text holds a pattern in the syntax of RE2; bool [texts]."""
+    options = pc.MatchSubstringOptions(sign)
+    found = pc.call_function("match_substring_regex", [pa.array(texts, pa.large_string())], options)
+    return np.asarray(found.to_numpy(zero_copy_only=False), bool)
+
+
+def either(signs: Sequence[str | None]) -> str | None:
+    """One pattern for all of them; None when one of them is None, which any text holds."""
+    known = [sign for sign in signs if sign is not None]
+    return "|".join(known) if len(known) == len(signs) else None
