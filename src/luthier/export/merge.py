@@ -127,7 +127,9 @@ def _adapter(network: PreTrainedModel, folder: Path, shapes: dict[str, tuple[int
         raise Unstreamable(f"adapters of type {config.peft_type} are merged in the live model")
     embedding: Any = network.get_input_embeddings()
     head: Any = network.get_output_embeddings()
-    tied = head is not None and (head.weight is embedding.weight or network.config.get_text_config().tie_word_embeddings)
+    tied = head is not None and (
+        head.weight is embedding.weight or network.config.get_text_config().tie_word_embeddings
+    )
     with safe_open(folder / f"{FILE}.safetensors", framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     own = {name for name in state if ".lora_" not in name}

@@ -21,7 +21,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from luthier.base.errors import ModelError
-from luthier.model import ability, attention, heads, lowbit, probe, rounding
+from luthier.model import ability, attention, heads, lowbit, probe, rounding, roundedfile
 from luthier.model.calling import Calling
 from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
@@ -96,7 +96,10 @@ def load_model(
     stored = _stored_rounded(settings, folder, config, trained=trained)
     # Weights in the stored type are mapped from their files; on the way to few bits none is copied before its turn.
     kept: torch.dtype | Literal["auto"] = "auto" if trained or config.quant.on else dtype
-    network, drawn = _network(folder, config, settings, kept, head)
+    if roundedfile.opens(settings):
+        network, drawn = roundedfile.read(folder, settings, device, dtype), None
+    else:
+        network, drawn = _network(folder, config, settings, kept, head)
     network.requires_grad_(False).eval()
     held = None
     if config.quant.on:
