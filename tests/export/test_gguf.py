@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from data.templates import tokenizer as styled
+from safetensors.torch import load_file, save_file
 
 from luthier.base.errors import ModelError
 from luthier.export.gguf import Speech, write_gguf
@@ -86,9 +86,9 @@ def test_llama_is_rotated_as_before(tiny_model_dir: Callable[..., Path], tmp_pat
         cos, sin = angle_TF.cos()[:, None], angle_TF.sin()[:, None]
         return torch.stack([a * cos - b * sin, a * sin + b * cos], -1).view(5, count, width).transpose(0, 1)
 
-    scores = turned(found["blk.0.attn_q.weight"], heads) @ turned(
-        found["blk.0.attn_k.weight"], kv
-    ).repeat_interleave(heads // kv, 0).transpose(1, 2)
+    scores = turned(found["blk.0.attn_q.weight"], heads) @ turned(found["blk.0.attn_k.weight"], kv).repeat_interleave(
+        heads // kv, 0
+    ).transpose(1, 2)
     assert torch.allclose(scores, expected, atol=0.02, rtol=0.01)
 
 
@@ -103,7 +103,10 @@ def test_sizes_tokens_and_template(nano_dir: Path, tmp_path: Path) -> None:
     assert tokens == tokenizer.convert_ids_to_tokens(list(range(6144)))
     kinds = field(reader, "tokenizer.ggml.token_type")
     assert [number for number, kind in enumerate(kinds) if kind == CONTROL] == [0, 1, 2]
-    assert field(reader, "tokenizer.ggml.eos_token_id") == 2 and field(reader, "tokenizer.chat_template") == SPEECH.template
+    assert (
+        field(reader, "tokenizer.ggml.eos_token_id") == 2
+        and field(reader, "tokenizer.chat_template") == SPEECH.template
+    )
     assert field(reader, "tokenizer.ggml.add_bos_token") is False
     assert len(field(reader, "tokenizer.ggml.merges")) == 5885
     assert (tmp_path / "m.gguf").stat().st_size < (nano_dir / "model.safetensors").stat().st_size * 0.6

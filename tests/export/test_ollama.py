@@ -82,7 +82,11 @@ def _run(tree: Sequence[tuple], system: str, messages: Sequence[Message], messag
         else:
             for condition, body in rest[0]:
                 role = re.fullmatch(r'eq \.Role "(\w+)"', condition)
-                if (message is not None and message.role == role[1]) if role else (condition == "not .System" and not system):
+                if (
+                    (message is not None and message.role == role[1])
+                    if role
+                    else (condition == "not .System" and not system)
+                ):
                     text += _run(body, system, messages, message)
                     break
     return text
@@ -126,7 +130,12 @@ def test_the_interpreter_is_right_about_go(tmp_path: Path) -> None:
             cases.append({"Template": template, "System": system, "Messages": rows, "Want": go(template, messages)})
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     (tmp_path / "main.go").write_text(GO)
-    environment = {"HOME": str(tmp_path), "GOCACHE": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin", "GOFLAGS": "-mod=mod"}
+    environment = {
+        "HOME": str(tmp_path),
+        "GOCACHE": str(tmp_path / "cache"),
+        "PATH": "/usr/bin:/bin",
+        "GOFLAGS": "-mod=mod",
+    }
     done = subprocess.run(
         [compiler, "run", "main.go"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
@@ -149,7 +158,8 @@ func main() {
     for number, c := range cases {
         var out strings.Builder
         parsed := template.Must(template.New("t").Option("missingkey=zero").Parse(c.Template))
-        if err := parsed.Execute(&out, map[string]any{"System": c.System, "Messages": c.Messages}); err != nil { panic(err) }
+        values := map[string]any{"System": c.System, "Messages": c.Messages}
+        if err := parsed.Execute(&out, values); err != nil { panic(err) }
         if out.String() != c.Want { fmt.Printf("case %d:\n%q\n%q\n", number, out.String(), c.Want); os.Exit(1) }
     }
     fmt.Printf("%d equal\n", len(cases))

@@ -1,4 +1,4 @@
-"""What is rounded and stored opens again, here and (where it knows the format) in transformers, with the same numbers."""
+"""What is rounded and stored opens again, here and (where it knows the format) in transformers, with equal numbers."""
 
 from __future__ import annotations
 

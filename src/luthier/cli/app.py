@@ -114,6 +114,27 @@ def deploy(context: typer.Context) -> None:
         deploy(options, context.obj)
 
 
+@app.command("export", context_settings=_RAW, add_help_option=False)
+def export(context: typer.Context) -> None:
+    """Merge, quantise, write GGUF, publish."""
+    from luthier.cli.export import export
+    from luthier.export.config import ExportConfig
+
+    options = _options(
+        context,
+        ExportConfig,
+        "Make files of a model or an adapter: merged, in few bits, as GGUF, for Ollama, on a hub.",
+        (
+            "luthier export --adapters runs/luthier/v1-20260101-120000 --merge_lora true",
+            "luthier export --adapters RUN --quant_method bnb --quant_bits 4",
+            "luthier export --adapters RUN --to_ollama --gguf_type q8_0 --output_dir ./violin",
+            "luthier export --adapters RUN --push_to_hub true --hub_model_id me/violin --use_hf true",
+        ),
+    )
+    if options:
+        export(options, context.obj)
+
+
 @app.command("preview", context_settings=_RAW, add_help_option=False)
 def preview(context: typer.Context) -> None:
     """Show rendered rows with the trained tokens coloured."""

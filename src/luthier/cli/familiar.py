@@ -257,6 +257,22 @@ FAMILIAR: dict[str, Familiar] = {
     "plot_loss": _ALWAYS,
     "include_num_input_tokens_seen": _ALWAYS,
     "disable_tqdm": Ignored("without a terminal there is no progress line"),
+    # making files of a model
+    "export_dir": Means("output_dir"),
+    "export_quantization_bit": Means("quant_bits"),
+    "export_quantization_dataset": Means("dataset", commas=True),
+    "quant_n_samples": Means("rows"),
+    "export_quantization_nsamples": Means("rows"),
+    "group_size": Means("quant_group"),
+    "export_hub_model_id": Means("hub_model_id"),
+    "hub_private_repo": Means("hub_private"),
+    "hub_token": Refused("a token on the command line is seen by others", fix="Set $HF_TOKEN or $MODELSCOPE_API_TOKEN"),
+    "safe_serialization": _ALWAYS,
+    "export_legacy_format": Refused("pickled weights are not written", unless="false"),
+    "export_size": Ignored("the base's own files are kept as they are cut"),
+    "max_shard_size": Ignored("the base's own files are kept as they are cut"),
+    "export_device": Means("device"),
+    "exist_ok": Refused("nothing is written over", fix="Give another --output_dir", unless="false"),
     # using a model
     "infer_backend": Means("backend"),
     "max_num_seqs": Means("slots"),
@@ -265,6 +281,12 @@ FAMILIAR: dict[str, Familiar] = {
     "verbose": Means("server.log_requests"),
 }
 
+OWN: dict[str, str] = {
+    "quantization_bit": "quant_bits",
+    "quantization_method": "quant_method",
+}
+"""Other tools' names for settings that a command has at the top of its tree, which come before those further down."""
+
 _ALL_LINEAR = {"ALL": "all-linear", "all": "all-linear", "AUTO": "all-linear", "DEFAULT": "all-linear"}
 
 WORDS: dict[str, dict[str, str]] = {
@@ -272,6 +294,12 @@ WORDS: dict[str, dict[str, str]] = {
     "model.attention": dict.fromkeys(("fa2", "flash_attn", "flash_attn_2", "flash_attention_2"), "packed")
     | {"disabled": "eager"},
     "model.quant.method": {"bitsandbytes": "bnb"},
+    "quant_method": {
+        "bitsandbytes": "bnb",
+        "gptqmodel": "gptq",
+        "ao": "torchao",
+        "compressed-tensors": "llmcompressor",
+    },
     "model.quant.bits": {"0": "null"},
     "model.hub": {"modelscope": "ms", "huggingface": "hf"},
     "data.hub": {"modelscope": "ms", "huggingface": "hf"},

@@ -16,7 +16,7 @@ import yaml
 
 from luthier.base.config import Config, Tree, assign, nearest
 from luthier.base.errors import ConfigError
-from luthier.cli.familiar import FAMILIAR, WORDS
+from luthier.cli.familiar import FAMILIAR, OWN, WORDS
 from luthier.cli.leaves import Leaf, leaves
 from luthier.cli.translate import Ignored, Means, Refused
 
@@ -96,12 +96,14 @@ def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
 def _read(flag: str, words: list[str], known: Mapping[str, Leaf], notes: list[str]) -> list[tuple[str, Any]]:
     """The settings that one flag makes: (path, value) each."""
     name = flag.removeprefix("--")
+    name = OWN.get(name, name) if OWN.get(name) in known else name
     entry = FAMILIAR.get(name)
     if isinstance(entry, Means) and name not in known:
         meant = entry.read(flag, words)
-        if all(path in known for path in meant.values):
+        values = {path: value for path, value in meant.values.items() if path in known}
+        if values or not meant.values:
             notes.extend(meant.notes)
-            return [(path, _convert(flag, known[path], value)) for path, value in meant.values.items()]
+            return [(path, _convert(flag, known[path], value)) for path, value in values.items()]
     leaf = known.get(name) or _only(flag, name, known)
     if leaf is not None:
         return [(leaf.path, _convert(flag, leaf, words))]

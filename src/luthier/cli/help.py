@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.base.config import Config, config_classes
-from luthier.cli.familiar import FAMILIAR
+from luthier.cli.familiar import FAMILIAR, OWN
 from luthier.cli.leaves import Leaf, leaves
 from luthier.cli.translate import Ignored, Means, Refused
 
@@ -35,7 +35,7 @@ def page(command: Command, kind: type[Config]) -> str:
     blocks.append("\n".join(["Examples:", *(f"  {example}" for example in command.examples)]))
     blocks.append("\n".join(["Command:", *(_entry(flag, text, width) for flag, text in command.switches.items())]))
     for title, group in _groups(kind, settings).items():
-        blocks.append("\n".join([title, *(_setting(leaf, width) for leaf in group)]))
+        blocks.append("\n".join([title, *(_setting(leaf, width, settings) for leaf in group)]))
     blocks.append(
         "Flags may be written with dashes or underscores, as --name value or --name=value; --no_name switches off;\n"
         "null unsets; the full path of a setting always works."
@@ -61,8 +61,8 @@ def _groups(kind: type[Config], settings: Mapping[str, Leaf]) -> dict[str, list[
     return groups
 
 
-def _setting(leaf: Leaf, width: int) -> str:
-    (shown, *same), other = names_of(leaf)
+def _setting(leaf: Leaf, width: int, settings: Mapping[str, Leaf]) -> str:
+    (shown, *same), other = names_of(leaf, settings)
     facts = [f"[{_written(leaf.default)}]"] if leaf.default not in (None, (), {}, "") else []
     if leaf.choices:
         facts.append("{" + ", ".join(leaf.choices) + "}")
@@ -74,9 +74,19 @@ def _setting(leaf: Leaf, width: int) -> str:
     return _entry(f"{shown}{_value(leaf)}", text, width, "; ".join(also))
 
 
-def names_of(leaf: Leaf) -> tuple[list[str], list[str]]:
-    """The flags that set a setting, the best known first, and those that take other values than ours."""
-    means = {name: entry for name, entry in FAMILIAR.items() if isinstance(entry, Means) and entry.path == leaf.path}
+def names_of(leaf: Leaf, settings: Mapping[str, Leaf] = {}) -> tuple[list[str], list[str]]:
+    """The flags that set a setting, the best known first, and those that take other values than ours.
+
+    Args:
+        settings: all settings of the command; a name that one of them has is not another's.
+    """
+    means = {
+        name: entry
+        for name, entry in FAMILIAR.items()
+        if isinstance(entry, Means)
+        and entry.path == leaf.path
+        and OWN.get(name, name) not in settings.keys() - {leaf.path}
+    }
     same = [name for name, entry in means.items() if entry.translate is None]
     other = [name for name, entry in means.items() if entry.translate is not None]
     return ["--" + name for name in dict.fromkeys([*same, leaf.path])], ["--" + name for name in other]

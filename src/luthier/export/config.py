@@ -54,7 +54,7 @@ class ExportConfig(Config):
     rows: int = Field(default=64, ge=1)
     """How many of them."""
     output_dir: str | None = None
-    """Folder for the result. Unset: beside the model or checkpoint, named after what was done."""
+    """Folder for the result. Unset: the run's exports/, or beside the model, named after what was done."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 

@@ -143,16 +143,18 @@ def _adapter(network: PreTrainedModel, folder: Path, shapes: dict[str, tuple[int
         config.base_model_name_or_path = network.name_or_path  # PEFT compares them
         wrapped = get_peft_model(network, config, adapter_name=ADAPTER, low_cpu_mem_usage=True)
     rest = {_live_name(name): value for name, value in state.items() if name not in own}
-    done = wrapped.load_state_dict(rest, strict=False, assign=True)
-    layers = {f"{name.removeprefix('base_model.model.')}.weight": layer for name, layer in lora_layers(wrapped)}
-    if done.unexpected_keys or any("lora_" in name for name in done.missing_keys):
-        wrong = sorted(done.unexpected_keys) or [name for name in done.missing_keys if "lora_" in name]
+    places = {name: value.shape for name, value in wrapped.state_dict().items() if ".lora_" in name}
+    wrong = sorted(places.keys() ^ rest.keys())
+    wrong += [name for name in places if name in rest and places[name] != rest[name].shape]
+    if wrong:
         raise ModelError(
-            f"the adapter does not fit: {len(wrong)} weights have no counterpart, the first is {wrong[0]}",
+            f"the adapter does not fit: {len(wrong)} weights differ, the first is {wrong[0]}",
             where=str(folder),
             code="adapter_differs",
             fix="Use the model it was trained on",
         )
+    wrapped.load_state_dict(rest, strict=False, assign=True)
+    layers = {f"{name.removeprefix('base_model.model.')}.weight": layer for name, layer in lora_layers(wrapped)}
     vocabulary = [name for name in (*layers, *replaced) if "embed" in name or "lm_head" in name]
     if tied and vocabulary:
         raise Unstreamable(f"it changes {vocabulary[0]}, and this model has one matrix for both ends")

@@ -158,7 +158,13 @@ def _without_end(text: str, end: str, what: str) -> str:
 
 def _conversations(*, with_system: bool) -> Iterator[list[Message]]:
     """Conversations of different lengths, in two languages, with and without a system message."""
-    said = ["Hello, what is 2 + 2?", "It is 4.\n\nAnything else?", "再说一遍，好吗？", "等于四。", "<b>Thanks</b> {{ .x }}"]
+    said = [
+        "Hello, what is 2 + 2?",
+        "It is 4.\n\nAnything else?",
+        "再说一遍，好吗？",
+        "等于四。",
+        "<b>Thanks</b> {{ .x }}",
+    ]
     for turns in (1, 3, 5):
         talk = [Message("assistant" if turn % 2 else "user", said[turn]) for turn in range(turns)]
         yield talk

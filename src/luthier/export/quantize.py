@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TorchAoConfig
 
 from luthier.base.errors import MissingExtra, ModelError
 from luthier.export.config import QuantMethod
-from luthier.model import rounding, roundedfile
+from luthier.model import roundedfile, rounding
 from luthier.model.config import Quant
 from luthier.model.folder import first_line
 from luthier.model.load import quiet
@@ -98,7 +98,8 @@ def _by_transformers(source: Path, out: Path, asked: Rounded, settings: Any) -> 
 
 def _hqq(source: Path, out: Path, asked: Rounded) -> None:
     how = Quant(method="hqq", bits=asked.bits, group_size=asked.group)
-    roundedfile.write(source, out, how, asked.device)
+    with quiet():
+        roundedfile.write(source, out, how, asked.device)
 
 
 def _gptqmodel(source: Path, out: Path, asked: Rounded) -> None:
