@@ -260,7 +260,7 @@ def _speak(writer: Any, words: Vocabulary, tokenizer: PreTrainedTokenizerFast, s
         "eos": tokenizer.eos_token_id,
         "pad": tokenizer.pad_token_id,
         "unk": tokenizer.unk_token_id if words.model == "llama" else None,
-        "eot": next(iter(sorted(speech.stop_ids - {tokenizer.eos_token_id})), None),
+        "eot": next((stop for stop in sorted(speech.stop_ids) if stop != tokenizer.eos_token_id), None),
     }
     for name, number in known.items():
         if isinstance(number, int):

@@ -21,12 +21,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from luthier.base.errors import ModelError
-<<<<<<< HEAD
-from luthier.model import ability, attention, heads, lowbit, probe, rounding, roundedfile
+from luthier.model import ability, attention, heads, lowbit, probe, roundedfile, rounding
 from luthier.model.calling import Calling
-=======
-from luthier.model import ability, attention, lowbit, probe, roundedfile, rounding
->>>>>>> d47ec94 (Export models: merged, rounded, as GGUF, for Ollama, to a hub, each with a card)
 from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
 from luthier.model.folder import check_weights, first_line, model_folder, read_json

@@ -31,7 +31,7 @@ from luthier.model.adapters import SETTINGS, adapter_folder
 from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder, read_json
 from luthier.model.load import context_length, load_model
-from luthier.objectives.config import Sft
+from luthier.objectives.config import Pretrain, Sft
 from luthier.objectives.language import Language
 from luthier.run.exporting import Job, open_job, place, write_card, write_generation, write_words
 from luthier.run.rows import rows_of
@@ -144,7 +144,8 @@ def _rounded(job: Job, model: Path, out: Path) -> tuple[str, str]:
     options, console = job.options, job.console
     assert options.quant_method is not None and options.quant_bits is not None
     records, origin = rows_of(options.dataset, job.trained, options.rows)
-    objective = Language(Sft() if job.trained is None else job.trained.objective, job.renderer)
+    learned = None if job.trained is None else job.trained.objective
+    objective = Language(learned if isinstance(learned, Pretrain | Sft) else Sft(), job.renderer)
     groups = [group for group in map(objective.encode, records) if group is not None]
     plain = ModelConfig(path=str(model), dtype=job.usable.model.dtype)
     groups = _fitting(groups, plain, job)
