@@ -13,6 +13,7 @@ from luthier.cli.flags import choose_members, parse
 from luthier.cli.infer import InferConfig
 from luthier.cli.leaves import leaves
 from luthier.cli.translate import Ignored, Means, Refused
+from luthier.export.config import ExportConfig
 from luthier.model.config import Freeze, Lora, Quant
 from luthier.run.config import RunConfig, resolve
 
@@ -231,7 +232,7 @@ def test_flags_without_meaning_are_noted():
 
 
 def test_every_familiar_name_leads_to_a_setting():
-    known = {*leaves(RunConfig), *leaves(InferConfig)}
+    known = {*leaves(RunConfig), *leaves(InferConfig), *leaves(ExportConfig)}
     lost = {
         name: entry.path for name, entry in FAMILIAR.items() if isinstance(entry, Means) and entry.path not in known
     }
@@ -239,7 +240,7 @@ def test_every_familiar_name_leads_to_a_setting():
 
 
 def test_every_foreign_word_becomes_an_allowed_one():
-    known = leaves(RunConfig)
+    known = leaves(ExportConfig) | leaves(RunConfig)
     for path, words in WORDS.items():
         for meant in words.values():
             choices = known[path].choices
@@ -323,3 +324,8 @@ def test_what_cannot_be_sharded_is_refused_before_anything_is_loaded(line, said)
     config, _ = read(f"--model m --dataset d.jsonl --fsdp full_shard {line}")
     with pytest.raises(ConfigError, match=said):
         resolve(config)
+
+
+def test_rounding_of_an_export_is_not_how_its_base_is_held():
+    tree = parse(["--quantization_bit", "8", "--model.quant.bits", "4", "--use_hf", "false"], ExportConfig).tree
+    assert tree == {"quant_bits": 8, "model": {"quant": {"bits": 4}, "hub": "ms"}}
