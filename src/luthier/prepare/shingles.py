@@ -7,6 +7,7 @@ into words; what the larger part of a text is cut into decides how long its shin
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +33,9 @@ _SINGLE = (
 _KEPT = ("L", "M", "N")
 _REMEMBERED = 200_000
 """Tokens whose hash is remembered; a vocabulary seldom has more that come twice."""
+
+
+_SINGLES = re.compile(f"[{''.join(f'{chr(low)}-{chr(high)}' for low, high in _SINGLE)}]")
 
 
 def is_single(character: str) -> bool:
@@ -91,9 +95,7 @@ def tokenise(texts: Sequence[str], sizes: Sizes) -> list[Tokens]:
 
 def _is_single(text: str, number: int) -> bool:
     """Whether the larger part of a text's tokens are characters of a script without spaces."""
-    if 2 * len(text) > 6 * number:  # three letters and a space a token: most of them are words
-        return 2 * sum(len(token) == 1 and is_single(token) for token in text.split(" ")) > number
-    return 2 * sum(map(is_single, text)) > number
+    return 2 * len(_SINGLES.findall(text)) > number
 
 
 _END = "\x1e"
