@@ -52,9 +52,11 @@ def parse(argv: Sequence[str], kind: type[Config]) -> Parsed:
             seen[path] = flag
             assign(parsed.tree, path, value)
     method = parsed.tree.get("method", {})
-    if isinstance(method, dict) and method.get("type") == "full" and _fitting("method", method, known) == {"freeze"}:
-        method["type"] = "freeze"  # other tools say "full" and name the frozen part
-        parsed.notes.append("full with frozen parts is called freeze here: --train_type freeze")
+    if isinstance(method, dict) and method.get("type") == "full" and len(method) > 1:
+        fitting = _fitting("method", method, known)
+        if fitting in ({"freeze"}, {"lisa"}):  # other tools say "full" and name the frozen part
+            method["type"] = fitting.pop()
+            parsed.notes.append(f"full with layers at rest is called {method['type']} here")
     return parsed
 
 

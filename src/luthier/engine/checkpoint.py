@@ -1,6 +1,7 @@
 """Checkpoints that are whole or absent.
 
-    checkpoints/step-00000100/   artefact files, trained.safetensors, optimizer.safetensors, state.json, MANIFEST.json
+    checkpoints/step-00000100/   artefact files, trained.safetensors, optimizer.safetensors, state.json, MANIFEST.json;
+                                 ema.safetensors and method.safetensors where there is such a thing
     checkpoints/LATEST, BEST     the name of a verified directory
 
 A checkpoint is written in a staging directory, every file hashed into MANIFEST.json and fsynced, renamed, and only
@@ -14,7 +15,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from luthier.model.sharding import part
 from luthier.model.tensorfile import write_tensors
 
 STATE, TRAINED, OPTIMIZER, EMA = "state.json", "trained.safetensors", "optimizer.safetensors", "ema.safetensors"
+METHOD = "method.safetensors"
 
 
 @dataclass(slots=True)
@@ -67,6 +69,12 @@ class Tensors:
     trained: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     ema: dict[str, Tensor]
+    method: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What the method remembers from step to step."""
+
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors of each file."""
+        return {TRAINED: self.trained, OPTIMIZER: self.optimizer, EMA: self.ema, METHOD: self.method}
 
 
 class Checkpoints:
@@ -103,7 +111,7 @@ class Checkpoints:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             artefact(staging)
-            for name, named in ((TRAINED, tensors.trained), (OPTIMIZER, tensors.optimizer), (EMA, tensors.ema)):
+            for name, named in tensors.files().items():
                 if named:
                     write_tensors(staging / name, named, whole)
             (staging / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
@@ -178,7 +186,7 @@ def read(path: Path) -> tuple[State, Tensors]:
             fix="Give the run directory instead to use its last good checkpoint",
         )
     state = State(**json.loads((path / STATE).read_text(encoding="utf-8")))
-    return state, Tensors(*(_tensors(path / name) for name in (TRAINED, OPTIMIZER, EMA)))
+    return state, Tensors(*(_tensors(path / name) for name in (TRAINED, OPTIMIZER, EMA, METHOD)))
 
 
 def put(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -32,6 +32,8 @@ class StepConfig(Config):
     """full: each process holds a part of every weight, gradient and optimizer state (FSDP2); none: it holds all."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
     """Keep an exponential moving average of the trained weights; it is what is evaluated and saved at the end."""
+    neftune_alpha: float = Field(default=0.0, ge=0)
+    """Noise on the embeddings while training (NEFTune); 5 is usual, 0 is none."""
     skip_limit: int = Field(default=5, ge=1)
     """Non-finite steps in a row before going back to the last good checkpoint, once."""
 

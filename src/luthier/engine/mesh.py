@@ -42,12 +42,14 @@ class Mesh:
         return dict(zip(values, stacked.unbind(), strict=True))
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Sum every parameter's gradient over all processes, in place and in a fixed order."""
+        """Sum every moving parameter's gradient over all processes, in place and in a fixed order."""
         if self.world == 1:
             return
         bucket: list[Tensor] = []
         size = 0
         for parameter in parameters:
+            if not parameter.requires_grad:
+                continue  # at rest in this step, on every process
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             if bucket and (size + parameter.grad.numel() > BUCKET or bucket[0].dtype != parameter.grad.dtype):

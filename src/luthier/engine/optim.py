@@ -120,6 +120,12 @@ class Optimizer:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
+    def forget_resting(self) -> None:
+        """Let go of the state of parameters that do not move now."""
+        for part in self.parts:
+            for parameter in [held for held in part.state if not held.requires_grad]:
+                del part.state[parameter]
+
     def state(self) -> dict[str, Tensor]:
         """Every state tensor, named `parameter::key`."""
         names = {id(parameter): name for name, parameter in self.named.items()}

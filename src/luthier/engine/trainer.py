@@ -24,6 +24,7 @@ from luthier.engine.meters import Clock, Means, peak_memory
 from luthier.engine.objective import Objective
 from luthier.engine.optim import Optimizer, schedule
 from luthier.engine.step import StepResult, Verdict, evaluate, gradients
+from luthier.engine.turns import Steady, Turns
 from luthier.engine.watcher import EvalRow, StepRow, Watcher
 from luthier.model.layer import Keep
 from luthier.model.lending import Whole, lending
@@ -66,6 +67,7 @@ class Trainer:
     Args:
         artefact: writes the files people use (adapter or model) into a folder; what it is given besides makes the
             numbers to write of a weight.
+        turns: what is done around each step.
     """
 
     def __init__(
@@ -79,10 +81,11 @@ class Trainer:
         watcher: Watcher,
         mesh: Mesh,
         artefact: Callable[[Path, Whole], None],
+        turns: Turns | None = None,
     ):
         self.model, self.objective, self.optimizer, self.data = model, objective, optimizer, data
         self.settings, self.checkpoints, self.watcher, self.mesh = settings, checkpoints, watcher, mesh
-        self.artefact = artefact
+        self.artefact, self.turns = artefact, turns or Steady()
         self.state = State()
         self.ema = Ema(model.trained(), settings.train.ema_decay) if settings.train.ema_decay else None
         self.saved: Path | None = None
@@ -102,6 +105,7 @@ class Trainer:
         self.state = state
         put(self.model.trained(), tensors.trained)
         self.optimizer.load(tensors.optimizer)
+        self.turns.load(tensors.method)
         if self.ema is not None and tensors.ema:
             put(self.ema.weights, tensors.ema)
         self.saved = checkpoint
@@ -154,6 +158,7 @@ class Trainer:
                 return None
             if sound and result.trained > 0:
                 self.optimizer.step(schedule(self.settings.optim, self.state.step, self.settings.total_steps))
+                self.turns.after(self.state.step)
                 if self.ema is not None:
                     self.ema.update(self.model.trained())
             self._advance(step, result)
@@ -175,6 +180,8 @@ class Trainer:
         # Every random number of a step is a function of (seed, step, rank), so a resumed step repeats itself.
         torch.manual_seed((self.settings.seed * 1_000_003 + self.state.step) * 1_009 + self.mesh.rank)
         self.optimizer.zero_grad()
+        if self.turns.before(self.state.step):
+            self.optimizer.forget_resting()
         batches = [batch.to(self.mesh.device) for batch in step.batches]
         return gradients(self.model, self.objective, batches, self.mesh, max_norm=self.settings.optim.max_grad_norm)
 
@@ -316,7 +323,7 @@ class Trainer:
             return
         error: RunError | None = None
         averages = self.ema.weights if self.ema is not None else {}
-        tensors = Tensors({**self.model.trained()}, self.optimizer.state(), averages)
+        tensors = Tensors({**self.model.trained()}, self.optimizer.state(), averages, self.turns.state())
         spread = [*self.model.network.parameters(), *tensors.optimizer.values(), *tensors.ema.values()]
         with lending(self.mesh, spread) as whole:
             if self.mesh.leads:

@@ -53,7 +53,8 @@ class Padded:
 
     def __init__(self, model: Model, *, stop_ids: Collection[int], slots: int = 8, max_length: int | None = None):
         self.model, self.stop_ids, self.slots = model, frozenset(stop_ids), slots
-        self.max_length = min(max_length or model.max_length, model.max_length)
+        before = 0 if model.before is None else model.before.tokens
+        self.max_length = min(max_length or model.max_length, model.max_length - before)
         self._forms = Forms(model.tokenizer, model.vocabulary, self.stop_ids)
         self._queue: deque[_Open] = deque()
 
@@ -109,6 +110,10 @@ class Padded:
         generate: Any = network.generate
         try:
             with torch.inference_mode(), model.arithmetic():
+                if model.before is not None:
+                    ids_BL, mask_BL = ids_BL.to(model.device), mask_BL.to(model.device)
+                    model.before.go_on(network.get_decoder(), ids_BL, mask_BL, lambda h_BD: self._next(batch, h_BD))
+                    return
                 generate(
                     input_ids=ids_BL.to(model.device),
                     attention_mask=mask_BL.to(model.device),
@@ -118,6 +123,12 @@ class Padded:
                 )
         finally:
             network.generation_config = own
+
+    def _next(self, batch: Sequence[_Open], hidden_BD: Tensor) -> Tensor | None:
+        """The next token of each answer; None when all are over."""
+        logits_BV = self.model.logits(hidden_BD).float()
+        ids = [0 if one.over else one.take(logits_BV[row]) for row, one in enumerate(batch)]
+        return None if all(one.over for one in batch) else torch.tensor(ids, device=self.model.device)
 
 
 class _Choose(LogitsProcessor):

@@ -1,4 +1,4 @@
-"""Low-rank adapters through PEFT: put on, continued, read, written, merged."""
+"""Adapters through PEFT: put on, continued, read, written, merged."""
 
 from __future__ import annotations
 
@@ -22,15 +22,22 @@ from luthier.model.causal import Model
 from luthier.model.config import Lora, ModelConfig
 from luthier.model.folder import check_weights, first_line, local_folder, model_folder
 from luthier.model.inits import ADAPTER, START, add_start, half, lora_layers, rank_axis, start_inside
+from luthier.model.method import Adapting, Prompting
+from luthier.model.prompts import Before, begin
+from luthier.model.tuners import peft_settings
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftConfig, PeftModel
 
 FILE, SETTINGS = "adapter_model", "adapter_config.json"
 
 # PEFT imports it, and it then speaks of kernels that nothing here uses.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
+_KINDS = {
+    "LORA", "ADALORA", "VERA", "IA3", "OFT", "BOFT", "LN_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING",
+}  # fmt: skip
+"""PEFT's names of what can be opened."""
 _EARLIER = "earlier"
 """Begins the names of adapters that lie under the one that is on."""
 _HALVES = "luthier.trained_rank"
@@ -42,24 +49,33 @@ def is_lora_b(name: str) -> bool:
     return ".lora_B." in name or ".lora_embedding_B." in name
 
 
-def put_on(model: Model, method: Lora, earlier: str | None) -> None:
+def put_on(model: Model, method: Adapting, earlier: str | None) -> None:
     """Wrap the model in new adapters, or in those of `earlier` to train them further.
 
     Raises:
         ModelError: no layer has the target's name.
         ConfigError: `earlier` was made with other settings; the message tells the differences.
     """
-    network = _wrapped(model, _settings(model, method))
-    starts_inside = method.init in ("pissa", "olora")
+    if isinstance(method, Prompting) and model.kind.kind != "causal":
+        raise ConfigError(
+            "virtual tokens are put before causal language models only",
+            where=f"--train_type {method.type}",
+            fix="Use --train_type lora or ia3",
+        )
+    network = _wrapped(model, peft_settings(model, method))
+    if isinstance(method, Prompting):
+        begin(model, method)
+    inside = method if isinstance(method, Lora) and method.init in ("pissa", "olora") else None
     if earlier is None:
-        if starts_inside:
-            start_inside(network, method)
+        if inside is not None:
+            start_inside(network, inside)
         return
     folder = adapter_folder(model.config, earlier)
     config, state, trained_rank = _read(folder)
-    _check_fit(folder, method, heads.modules(model.base, model.kind), config, trained_rank)
-    if starts_inside:
-        add_start(network, method)
+    learned = heads.modules(model.base, model.kind)
+    _check_fit(folder, method, learned, network.peft_config[ADAPTER], config, trained_rank)
+    if inside is not None:
+        add_start(network, inside)
         _fill(network, {name: half(name, value, trained_rank, second=True) for name, value in state.items()}, START)
         state = {name: half(name, value, trained_rank, second=False) for name, value in state.items()}
     _fill(network, state, ADAPTER)
@@ -69,7 +85,7 @@ def load_adapter(model: Model, folder: str) -> None:
     """Wrap the model in a saved adapter, to be used and not trained.
 
     Raises:
-        ModelError: it is no LoRA adapter in safetensors, or does not fit the model.
+        ModelError: it is no adapter in safetensors, or does not fit the model.
     """
     config, state, _ = _read(adapter_folder(model.config, folder))
     config.base_model_name_or_path = model.base.name_or_path  # PEFT compares them
@@ -93,10 +109,21 @@ def stack(model: Model, folders: Sequence[str]) -> None:
     network = model.network
     assert isinstance(network, PeftModel)
     live = network.peft_config[ADAPTER]
-    assert isinstance(live, LoraConfig)
+    if not isinstance(live, LoraConfig):
+        raise ConfigError(
+            "only LoRA adapters can be stacked over a base in few bits",
+            where="--adapters",
+            fix="Merge the earlier ones into the original base first",
+        )
     for number, named in enumerate(folders):
         folder = adapter_folder(model.config, named)
         config, state, _ = _read(folder)
+        if not isinstance(config, LoraConfig):
+            raise ConfigError(
+                "only LoRA adapters can be stacked over a base in few bits",
+                where=str(folder),
+                fix="Give it as the last adapter",
+            )
         if config.modules_to_save or (config.use_dora and number) or live.use_dora:
             raise ConfigError(
                 "adapters with whole modules or with DoRA cannot be stacked over a base in few bits",
@@ -124,8 +151,11 @@ def save_adapter(model: Model, folder: Path, whole: Callable[[Tensor], Tensor]) 
 
     assert isinstance(model.network, PeftModel)
     config = model.network.peft_config[ADAPTER]
+    # Gathering AdaLoRA's numbers puts its ranks into the settings.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Adapter .* invalid shape")  # AdaLoRA may leave a layer no rank at all
+        found = get_peft_model_state_dict(model.network, adapter_name=ADAPTER, save_embedding_layers=False)
     settings: dict[str, Any] = config.to_dict()
-    found = get_peft_model_state_dict(model.network, adapter_name=ADAPTER, save_embedding_layers=False)
     state = {name: whole(value) for name, value in found.items()}
     metadata = {"format": "pt"}
     if START in model.network.peft_config:
@@ -139,8 +169,9 @@ def save_adapter(model: Model, folder: Path, whole: Callable[[Tensor], Tensor]) 
     settings |= {
         "base_model_name_or_path": str(base.resolve()) if base else model.config.path,
         "inference_mode": True,
-        "init_lora_weights": True,
     }
+    if "init_lora_weights" in settings:
+        settings["init_lora_weights"] = True
     # Tied modules share memory, which safetensors refuses.
     save_file(
         {name: value.detach().cpu().clone() for name, value in state.items()}, folder / f"{FILE}.safetensors", metadata
@@ -153,56 +184,46 @@ def fold_in(model: Model) -> None:
     """Merge the adapters into the base in float32 and take them off; each weight keeps its type.
 
     Weights in few bits come out in the arithmetic's type.
+
+    Raises:
+        ConfigError: the adapters are no part of any weight.
     """
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     assert isinstance(model.network, PeftModel)
-    for _, layer in list(lora_layers(model.network)):
+    if model.before is not None:
+        raise ConfigError(
+            "what prompt, prefix and P-tuning learned stands before the text and cannot become part of the weights",
+            where="--adapters",
+            code="cannot_merge",
+            fix="Use it as an adapter, beside the base",
+        )
+    for layer in [module for module in model.network.modules() if isinstance(module, BaseTunerLayer)]:
         base: Any = layer.get_base_layer()
         dtype = base.weight.dtype
         if isinstance(base, lowbit.LowBitLinear):
             layer.base_layer = base = lowbit.written_out(base, torch.float32)
         base.weight.data = base.weight.data.float()
         layer.merge(safe_merge=True)  # pyright: ignore[reportCallIssue]
-        base.weight.data = base.weight.data.to(dtype)
+        merged: Any = layer.get_base_layer()
+        merged.weight.data = merged.weight.data.to(dtype)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "(All|Already following) adapters", UserWarning)
         model.base = model.network = model.network.merge_and_unload()
     model.base.requires_grad_(False)
 
 
-def _settings(model: Model, method: Lora) -> LoraConfig:
-    from peft import LoraConfig
-
-    target = method.target
-    if not isinstance(target, str):
-        target = "all-linear" if target == ("all-linear",) else list(target)
-    embedding: Any = model.base.get_input_embeddings()
-    tied = model.kind.kind == "causal" and model.head.weight is embedding.weight
-    whole = list(dict.fromkeys((*method.modules_to_save, *heads.modules(model.base, model.kind))))
-    saves_vocabulary = any("embed" in name or "lm_head" in name for name in whole)
-    return LoraConfig(
-        task_type=heads.PEFT_TASKS[model.kind.kind],
-        base_model_name_or_path=model.base.name_or_path,
-        r=method.rank,
-        lora_alpha=method.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=method.dropout,
-        target_modules=target,
-        modules_to_save=whole or None,
-        use_rslora=method.rslora,
-        use_dora=method.dora,
-        init_lora_weights="gaussian" if method.init == "gaussian" else True,
-        ensure_weight_tying=tied and saves_vocabulary,
-    )
-
-
-def _wrapped(model: Model, config: LoraConfig) -> PeftModel:
+def _wrapped(model: Model, config: PeftConfig) -> PeftModel:
     from peft import get_peft_model
 
     try:
         with warnings.catch_warnings():
             # PEFT asks transformers for an attribute under a name that has since changed.
             warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+            # Its opinions of norms that it tunes all the same, and of its own defaults for butterflies.
+            ours = "Unsupported layer type|Setting boft_n_butterfly_factor|Failed to load the CUDA extension"
+            warnings.filterwarnings("ignore", ours, UserWarning)
             model.network = network = get_peft_model(model.base, config, adapter_name=ADAPTER)
     except ValueError as error:
         leaves = {name.rpartition(".")[2] for name, layer in model.base.named_modules() if isinstance(layer, nn.Linear)}
@@ -211,6 +232,8 @@ def _wrapped(model: Model, config: LoraConfig) -> PeftModel:
             where="method.target",
             fix=f"Linear layers of this model: {', '.join(sorted(leaves))}",
         ) from error
+    if config.is_prompt_learning:
+        model.before = Before(network)
     return network
 
 
@@ -223,35 +246,55 @@ def adapter_folder(config: ModelConfig, path: str) -> Path:
     return folder
 
 
-def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor], int | None]:
+def _read(folder: Path) -> tuple[PeftConfig, dict[str, Tensor], int | None]:
     """Settings, tensors, and the trained rank where the rest is a frozen start."""
-    from peft import LoraConfig, PeftConfig
+    from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(config, LoraConfig):
-        raise ModelError(f"adapters of type {config.peft_type} are not supported", where=str(folder), fix="Use LoRA")
+    if config.peft_type not in _KINDS:
+        raise ModelError(
+            f"adapters of type {config.peft_type} are not supported",
+            where=str(folder),
+            fix=f"Use one of {', '.join(sorted(_KINDS))}",
+        )
     with safe_open(folder / f"{FILE}.safetensors", framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         rank = (file.metadata() or {}).get(_HALVES)
     return config, state, int(rank) if rank else None
 
 
+_MATTER = ("r", "vera_dropout", "oft_block_size", "boft_block_size", "boft_n_butterfly_factor", "num_virtual_tokens")
+"""PEFT's settings that an earlier adapter must share with the one asked for, where both have them."""
+
+
 def _check_fit(
-    folder: Path, method: Lora, learned: Sequence[str], config: LoraConfig, trained_rank: int | None
+    folder: Path,
+    method: Adapting,
+    learned: Sequence[str],
+    asked: PeftConfig,
+    config: PeftConfig,
+    trained_rank: int | None,
 ) -> None:
-    shrink = 1.0 if trained_rank is None else 1 / math.sqrt(2) if config.use_rslora else 0.5
-    asked_and_found: dict[str, tuple[Any, Any]] = {
-        "rank": (method.rank, trained_rank or config.r),
-        "alpha": (method.alpha, config.lora_alpha * shrink),
-        "rslora": (method.rslora, config.use_rslora),
-        "dora": (method.dora, config.use_dora),
-        "init from the weight": (method.init in ("pissa", "olora"), trained_rank is not None),
-        "modules_to_save": (sorted({*method.modules_to_save, *learned}), sorted(config.modules_to_save or ())),
-    }
+    asked_and_found: dict[str, tuple[Any, Any]]
+    if isinstance(method, Lora) and config.peft_type == "LORA":
+        found: Any = config
+        shrink = 1.0 if trained_rank is None else 1 / math.sqrt(2) if found.use_rslora else 0.5
+        asked_and_found = {
+            "rank": (method.rank, trained_rank or found.r),
+            "alpha": (method.alpha, found.lora_alpha * shrink),
+            "rslora": (method.rslora, found.use_rslora),
+            "dora": (method.dora, found.use_dora),
+            "init from the weight": (method.init in ("pissa", "olora"), trained_rank is not None),
+            "modules_to_save": (sorted({*method.modules_to_save, *learned}), sorted(found.modules_to_save or ())),
+        }
+    else:
+        both: tuple[dict[str, Any], dict[str, Any]] = asked.to_dict(), config.to_dict()
+        asked_and_found = {name: (both[0][name], both[1].get(name)) for name in _MATTER if name in both[0]}
+        asked_and_found["type"] = (str(asked.peft_type), str(config.peft_type))
     differences = [
-        f"{name} {found} in the adapter, {asked} asked for"
-        for name, (asked, found) in asked_and_found.items()
-        if (not math.isclose(asked, found) if isinstance(asked, float) else asked != found)
+        f"{name} {found} in the adapter, {wanted} asked for"
+        for name, (wanted, found) in asked_and_found.items()
+        if not (wanted == found or (isinstance(wanted, float) and found is not None and math.isclose(wanted, found)))
     ]
     if differences:
         raise ConfigError(

@@ -5,7 +5,8 @@ Legend: T packed tokens, S sequences, L tokens of the longest sequence, R rows, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -23,6 +24,8 @@ from luthier.model.logprobs import chunk_rows, score_by_autograd, score_by_hand,
 from luthier.model.pointwise import Plain, Pointwise
 
 if TYPE_CHECKING:
+    from luthier.model.noise import Noise
+    from luthier.model.prompts import Before
     from luthier.model.sharding import Sharded
 
 # Renamed in transformers 5.2x; the old name warns there.
@@ -54,6 +57,8 @@ class Batch(Protocol):
     def segments_T(self) -> Tensor | None: ...
     @property
     def groups(self) -> tuple[int, ...]: ...
+    @property
+    def samples(self) -> tuple[int, ...]: ...
 
 
 class Model:
@@ -68,6 +73,8 @@ class Model:
         kind: what stands on the backbone: what the model scores.
         calling: how the backbone is called.
         sharded: the decoder whose weights are split over several processes, if they are.
+        before: what is put before every sequence, if anything is.
+        noise: what is added to the embeddings while training, if anything is.
         note: one sentence for the user about how the model is run, if there is something to say.
     """
 
@@ -92,10 +99,13 @@ class Model:
         self.config = config
         self.calling, self.note = calling, note
         self.sharded: Sharded | None = None
+        self.before: Before | None = None
+        self.noise: Noise | None = None
         self.keep: Keep = "most"
         self._checkpointing = False
         self._trained: dict[str, nn.Parameter] | None = None
         self._decoder: Decoder | None = None
+        self._shared: tuple[Batch, Tensor] | None = None
         self._pointwise: Pointwise = Plain()
         # Heads look for padding in the tokens; this is none.
         self._any_token = int(network.config.get_text_config().pad_token_id == 0)
@@ -112,7 +122,7 @@ class Model:
     @property
     def packed(self) -> bool:
         """Whether sequences run end to end without padding."""
-        return self.calling.packed
+        return self.calling.packed and self.before is None
 
     @property
     def adapted(self) -> bool:
@@ -127,9 +137,23 @@ class Model:
             if self.kind.kind == "seq2seq":
                 return self._hidden(token_T.expand(2), token_T.expand(2), (1, 1), (0, 1, 2), None, (2,))[:0]
             return self._hidden(token_T, token_T, (1,), (0, 1), None, (1,))[:0]
+        if self._shared is not None and self._shared[0] is batch:
+            return self._shared[1]
+        if self.noise is not None and self.network.training:
+            self.noise.draw(batch)
         return self._hidden(
             batch.ids_T, batch.positions_T, batch.lengths, batch.offsets, batch.segments_T, batch.groups
         )
+
+    @contextmanager
+    def sharing_hidden(self, batch: Batch) -> Generator[Tensor]:
+        """hidden_TD of a batch, which `hidden` gives again as long as the block lasts instead of computing it anew."""
+        hidden_TD = self.hidden(batch)
+        self._shared = (batch, hidden_TD)
+        try:
+            yield hidden_TD
+        finally:
+            self._shared = None
 
     def logprobs(self, batch: Batch, hidden_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """logprobs_T (float32) of the targets and correct_T (bool: the target is the argmax) at the trained positions.
@@ -167,6 +191,10 @@ class Model:
         for weight in self.trained().values():
             total = total + weight.flatten()[:0].sum()
         return total
+
+    def settle(self) -> None:
+        """Look up anew, from now on, which weights move."""
+        self._trained = None
 
     @property
     def runs_by_hand(self) -> bool:
@@ -213,8 +241,8 @@ class Model:
         elif self._checkpointing and not recompute:
             _CHECKPOINTING_OFF(self.base)
         self._checkpointing, self.keep = recompute, keep
-        # Looked up once: a large model has thousands of modules, and each step asks.
-        self._trained = None
+        # Looked up once: a large model has thousands of modules, and each step asks.  Weights that rest for some steps
+        # are among them.
         self._trained = self.trained()
         self.network.train()
 
@@ -250,6 +278,8 @@ class Model:
         below = heads.backbone(self.base, self.kind) if self.sharded is None else self.sharded
         if not self.packed:
             with self.arithmetic():
+                if self.before is not None:
+                    return self.before.hidden(below, ids_T, lengths)
                 return run_padded(below, self.calling, ids_T, positions_T, lengths, segments_T)
         packing = attention.Packing.of(lengths, offsets, self.device)
         if self._decoder is not None:

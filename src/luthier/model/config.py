@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from luthier.base.config import Config
+from luthier.model.method import Freeze, Full, Lora, Method
+
+__all__ = ["BITS", "Freeze", "Full", "Lora", "Method", "ModelConfig", "Quant", "Shape", "Vocabulary"]
 
 BITS: dict[str, tuple[int, ...]] = {"bnb": (4, 8), "hqq": (4, 2, 3, 8), "eetq": (8,), "fp8": (8,)}
 """Bits that each library rounds weights to, the usual ones first."""
@@ -54,6 +57,24 @@ class Quant(Config):
         return self
 
 
+class Vocabulary(Config):
+    """More tokens for the model; each starts as the mean of its old pieces."""
+
+    tokens: tuple[str, ...] = ()
+    """Tokens to add: words, or .txt files with one on each line."""
+    special: tuple[str, ...] = ()
+    """Control tokens to add, in the same way."""
+    learn: int = Field(default=0, ge=0)
+    """Tokens to learn from domain text, by joining the tokenizer's own pieces further (BPE)."""
+    text: tuple[str, ...] = ()
+    """Data sets of domain text to learn them from. Unset: the training sets."""
+
+    @property
+    def grows(self) -> bool:
+        """Whether anything is added."""
+        return bool(self.tokens or self.special or self.learn)
+
+
 class ModelConfig(Config):
     """The base model and its tokenizer."""
 
@@ -69,6 +90,8 @@ class ModelConfig(Config):
     """Attention kernel. packed: no padding at all; auto: packed where the model allows it."""
     quant: Quant = Quant()
     """A frozen base in fewer bits."""
+    vocabulary: Vocabulary = Vocabulary()
+    """More tokens."""
     layers: Literal["auto", "plain"] = "auto"
     """Who computes the layers of Llama-shaped models on a GPU. auto: Luthier's own kernels; plain: transformers."""
     adapters: tuple[str, ...] = ()
@@ -110,56 +133,3 @@ class Shape(Config):
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         return self
-
-
-class Full(Config):
-    """Every weight moves."""
-
-    type: Literal["full"] = "full"
-
-
-class Freeze(Config):
-    """Some of the weights move; embeddings and head only when asked for by pattern."""
-
-    type: Literal["freeze"] = "freeze"
-    first_layers: int = Field(default=0, ge=0)
-    """Train this many layers from the bottom."""
-    last_layers: int = Field(default=0, ge=0)
-    """Train this many layers from the top."""
-    ratio: float = Field(default=0.0, ge=0.0, le=1.0)
-    """Train this share of the layers, from the top."""
-    pattern: str | None = None
-    """Train every parameter whose name matches this regular expression."""
-
-    @model_validator(mode="after")
-    def _something_moves(self) -> Freeze:
-        if not (self.first_layers or self.last_layers or self.ratio or self.pattern):
-            raise ValueError("freeze leaves nothing to train; set first_layers, last_layers, ratio or pattern")
-        return self
-
-
-class Lora(Config):
-    """Low-rank adapters (Hu et al. 2021) in PEFT's format."""
-
-    type: Literal["lora"] = "lora"
-    rank: int = Field(default=8, ge=1)
-    """Rank of the adapters."""
-    alpha: float = Field(default=32.0, gt=0)
-    """Scale: the adapter's product is multiplied by alpha / rank."""
-    dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    """Dropout on the adapter's input."""
-    target: str | tuple[str, ...] = "all-linear"
-    """Layers that get adapters: all-linear, a list of module names, or a regular expression."""
-    modules_to_save: tuple[str, ...] = ()
-    """Modules trained and saved whole, for example embed_tokens lm_head."""
-    rslora: bool = False
-    """Scale by alpha / sqrt(rank) (rsLoRA)."""
-    dora: bool = False
-    """Decompose weights into magnitude and direction (DoRA)."""
-    init: Literal["default", "gaussian", "pissa", "olora"] = "default"
-    """How adapters start."""
-    plus_ratio: float | None = Field(default=None, gt=0)
-    """LoRA+: learning rate of B is this many times the one of A."""
-
-
-Method = Annotated[Full | Freeze | Lora, Field(discriminator="type")]

@@ -15,9 +15,10 @@ from luthier.model import adapters as lora
 from luthier.model import lowbit
 from luthier.model.adapters import is_lora_b, load_adapter
 from luthier.model.causal import Model
-from luthier.model.config import Freeze, Full, Lora, Method, ModelConfig
+from luthier.model.config import Freeze, Method, ModelConfig
 from luthier.model.folder import check_weights, model_folder
 from luthier.model.load import quiet
+from luthier.model.method import Adapting, BitFit, WholeWeights
 from luthier.model.sharding import held
 
 __all__ = ["apply", "attach", "check_files", "is_lora_b", "layer_of", "load_adapter", "merge", "num_layers", "save"]
@@ -40,7 +41,7 @@ def apply(model: Model, method: Method, adapters: Sequence[str] = (), *, widen: 
     """Make the weights that `method` names trainable, in place.
 
     Weights that move become float32, the others are held in the arithmetic's type or in the few bits they have.
-    Earlier adapters are merged in order; with LoRA the last one is trained further.
+    Earlier adapters are merged in order; with a method of PEFT's the last one is trained further.
 
     Args:
         widen: off where `sharding.shard` follows, which widens layer by layer what each process keeps.
@@ -50,11 +51,12 @@ def apply(model: Model, method: Method, adapters: Sequence[str] = (), *, widen: 
         ModelError: an adapter cannot be read, or no layer has the target's name.
     """
     rounded = lowbit.holds(model.base)
-    if isinstance(method, Lora):
+    if isinstance(method, Adapting):
+        further = adapters[-1] if adapters and method.supports.continues else None
         if not rounded:
-            _merge_all(model, adapters[:-1])
+            _merge_all(model, adapters[:-1] if further else adapters)
         _hold_frozen(model)
-        lora.put_on(model, method, adapters[-1] if adapters else None)
+        lora.put_on(model, method, further)
         if rounded:
             lora.stack(model, adapters[:-1])
     elif rounded:
@@ -69,6 +71,7 @@ def apply(model: Model, method: Method, adapters: Sequence[str] = (), *, widen: 
         for name, weight in model.network.named_parameters():
             weight.requires_grad_(name in chosen)
         _hold_frozen(model)
+    model.settle()
     for weight in model.trained().values() if widen else ():
         weight.data = weight.data.float()
     model.eval_mode()
@@ -137,9 +140,18 @@ def num_layers(model: Model) -> int:
     return int(model.base.config.get_text_config().num_hidden_layers)
 
 
-def _chosen(model: Model, method: Full | Freeze) -> set[str]:
+def _chosen(model: Model, method: WholeWeights) -> set[str]:
     names = [name for name, _ in model.network.named_parameters()]
-    if isinstance(method, Full):
+    if isinstance(method, BitFit):
+        biases = {name for name in names if name.endswith("bias")}
+        if not biases:
+            raise ConfigError(
+                f"a {type(model.base).__name__} has no biases to train",
+                where="--train_type bitfit",
+                fix="Use --train_type ln_tuning, which is as small",
+            )
+        return biases
+    if not isinstance(method, Freeze):
         return set(names)
     layers = num_layers(model)
     last = max(method.last_layers, math.ceil(method.ratio * layers))

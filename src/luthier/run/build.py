@@ -27,6 +27,9 @@ from luthier.model.config import Lora
 from luthier.model.heads import Head
 from luthier.model.lending import Whole
 from luthier.model.load import Model, arithmetic_dtype, load_model
+from luthier.model.noise import Noise
+from luthier.model.turns import turns_of
+from luthier.objectives.penalised import Penalised, Penalty
 from luthier.objectives.registry import build
 from luthier.objectives.setting import Learnable, Setting
 from luthier.run.config import RunConfig
@@ -120,9 +123,14 @@ def build_model(run: Run, tokenizer: PreTrainedTokenizerFast, head: Head) -> tup
     model = load_model(settings, device, tokenizer=tokenizer, trained=True, head=head)
     if model.note:
         run.console.say(model.note)
+    packed = model.packed
     fingerprint = model_fingerprint(model)
     torch.manual_seed(config.seed)
     methods.apply(model, config.method, settings.adapters, widen=not sharded)
+    if packed and not model.packed:
+        run.console.say(f"Sequences are padded, not packed: {config.method.type} puts something before each of them")
+    if config.train.neftune_alpha:
+        Noise(model, config.train.neftune_alpha, config.seed)
     if sharded:
         sharding.shard(model, run.mesh.device)
         run.console.say(f"Each of the {run.mesh.world} processes holds a part of the weights (FSDP2)")
@@ -141,6 +149,8 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Learnable, 
     config = run.config
     source = _source(run, data, objective)
     choice = _keep(run, model, objective, data)
+    total_steps = config.train.max_steps or source.steps(config.train.epochs) or 0
+    turns = turns_of(model, config.method, total=total_steps, seed=config.seed)
     settings = Settings(
         train=config.train,
         optim=config.optim,
@@ -149,13 +159,16 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Learnable, 
         log_every=config.log.every,
         seed=config.seed,
         loader_workers=config.data.loader_workers,
-        total_steps=config.train.max_steps or source.steps(config.train.epochs) or 0,
+        total_steps=total_steps,
         keep=choice.keep,
         predicted=choice.predicted,
     )
+    penalties: dict[str, Penalty] = {}
+    if turns.ranks is not None:
+        penalties["orthogonal"] = turns.ranks.penalty
     return Trainer(
         model,
-        objective,
+        Penalised(objective, penalties) if penalties else objective,
         Optimizer(model.trained(), config.optim, lambda name: _rate(name, model, config)),
         Data(
             source=source,
@@ -169,12 +182,15 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Learnable, 
         watcher,
         run.mesh,
         lambda folder, whole: _write_artefact(model, config, folder, whole),
+        turns,
     )
 
 
 def _keep(run: Run, model: Model, objective: Learnable, data: Prepared) -> Choice:
     """What each layer keeps for its backward pass: what was asked for, or on a GPU what fits."""
     asked = run.config.train.gradient_checkpointing
+    if not run.config.method.supports.checkpointing:
+        return Choice("most")
     if asked == "some":
         return Choice("some")
     if asked is not None:

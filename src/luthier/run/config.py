@@ -67,12 +67,7 @@ def resolve(config: RunConfig) -> RunConfig:
         raise ConfigError(
             "early stopping needs validation data", where="--early_stopping_patience", fix="Set --val_dataset"
         )
-    if config.model.quant.on and not isinstance(config.method, Lora):
-        raise ConfigError(
-            f"weights held in {config.model.quant.bits} bits cannot be trained",
-            where=f"--train_type {config.method.type}",
-            fix="Train an adapter over them with --train_type lora, or leave --quant_method and --quant_bits out",
-        )
+    _refuse_what_the_method_cannot(config)
     if config.train.shard == "full":
         if not isinstance(config.objective, Pretrain | Sft):
             raise ConfigError(
@@ -88,7 +83,7 @@ def resolve(config: RunConfig) -> RunConfig:
     overlong = config.data.overlong or ("split" if pretrain else "truncate")
     rate = config.optim.learning_rate
     if rate is None:
-        rate = 1e-4 if isinstance(config.method, Lora) else 1e-5
+        rate = config.method.rate
     return config.model_copy(
         update={
             "model": _keeping_modules(config),
@@ -102,6 +97,41 @@ def resolve(config: RunConfig) -> RunConfig:
             ),
         }
     )
+
+
+def _refuse_what_the_method_cannot(config: RunConfig) -> None:
+    """Each method says what it goes together with."""
+    supports, where = config.method.supports, f"--train_type {config.method.type}"
+    if config.model.quant.on and not supports.few_bits:
+        raise ConfigError(
+            f"weights held in {config.model.quant.bits} bits cannot be trained",
+            where=where,
+            fix="Train an adapter over them with --train_type lora, or leave --quant_method and --quant_bits out",
+        )
+    if config.train.gradient_checkpointing and not supports.checkpointing:
+        raise ConfigError(
+            "keys and values before the text are lost where layers are computed again",
+            where=f"{where} --gradient_checkpointing",
+            fix="Leave --gradient_checkpointing out",
+        )
+    if config.train.shard == "full" and not supports.sharding:
+        raise ConfigError(
+            "this method is not split over processes",
+            where=f"{where} --fsdp",
+            fix="Leave --fsdp out, or use --train_type lora or full",
+        )
+    if config.train.ema_decay is not None and not supports.average:
+        raise ConfigError(
+            "what this method saves is not an average of its weights",
+            where=f"{where} --train.ema_decay",
+            fix="Leave the average out",
+        )
+    if config.model.adapters and not supports.continues and not supports.merging:
+        raise ConfigError(
+            "an earlier adapter of this kind cannot be trained further: the network that made it is not saved",
+            where=f"{where} --adapters",
+            fix="Use --resume_from_checkpoint to go on with the same run",
+        )
 
 
 def _refuse_what_cannot_be_split(config: RunConfig) -> None:

@@ -16,6 +16,7 @@ from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.trainer import Trainer
 from luthier.model import lowbit, methods
 from luthier.model.load import context_length, load_tokenizer
+from luthier.model.method import virtual_tokens
 from luthier.run.build import Run, build_data, build_model, build_objective, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, measured_memory
@@ -41,7 +42,8 @@ def train(config: RunConfig, console: Console) -> Path:
         voice = console if mesh.leads else Console(quiet=True)
         resume = _find(config, voice, mesh)
         tokenizer = load_tokenizer(config.model)
-        max_length = min(config.data.max_length, context_length(config.model, tokenizer))
+        room = context_length(config.model, tokenizer) - virtual_tokens(config.method)
+        max_length = min(config.data.max_length, room)
         if max_length < config.data.max_length:
             voice.warn(f"max_length is {max_length} tokens, the longest the model can hold")
         methods.check_files(config.model)
