@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,7 +44,7 @@ def fisher_information(model: Model, objective: Objective, groups: Iterable[Grou
         objective.prepare(model, [batch])
         counted += float(sum(objective.counts(batch).values()))
         loss = torch.stack(list(objective.sums(model, batch).losses.values())).sum()
-        gradients: Sequence[Tensor | None] = torch.autograd.grad(loss, list(moving.values()), allow_unused=True)
+        gradients: Any = torch.autograd.grad(loss, list(moving.values()), allow_unused=True)
         for name, gradient in zip(moving, gradients, strict=True):
             if gradient is not None:
                 found[name] += gradient.float().square()
