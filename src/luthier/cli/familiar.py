@@ -347,7 +347,7 @@ WORDS: dict[str, dict[str, str]] = {
     "method.start": {"RANDOM": "random", "TEXT": "text", "SAMPLE_VOCAB": "vocabulary"},
     "method.encoder": {"MLP": "mlp", "LSTM": "lstm"},
     "method.init": {"true": "default", "kaiming": "default"} | {f"pissa_niter_{n}": "pissa" for n in (4, 8, 16, 32)},
-    "objective.type": {"pt": "pretrain", "causal_lm": "sft", "classification": "seq_cls"},
+    "objective.type": {"pt": "pretrain", "causal_lm": "sft", "classification": "seq_cls", "ner": "token_cls"},
     "objective.train_on": {"default": "assistant", "last_round": "last"},
     "data.overlong": {"delete": "drop", "right": "truncate"},
     "train.max_steps": {"-1": "null"},

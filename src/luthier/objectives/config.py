@@ -43,4 +43,14 @@ class SeqCls(Config):
     """With several classes: probability from which on a class is predicted."""
 
 
-Objective = Annotated[Pretrain | Sft | SeqCls, Field(discriminator="type")]
+class TokenCls(Config):
+    """Each word is given a tag: named entities in any scheme, parts of speech."""
+
+    type: Literal["token_cls"] = "token_cls"
+    labels: tuple[str, ...] = ()
+    """Names of the tags, in order. Unset: the model's own if they fit, else those found in the data."""
+    label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of each target that is spread over all tags."""
+
+
+Objective = Annotated[Pretrain | Sft | SeqCls | TokenCls, Field(discriminator="type")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.objectives.config import Objective, Pretrain, SeqCls, Sft
+from luthier.objectives.config import Objective, Pretrain, SeqCls, Sft, TokenCls
 from luthier.objectives.setting import Learnable, Setting
 
 
@@ -21,3 +21,7 @@ def build(config: Objective, setting: Setting) -> Learnable:
             from luthier.objectives.classify import classification
 
             return classification(config, setting)
+        case TokenCls():
+            from luthier.objectives.tag import tagging
+
+            return tagging(config, setting)

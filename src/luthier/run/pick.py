@@ -6,9 +6,9 @@ from pathlib import Path
 
 from luthier.base.records import Task
 from luthier.data.config import DataConfig
-from luthier.objectives.config import Objective, SeqCls, Sft
+from luthier.objectives.config import Objective, SeqCls, Sft, TokenCls
 
-PICKED: dict[Task, type[SeqCls]] = {"classification": SeqCls}
+PICKED: dict[Task, type[SeqCls | TokenCls]] = {"classification": SeqCls, "tagging": TokenCls}
 """The objective for rows that are evidently no language modelling; others are told by the data's own checks."""
 
 

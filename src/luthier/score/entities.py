@@ -1,0 +1,75 @@
+"""Precision, recall and F1 of entities in tagged sequences, equal to seqeval's in its default mode.
+
+An entity counts when its type and both its ends are right.  Tags are BIO, BIOES, BMES or BILOU, told from the tags
+themselves; sequences that break a scheme are read as the CoNLL evaluation reads them: what continues nothing begins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+from luthier.score.labels import precision_recall_f1
+
+Entity = tuple[str, int, int]
+"""Type, first and last token."""
+Scheme = Literal["BIO", "BIOES", "BMES", "BILOU", "none"]
+_SAME = {"M": "I", "L": "E", "U": "S"}
+_LETTERS: dict[frozenset[str], Scheme] = {
+    frozenset("BIO"): "BIO",
+    frozenset("BIOES"): "BIOES",
+    frozenset("BMESO"): "BMES",
+    frozenset("BILUO"): "BILOU",
+}
+
+
+def scheme_of(tags: Iterable[str]) -> Scheme:
+    """The scheme that tags are in; `none` for plain classes, such as parts of speech."""
+    letters: set[str] = set()
+    for tag in tags:
+        letter, dash, kind = tag.partition("-")
+        if tag != "O" and not (len(letter) == 1 and letter in "BIMESLU" and (not dash or kind)):
+            return "none"
+        letters.add(letter)
+    if letters <= {"O"}:
+        return "none"
+    return next((scheme for known, scheme in _LETTERS.items() if letters <= known), "none")
+
+
+def entities(tags: Sequence[str]) -> list[Entity]:
+    """The entities of one sequence, in order."""
+    found: list[Entity] = []
+    open_type, start, before = "", -1, "O"
+    for place, tag in enumerate((*tags, "O")):
+        letter, _, kind = tag.partition("-")
+        letter = _SAME.get(letter, letter)
+        begins = letter != "O" and (letter in "BS" or before in "OES" or kind != open_type)
+        if start >= 0 and (begins or letter == "O"):
+            found.append((open_type, start, place - 1))
+            start = -1
+        if begins:
+            open_type, start = kind, place
+        before = letter
+    return found
+
+
+def score(predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Micro precision, recall and F1 over all entities, and the mean of the types' F1 (macro)."""
+    each = by_type(predicted, wanted)
+    hits, found, there = (sum(counts[n] for counts in each.values()) for n in range(3))
+    precision, recall, f1 = (float(value) for value in precision_recall_f1(hits, found, there))
+    types = [float(precision_recall_f1(*counts)[2]) for counts in each.values()]
+    macro = sum(types) / len(types) if types else 0.0
+    return {"precision": precision, "recall": recall, "f1": f1, "macro_f1": macro}
+
+
+def by_type(predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, tuple[int, int, int]]:
+    """For each type the entities that were hit, predicted and there."""
+    counts = [Counter[str](), Counter[str](), Counter[str]()]
+    for mine, theirs in zip(predicted, wanted, strict=True):
+        found, there = set(entities(mine)), set(entities(theirs))
+        for counter, some in zip(counts, (found & there, found, there), strict=True):
+            counter.update(kind for kind, _, _ in some)
+    kinds = sorted({*counts[1], *counts[2]})
+    return {kind: (counts[0][kind], counts[1][kind], counts[2][kind]) for kind in kinds}
