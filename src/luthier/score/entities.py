@@ -34,7 +34,10 @@ def scheme_of(tags: Iterable[str]) -> Scheme:
         letters.add(letter)
     if letters <= {"O"}:
         return "none"
-    return next((scheme for known, scheme in _LETTERS.items() if letters <= known), "none")
+    for known, scheme in _LETTERS.items():
+        if letters <= known:
+            return scheme
+    return "none"
 
 
 def entities(tags: Sequence[str]) -> list[Entity]:
