@@ -259,3 +259,19 @@ def test_spilled_columns_are_the_same(tmp_path: Path) -> None:
     assert np.array_equal(column.take(starts, ends), held.take(starts, ends))
     assert len(column.take(starts, ends)) == 22
     column.close()
+
+
+def test_files_may_stand_behind_a_switch(tmp_path: Path, capsys: Any) -> None:
+    from luthier.cli import app
+
+    one, two = (write_rows(tmp_path / f"{name}.jsonl", [{"text": "a"}, {"text": name}]) for name in ("one", "two"))
+    for words in (
+        [str(one), str(two), "--exact"],
+        ["--exact", str(one), str(two)],
+        ["--exact", "true", "--inputs", str(one), str(two)],
+        [str(one), "--key", "text", "--exact", str(two)],
+    ):
+        assert app.main(["--json", "data", "dedup", *words]) == 0, words
+        last = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert last["summary"]["duplicates"] == 1 and last["rows"]["read"] == 4
+    assert app.main(["--json", "data", "dedup", str(one), "--exact", "maybe"]) == 3  # no such file

@@ -98,13 +98,29 @@ def _verb(name: str, words: Sequence[str], console: Console) -> int:
 
 
 def _options(words: Sequence[str], kind: type[C], console: Console) -> C:
-    """Settings from words; data sets may come first, without a flag."""
-    given = list(words)
-    at = next((number for number, word in enumerate(given) if word.startswith("--")), len(given))
-    parsed = parse(["--inputs", *given] if at else given, kind)
+    """Settings from words; data sets may come first or behind a switch, without a flag."""
+    inputs, flags = _without_flag(words, kind)
+    parsed = parse(["--inputs", *inputs, *flags] if inputs else flags, kind)
     for note in parsed.notes:
         console.warn(note)
     return validate(kind, parsed.tree)
+
+
+def _without_flag(words: Sequence[str], kind: type[C]) -> tuple[list[str], list[str]]:
+    """The words that no flag takes, and the others."""
+    inputs: list[str] = []
+    flags: list[str] = []
+    switch, open_ = False, True
+    for word in words:
+        if word.startswith("--"):
+            field = kind.model_fields.get(word[2:].replace("-", "_"))
+            switch, open_ = field is not None and field.annotation is bool, False
+        elif open_ or (switch and word.lower() not in ("true", "false", "1", "0", "yes", "no", "on", "off")):
+            inputs.append(word)
+            open_ = True
+            continue
+        flags.append(word)
+    return inputs, flags
 
 
 def _run(words: Sequence[str], console: Console) -> int:
