@@ -60,6 +60,7 @@ def routes(house: House) -> FastAPI:
     """The application, without what stands before it (`fence.Fence`)."""
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(HTTPException, _unknown_route)
+    app.add_exception_handler(Exception, _bug)
     for kind, told in ((Refusal, _refusal), (LuthierError, _luthier), (EngineFailed, _failed), (ClientGone, _gone)):
         app.add_exception_handler(kind, told)
     post, get = _routes(house)
@@ -242,7 +243,9 @@ async def _timed(house: House, pieces: AsyncIterator[Numbered]) -> AsyncGenerato
     try:
         while True:
             left = house.config.timeout - (time.monotonic() - began)
-            item = await asyncio.wait_for(_next(pieces), max(0.001, left))
+            # Not wait_for, which in Python 3.11 forgets that it was cancelled when a piece comes at that moment.
+            async with asyncio.timeout(left):
+                item = await anext(pieces, None)
             if item is None:
                 break
             if waiting_for_first:
@@ -295,6 +298,12 @@ async def _refusal(request: HttpRequest, error: Exception) -> Response:
 
 
 _luthier = _failed = _refusal
+
+
+async def _bug(request: HttpRequest, error: Exception) -> Response:
+    """What nobody foresaw; it is raised again afterwards, and `Fence` logs it."""
+    message = f"this is a bug in the server; it is logged as {request.state.request_id}"
+    return await _refusal(request, Refusal(500, message, "bug"))
 
 
 async def _gone(request: HttpRequest, error: Exception) -> Response:

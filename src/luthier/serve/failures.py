@@ -13,7 +13,7 @@ from luthier.base.records import BadRow
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)  # not frozen: Python writes tracebacks into exceptions
 class Refusal(Exception):
     """An answer that is an error.
 

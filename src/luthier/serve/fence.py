@@ -52,12 +52,9 @@ class Fence:
         asked_id = headers.get(b"x-request-id", "")
         request_id = asked_id if _ID.fullmatch(asked_id) else f"req-{secrets.token_hex(12)}"
         scope.setdefault("state", {})["request_id"] = request_id
-        started = False
 
         async def send_with_id(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id.encode())]
             await send(message)
 
@@ -65,13 +62,9 @@ class Fence:
             self._check(scope, headers)
             await self._app(scope, _bounded(receive, headers, self._max_body), send_with_id)
         except Refusal as refusal:
-            if not started:
-                await answer(refusal, send_with_id)
-        except Exception as error:
+            await answer(refusal, send_with_id)
+        except Exception as error:  # the application has answered it
             self._trouble(request_id, error)
-            if not started:
-                refusal = Refusal(500, f"this is a bug in the server; it is logged as {request_id}", "bug")
-                await answer(refusal, send_with_id)
 
     def _check(self, scope: Scope, headers: dict[bytes, str]) -> None:
         if self._hosts is not None and _host(headers.get(b"host", "")) not in self._hosts:

@@ -66,7 +66,7 @@ class Voices:
         voice = self._loaded.get(name)
         if voice is None:
             raise not_found(name)
-        return voice, None if name == self.base else name
+        return voice, name if voice.folders and name != self.base else None
 
     async def load(self, name: str) -> None:
         """Load a registered adapter; nothing when it is loaded.

@@ -1,0 +1,249 @@
+"""The unmodified OpenAI client against the server, on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+
+openai = pytest.importorskip("openai")
+pytest.importorskip("fastapi")
+pytest.importorskip("llguidance")
+
+import torch  # noqa: E402
+from pydantic import BaseModel  # noqa: E402
+from serving import Kitchen, Listening  # noqa: E402
+
+from luthier.base.records import Message  # noqa: E402
+from luthier.generate.config import SamplingConfig  # noqa: E402
+from luthier.generate.local import Local  # noqa: E402
+from luthier.model import methods  # noqa: E402
+from luthier.model.config import Lora, ModelConfig  # noqa: E402
+from luthier.model.load import load_model, load_tokenizer  # noqa: E402
+
+QUESTION: list[Any] = [{"role": "user", "content": "你叫什么名字？"}]
+TOOLS: list[Any] = [
+    {
+        "type": "function",
+        "function": {
+            "name": "tune",
+            "description": "Tune a string.",
+            "parameters": {
+                "type": "object",
+                "properties": {"string": {"enum": ["G", "D", "A", "E"]}, "hertz": {"enum": [440, 442]}},
+                "required": ["string", "hertz"],
+                "additionalProperties": False,
+            },
+        },
+    }
+]
+
+
+@pytest.fixture(scope="module")
+def kitchen(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Kitchen:
+    base, folder = tiny_model_dir("qwen2", max_position_embeddings=512), tmp_path_factory.mktemp("adapters")
+    config = ModelConfig(path=str(base))
+    for seed, name in enumerate(("poet", "lawyer")):
+        model = load_model(config, torch.device("cpu"), tokenizer=load_tokenizer(config), trained=False)
+        methods.apply(model, Lora(rank=4))
+        for weight in model.trained().values():
+            weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)) * 0.3
+        methods.save(model, folder / name)
+    made = Kitchen(base, {"poet": folder / "poet", "lawyer": folder / "lawyer"})
+    from luthier.data.render import Renderer
+    from luthier.serve.voices import Voice
+
+    # The tiny tokenizer's own template knows no tools.
+    with_tools = Renderer(made.renderer.tokenizer, template="chatml")
+    made.voices._loaded["tools"] = Voice(with_tools)
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(kitchen: Kitchen) -> Iterator[Listening]:
+    with Listening(kitchen.app()) as listening:
+        yield listening
+
+
+@pytest.fixture(scope="module")
+def client(served: Listening) -> Iterator[Any]:
+    with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0) as made:
+        yield made
+
+
+def expected(kitchen: Kitchen, tokens: int = 12) -> str:
+    prompt = kitchen.renderer.prompt([Message("user", QUESTION[0]["content"])])
+    sampler = Local(kitchen.model, stop_ids=kitchen.renderer.stop_ids)
+    return sampler.generate([prompt], SamplingConfig(max_new_tokens=tokens))[0].text
+
+
+def test_a_chat_whole_and_streamed(client: Any, kitchen: Kitchen) -> None:
+    assert next(model.id for model in client.models.list()) == "tiny"
+    ask: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "max_tokens": 12, "temperature": 0}
+    answer = client.chat.completions.create(**ask)
+    assert answer.choices[0].message.content == expected(kitchen)
+    assert answer.choices[0].finish_reason == "length" and answer.usage.completion_tokens == 12
+    assert answer.usage.prompt_tokens == len(kitchen.renderer.prompt([Message("user", QUESTION[0]["content"])]))
+    chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    assert chunks[0].choices[0].delta.role == "assistant"
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == expected(kitchen) and len(chunks) > 4
+    assert chunks[-2].choices[0].finish_reason == "length" and chunks[-1].usage == answer.usage.model_copy(
+        update={"prompt_tokens_details": chunks[-1].usage.prompt_tokens_details}
+    )
+    assert {chunk.id for chunk in chunks} == {chunks[0].id}
+    stopped = client.chat.completions.create(**ask, stop=[expected(kitchen)[3:5]])
+    assert stopped.choices[0].message.content == expected(kitchen)[:3] and stopped.choices[0].finish_reason == "stop"
+
+
+def test_seeds_choices_and_many_at_once(client: Any, served: Listening) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "max_tokens": 10, "temperature": 1.0}
+    first = client.chat.completions.create(**ask, seed=7, n=3)
+    texts = [choice.message.content for choice in first.choices]
+    assert len(set(texts)) == 3 and [choice.index for choice in first.choices] == [0, 1, 2]
+    unseeded = {client.chat.completions.create(**ask).choices[0].message.content for _ in range(3)}
+    assert len(unseeded) == 3
+
+    async def together() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=served.url, api_key="none", max_retries=0) as asking:
+            answers = await asyncio.gather(*(asking.chat.completions.create(**ask, seed=7 + n % 3) for n in range(12)))
+            streamed: dict[int, str] = {0: "", 1: "", 2: ""}
+            async for chunk in await asking.chat.completions.create(**ask, seed=7, n=3, stream=True):
+                streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+        assert list(streamed.values()) == texts
+        return [answer.choices[0].message.content for answer in answers]
+
+    assert asyncio.run(together()) == texts * 4
+
+
+def test_logprobs(client: Any) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "max_tokens": 8, "temperature": 0, "logprobs": True}
+    answer = client.chat.completions.create(**ask, top_logprobs=2).choices[0]
+    scores = answer.logprobs.content
+    assert len(scores) == 8 and all(score.logprob <= 0 and len(score.top_logprobs) == 2 for score in scores)
+    assert all(score.top_logprobs[0].token == score.token for score in scores)
+    spelt = b"".join(bytes(score.bytes) for score in scores)
+    assert spelt.decode(errors="replace").rstrip("\ufffd").startswith(answer.message.content.rstrip("\ufffd")[:4])
+    streamed = [
+        score
+        for chunk in client.chat.completions.create(**ask, top_logprobs=2, stream=True)
+        if chunk.choices and chunk.choices[0].logprobs
+        for score in chunk.choices[0].logprobs.content
+    ]
+    assert [score.token for score in streamed] == [score.token for score in scores]
+    text = client.completions.create(
+        model="tiny", prompt=["The violin", "你叫"], max_tokens=5, temperature=0, logprobs=1
+    )
+    assert [choice.index for choice in text.choices] == [0, 1]
+    assert len(text.choices[1].logprobs.tokens) == 5 and text.choices[0].logprobs.text_offset[0] == 0
+
+
+class Violin(BaseModel):
+    maker: Literal["Stradivari", "制琴师"]
+    strings: Literal[4, 5]
+
+
+def test_answers_with_a_schema(client: Any) -> None:
+    ask: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "max_tokens": 80}
+    parsed = client.chat.completions.parse(**ask, response_format=Violin).choices[0].message.parsed
+    assert isinstance(parsed, Violin)
+    schema = {**Violin.model_json_schema(), "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "v", "strict": True, "schema": schema}}
+    streamed = client.chat.completions.create(**ask, response_format=form, stream=True)
+    assert Violin.model_validate_json("".join(chunk.choices[0].delta.content or "" for chunk in streamed))
+    chosen = (
+        client.chat.completions.create(**ask, extra_body={"guided_choice": ["yes", "不"]}).choices[0].message.content
+    )
+    assert chosen in ("yes", "不")
+    number = client.completions.create(model="tiny", prompt="x", extra_body={"guided_regex": "[0-9]{3}"})
+    assert number.choices[0].text.isdecimal() and len(number.choices[0].text) == 3
+
+
+def test_tools(client: Any) -> None:
+    ask: dict[str, Any] = {"model": "tools", "messages": QUESTION, "tools": TOOLS, "max_tokens": 120}
+    answer = client.chat.completions.create(**ask, tool_choice="required").choices[0]
+    assert answer.finish_reason == "tool_calls" and answer.message.content is None
+    call = answer.message.tool_calls[0]
+    assert call.function.name == "tune" and set(json.loads(call.function.arguments)) == {"string", "hertz"}
+    named = {"type": "function", "function": {"name": "tune"}}
+    chunks = list(client.chat.completions.create(**ask, tool_choice=named, stream=True))
+    told = [call for chunk in chunks for call in chunk.choices[0].delta.tool_calls or []]
+    assert [call.function.name for call in told] == ["tune"] and chunks[-1].choices[0].finish_reason == "tool_calls"
+    assert not any(chunk.choices[0].delta.content for chunk in chunks)
+    result = [
+        *QUESTION,
+        answer.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "in tune"},
+    ]
+    again = client.chat.completions.create(model="tools", messages=result, tools=TOOLS, max_tokens=5)
+    assert again.usage.prompt_tokens > 60
+    with pytest.raises(openai.BadRequestError, match="tool calls that can be forced"):
+        client.chat.completions.create(**{**ask, "model": "tiny"}, tool_choice="required")
+
+
+def test_adapters_come_and_go_by_name(client: Any, kitchen: Kitchen) -> None:
+    ask: dict[str, Any] = {"messages": QUESTION, "max_tokens": 12, "temperature": 0}
+
+    def names() -> set[str]:
+        return {model.id for model in client.models.list()}
+
+    with pytest.raises(openai.NotFoundError, match="no model 'poet'"):
+        client.chat.completions.create(model="poet", **ask)
+    for name in ("poet", "lawyer", "poet"):
+        assert client.post("/adapters", cast_to=object, body={"name": name}) == {"name": name, "loaded": True}
+    assert {"poet", "lawyer"} < names()
+    texts = {
+        client.chat.completions.create(model=name, **ask).choices[0].message.content
+        for name in ("tiny", "poet", "lawyer")
+    }
+    assert len(texts) == 3 and expected(kitchen) in texts
+    vectors = [client.embeddings.create(model=name, input="violin").data[0].embedding for name in ("tiny", "poet")]
+    assert vectors[0] != vectors[1]
+    client.delete("/adapters/poet", cast_to=object)
+    assert "poet" not in names() and "lawyer" in names()
+    for name in ("/etc", "../poet", "poet/..", "unknown"):
+        with pytest.raises(openai.NotFoundError):
+            client.post("/adapters", cast_to=object, body={"name": name})
+
+
+def test_embeddings_and_likeness(client: Any) -> None:
+    texts = ["The violin maker", "制琴师", "Numbers: 1 2 3", "The violin maker"]
+    found = client.embeddings.create(model="tiny", input=texts)
+    vectors = torch.tensor([row.embedding for row in found.data])
+    assert torch.allclose(vectors.norm(dim=1), torch.ones(4), atol=1e-5) and torch.allclose(vectors[0], vectors[3])
+    alone = client.embeddings.create(model="tiny", input=texts[1], encoding_format="float").data[0].embedding
+    assert torch.allclose(torch.tensor(alone), vectors[1], atol=1e-5)  # company changes nothing
+    short = client.embeddings.create(model="tiny", input=texts[1], dimensions=8).data[0].embedding
+    assert len(short) == 8 and sum(x * x for x in short) == pytest.approx(1, abs=1e-5)
+    ranked: Any = client.post(
+        "/rerank", cast_to=object, body={"model": "tiny", "query": texts[0], "documents": texts[1:]}
+    )
+    assert ranked["results"][0] == {
+        "index": 2,
+        "relevance_score": pytest.approx(1, abs=1e-5),
+        "document": {"text": texts[3]},
+    }
+    scored: Any = client.post("/score", cast_to=object, body={"model": "tiny", "text_1": texts[0], "text_2": texts})
+    assert [round(row["score"], 4) for row in scored["data"]] == pytest.approx(
+        (vectors @ vectors[0]).tolist(), abs=1e-3
+    )
+
+
+def test_the_server_renders_as_training_does(client: Any, kitchen: Kitchen) -> None:
+    messages: list[Any] = [
+        {"role": "system", "content": "Be brief.<|im_end|>"},
+        {"role": "user", "content": [{"type": "text", "text": "One "}, {"type": "text", "text": "two?"}]},
+    ]
+    told: Any = client.with_options(base_url=str(client.base_url).replace("/v1/", "/")).post(
+        "/tokenize", cast_to=object, body={"model": "tiny", "messages": messages}
+    )
+    from luthier.base.records import Chat, Where
+
+    chat = (Message("system", "Be brief.<|im_end|>"), Message("user", "One two?"), Message("assistant", "Three."))
+    trained = kitchen.renderer.chat(Chat(chat, Where("x", 1)), train_on="last")
+    first = int((trained.weights > 0).nonzero()[0][0])
+    assert told["tokens"] == trained.ids[:first].tolist()
