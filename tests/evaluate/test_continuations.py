@@ -32,7 +32,9 @@ def questions(shared: int, single: bool) -> list[Asked]:
 
     start = ids(shared)
     return [
-        Asked(start + ids(draw.randint(1, 20)), tuple(ids(1 if single else draw.randint(1, 6)) for _ in range(2 + n % 3)))
+        Asked(
+            start + ids(draw.randint(1, 20)), tuple(ids(1 if single else draw.randint(1, 6)) for _ in range(2 + n % 3))
+        )
         for n in range(12)
     ]
 

@@ -135,6 +135,26 @@ def export(context: typer.Context) -> None:
         export(options, context.obj)
 
 
+@app.command("eval", context_settings=_RAW, add_help_option=False)
+def evaluate(context: typer.Context) -> None:
+    """Score a model on data sets, and compare it with another."""
+    from luthier.cli.eval import EvalConfig, evaluate
+
+    options = _options(
+        context,
+        EvalConfig,
+        "Score a model on multiple choice, question answering, classification or plain text.",
+        (
+            "luthier eval --model ./base --eval_dataset general_mcq \\\n"
+            '      --dataset_args \'{"general_mcq": {"local_path": "/path/to/mcq", "subset_list": ["example"]}}\'',
+            "luthier eval --adapters runs/luthier/v1-20260101-120000 --eval_dataset mmlu gsm8k --data_root data",
+            "luthier eval --adapters runs/luthier --compare base --eval_dataset questions.jsonl --eval_limit 200",
+        ),
+    )
+    if options:
+        evaluate(options, context.obj)
+
+
 @app.command("preview", context_settings=_RAW, add_help_option=False)
 def preview(context: typer.Context) -> None:
     """Show rendered rows with the trained tokens coloured."""

@@ -304,6 +304,12 @@ FAMILIAR: dict[str, Familiar] = {
     "export_device": Means("device"),
     "exist_ok": Refused("nothing is written over", fix="Give another --output_dir", unless="false"),
     # using a model
+    "eval_dataset_args": Means("dataset_args"),
+    "eval_num_fewshot": Means("few_shot_num"),
+    "num_fewshot": Means("few_shot_num"),
+    "limit": Means("eval_limit"),
+    "eval_output_dir": Means("output_dir"),
+    "temperature": Means("sampling.temperature"),
     "infer_backend": Means("backend"),
     "max_num_seqs": Means("slots"),
     "max_batch_size": Means("slots"),

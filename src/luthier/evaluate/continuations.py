@@ -31,7 +31,7 @@ Ids = tuple[int, ...]
 
 _WORTH_SHARING = 32
 """Tokens that a shared beginning must have to be kept."""
-_MOST_IN_A_TREE = 2048
+_MOST_IN_A_TREE = 1024
 """Tokens of one masked row; the mask grows with their square."""
 
 
@@ -90,11 +90,12 @@ class Scorer:
         single = all(len(option) == 1 for one in asked for option in one.options)
         longest = max(len(one.prompt) + max(map(len, one.options)) for one in asked)
         masks = self._share and (self._window is None or longest <= self._window)
-        if single and (shared < _WORTH_SHARING or not masks):
+        # Masks cost: what is shared must be long, and at least half of what is not.
+        rest = sum(len(one.prompt) - shared for one in asked)
+        worth = shared >= _WORTH_SHARING and 2 * shared * len(asked) >= rest
+        if single and not (masks and worth):
             return self._last_tokens(asked)
-        if not masks:
-            return self._whole(asked)
-        return self._trees(asked, shared if shared >= _WORTH_SHARING else 0)
+        return self._trees(asked, shared if worth else 0) if masks else self._whole(asked)
 
     def _last_tokens(self, asked: list[Asked]) -> list[Found]:
         """Options of one token each: all of them are read behind their prompt at once."""

@@ -36,6 +36,11 @@ class Likelihood:
     """Bytes (UTF-8)."""
 
     @property
+    def nats(self) -> float:
+        """The same in natural units: minus the log-probability."""
+        return self.bits * math.log(2)
+
+    @property
     def bits_per_byte(self) -> float:
         """NaN for no text at all."""
         return self.bits / self.size if self.size else math.nan

@@ -75,7 +75,9 @@ def mmlu(name: str, folder: Path, config: SetConfig, method: Method) -> list[Tas
     tasks: list[Task] = []
     for subject, path in subsets(folder / split, config.subset_list, f"_{split}", name).items():
         dev = folder / "dev" / f"{subject}_dev.csv"
-        shots = [_numbered(line, n) for n, line in enumerate(read(dev, config.few_shot_num))] if config.few_shot_num else []
+        shots = (
+            [_numbered(line, n) for n, line in enumerate(read(dev, config.few_shot_num))] if config.few_shot_num else []
+        )
         questions = [_numbered(line, n) for n, line in enumerate(read(path, config.limit))]
         tasks.append(_task(name, subject, questions, shots, config, method))
     return tasks
@@ -91,7 +93,11 @@ def instructed(name: str, folder: Path, config: SetConfig, method: Method) -> li
         path = next((place / f"{config.split or 'test'}.json" for place in found if place.is_dir()), folder)
         questions = [_instructed(line, n) for n, line in enumerate(read(path, config.limit))]
         train = path.with_name("train.json")
-        shots = [_instructed(line, n) for n, line in enumerate(read(train, config.few_shot_num))] if config.few_shot_num else []
+        shots = (
+            [_instructed(line, n) for n, line in enumerate(read(train, config.few_shot_num))]
+            if config.few_shot_num
+            else []
+        )
         tasks.append(_task(name, subset, questions, shots, config, method))
     return tasks
 
@@ -109,10 +115,13 @@ def gaokao(name: str, folder: Path, config: SetConfig, method: Method) -> list[T
             if config.subset_list:
                 raise ConfigError("an entry of this file asks several questions", where=str(path), code="bad_question")
             continue
-        shots = [Question(str(e["index"]), e["question"].strip(), tuple("ABCD"), e["answer"][0]) for e in entries]
+        every = [
+            Question(f"{n}:{e['index']}", e["question"].strip(), tuple("ABCD"), e["answer"][0])
+            for n, e in enumerate(entries)
+        ]
         count = config.few_shot_num
-        questions = shots[count : None if config.limit is None else count + config.limit]
-        tasks.append(_task(name, subset, questions, shots[:count], config, method))
+        questions = every[count : None if config.limit is None else count + config.limit]
+        tasks.append(_task(name, subset, questions, every[:count], config, method))
     return tasks
 
 
@@ -138,7 +147,10 @@ def _item(question: Question, shots: Sequence[Question], config: SetConfig, seve
     turns: list[Message] = []
     for example in shots:
         right = example.right if shown else example.options[LETTERS.index(example.right)]
-        turns += [Message("user", _ask(example, template)), Message("assistant", (words.answer if shown else "") + right)]
+        turns += [
+            Message("user", _ask(example, template)),
+            Message("assistant", (words.answer if shown else "") + right),
+        ]
     names = tuple(LETTERS[: len(question.options)])
     options = tuple(words.answer + name for name in names) if shown else question.options
     return Item(question.key, (*turns, Message("user", _ask(question, template))), (question.right,), options, names)
@@ -162,7 +174,7 @@ def mark_letters(item: Item, text: str) -> Rates:
 
 def _lettered(line: Line, number: int) -> Question:
     values = {name.strip().lstrip("\ufeff"): name for name in line.values}
-    letters_here = [letter for letter in _while_there(values)]
+    letters_here = list(_while_there(values))
     if "question" not in values or "answer" not in values or len(letters_here) < 2:
         raise line.wrong("needs the columns question, A, B (to J) and answer")
     options = [line.text(values[letter]).strip() for letter in letters_here]
@@ -170,9 +182,13 @@ def _lettered(line: Line, number: int) -> Question:
         options.pop()
     right = re.sub(r"[\s,，、]", "", line.text(values["answer"])).upper()
     if not right or not set(right) <= set(LETTERS[: len(options)]):
-        raise line.wrong(f"the answer {line.text(values['answer'])!r} is not one of {', '.join(LETTERS[: len(options)])}")
+        raise line.wrong(
+            f"the answer {line.text(values['answer'])!r} is not one of {', '.join(LETTERS[: len(options)])}"
+        )
     key = line.text(values["id"]) if "id" in values else ""
-    return Question(f"{number}:{key}" if key else str(number), line.text(values["question"]).strip(), tuple(options), right)
+    return Question(
+        f"{number}:{key}" if key else str(number), line.text(values["question"]).strip(), tuple(options), right
+    )
 
 
 def _while_there(values: dict[str, str]) -> Iterator[str]:
@@ -191,7 +207,7 @@ def _numbered(line: Line, number: int) -> Question:
 
 
 def _instructed(line: Line, number: int) -> Question:
-    """`... question: Q \\n\\nAnswer1: a Answer2: b ...\\n\\nAnswer format: ...` with answer answer2; or true or false."""
+    """`... question: Q`, `Answer1: a Answer2: b ...`, `Answer format: ...`, with the answer answer2, true or false."""
     body, _, _ = line.text("instruction").partition("\n\nAnswer format:")
     question, _, listed = body.partition("\n\n")
     question = re.sub(r"^Please .*?question(?: with true or false, question)?: ?", "", question, flags=re.DOTALL)

@@ -25,7 +25,9 @@ def general_qa(name: str, folder: Path, config: SetConfig, _: Method) -> list[Ta
         lines = read(path, None if config.limit is None else config.limit + config.few_shot_num)
         pairs = [_pair(line, config.prompt_template) for line in lines]
         items = _items(pairs, pairs[: config.few_shot_num], config.few_shot_num)
-        tasks.append(Task(name, subset, items, "generate", mark_text, config.max_new_tokens or 512, (), config.metric_list))
+        tasks.append(
+            Task(name, subset, items, "generate", mark_text, config.max_new_tokens or 512, (), config.metric_list)
+        )
     return tasks
 
 
@@ -56,7 +58,9 @@ def squad(name: str, folder: Path, config: SetConfig, _: Method) -> list[Task]:
         count = config.few_shot_num
         asked = asked if config.limit is None else asked[: config.limit + count]
         items = _items(asked, asked[:count], count)
-        tasks.append(Task(name, subset, items, "generate", mark_span, config.max_new_tokens or 48, (), config.metric_list))
+        tasks.append(
+            Task(name, subset, items, "generate", mark_span, config.max_new_tokens or 48, (), config.metric_list)
+        )
     return tasks
 
 
@@ -71,7 +75,7 @@ def _items(pairs: Sequence[_Pair], shots: Sequence[_Pair], skip: int) -> tuple[I
     for number, (key, asked, answers) in enumerate(pairs[skip:], skip):
         system = [turn for turn in asked if turn.role == "system"]
         turns = [*system, *(turn for turn in [*front, *asked] if turn.role != "system")]
-        items.append(Item(key or str(number), tuple(turns), answers))
+        items.append(Item(f"{number}:{key}" if key else str(number), tuple(turns), answers))
     return tuple(items)
 
 
@@ -150,4 +154,3 @@ def mark_span(item: Item, text: str) -> Rates:
     if any(map(is_chinese, item.references)):
         found["span-f1"] = span_f1(text, item.references)
     return {name: (value, 1.0) for name, value in found.items()}
-

@@ -21,6 +21,7 @@ Marker = Callable[["Item", str], Rates]
 """What a generated answer is worth."""
 
 MACRO_F1 = "macro-f1"
+_TEXTS = ("key", "asked", "question", "prediction", "reference")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +84,8 @@ class Result:
         if not isinstance(rates, dict) or not isinstance(detail, dict):
             raise TypeError("not a result")
         pairs = {name: (float(pair[0]), float(pair[1])) for name, pair in rates.items() if isinstance(pair, list)}  # pyright: ignore[reportArgumentType]
-        texts = (str(line[name]) for name in ("key", "asked", "question", "prediction", "reference"))
-        return cls(*texts, pairs, detail)
+        key, asked, question, prediction, reference = (str(line[name]) for name in _TEXTS)
+        return cls(key, asked, question, prediction, reference, pairs, detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,28 +110,47 @@ def metric_names(results: Sequence[Result]) -> list[str]:
     return list(dict.fromkeys(name for result in results for name in result.rates))
 
 
-def metric(name: str, results: Sequence[Result], draws_N: NDArray[np.int64] | None = None) -> float:
-    """One metric of some results, each drawn so many times (once by default); NaN where nothing counts."""
-    if name == MACRO_F1:
-        return _macro_f1(results, draws_N)
-    rates = np.array([result.rates.get(name, (0.0, 0.0)) for result in results]).reshape(-1, 2)
-    total, count = (rates if draws_N is None else rates * draws_N[:, None]).sum(axis=0)
-    value = float(total / count) if count else math.nan
-    return math.exp(value) if name == "perplexity" else value
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """One metric of some results, ready to be summed over any drawing of them.  Legend: N results, C classes."""
+
+    name: str
+    rates_N2: NDArray[np.float64]
+    """Sum and count of each."""
+    pairs_N: NDArray[np.int64]
+    """For the F1 of classes: wanted class times C plus found class."""
+    classes: int
+
+    @classmethod
+    def of(cls, name: str, results: Sequence[Result]) -> Counted:
+        """Look a metric up in some results."""
+        if name != MACRO_F1:
+            rates = [result.rates.get(name, (0.0, 0.0)) for result in results]
+            return cls(name, np.array(rates, np.float64).reshape(-1, 2), np.zeros(0, np.int64), 0)
+        labels = sorted({label for result in results for label in (result.prediction, result.reference)})
+        number = {label: place for place, label in enumerate(labels)}
+        pairs = [number[result.reference] * len(labels) + number[result.prediction] for result in results]
+        return cls(name, np.zeros((0, 2)), np.array(pairs, np.int64), len(labels))
+
+    def value(self, draws_N: NDArray[np.float64]) -> float:
+        """The metric where each result is drawn so many times; NaN where nothing counts."""
+        if self.name == MACRO_F1:
+            return self._macro_f1(draws_N)
+        total, count = draws_N @ self.rates_N2
+        value = float(total / count) if count else math.nan
+        return math.exp(value) if self.name == "perplexity" else value
+
+    def _macro_f1(self, draws_N: NDArray[np.float64]) -> float:
+        """Mean of the F1 of every class that was found or wanted, as scikit-learn has it."""
+        table = np.bincount(self.pairs_N, draws_N, self.classes**2).reshape(self.classes, self.classes)
+        both = table.sum(axis=0) + table.sum(axis=1)
+        there = both > 0
+        return float((2 * table.diagonal()[there] / both[there]).mean()) if there.any() else math.nan
 
 
-def _macro_f1(results: Sequence[Result], draws_N: NDArray[np.int64] | None) -> float:
-    """Mean of the F1 of every class that was predicted or is right, as scikit-learn has it."""
-    names = sorted({name for result in results for name in (result.prediction, result.reference)})
-    number = {name: place for place, name in enumerate(names)}
-    weights = None if draws_N is None else draws_N.astype(np.float64)
-    found = np.array([number[result.prediction] for result in results], np.int64)
-    wanted = np.array([number[result.reference] for result in results], np.int64)
-    size = len(names)
-    table = np.bincount(wanted * size + found, weights, size * size).reshape(size, size)
-    both = table.sum(axis=0) + table.sum(axis=1)
-    there = both > 0
-    return float((2 * table.diagonal()[there] / both[there]).mean()) if there.any() else math.nan
+def metric(name: str, results: Sequence[Result]) -> float:
+    """One metric of some results; NaN where nothing counts."""
+    return Counted.of(name, results).value(np.ones(len(results)))
 
 
 def scores(task: Task, results: Sequence[Result]) -> list[Score]:

@@ -18,8 +18,10 @@ _DRESS = re.compile(r"(?:\$+|\\\(|\\(?:boxed|fbox|text|textbf|mathbf|mathrm)\s*\
 _LABELS = re.compile(r"[A-Za-z0-9]+(?:\s*(?:[,，/、]|\b(?:and|or|和)\b)\s*[A-Za-z0-9]+)*")
 _WORD = re.compile(r"[A-Za-z0-9]+")
 
-_NUMBER = re.compile(r"[-−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+(?![\d.]))?|[-−]?\$?\.\d+")
-_MARKED_NUMBER = re.compile(r"####\s*(.+)|\\boxed\s*\{([^{}]+)\}|(?:answer\s*(?:is|[:：])|答案\s*[:：是为])\s*(.+)", re.IGNORECASE)
+_NUMBER = re.compile(r"[-−]?\$?\d[\d,]*(?:\.\d+)?(?:\s*/\s*\d+(?!\d|\.\d))?|[-−]?\$?\.\d+")
+_MARKED_NUMBER = re.compile(
+    r"####\s*(.+)|\\boxed\s*\{([^{}]+)\}|(?:answer\s*(?:is|[:：])|答案\s*[:：是为])\s*(.+)", re.IGNORECASE
+)
 
 
 def letters(text: str, options: int) -> str:
@@ -43,7 +45,7 @@ def letters(text: str, options: int) -> str:
 
 
 def number(text: str) -> Fraction | None:
-    """The number a solution ends with: behind the last ####, in the last \\boxed{}, behind "the answer is", else last."""
+    """The number a solution ends with: behind the last ####, \\boxed{ or "the answer is", else the last of all."""
     for mark in reversed(list(_MARKED_NUMBER.finditer(text))):
         found = _NUMBER.search(next(part for part in mark.groups() if part is not None))
         if found:

@@ -1,0 +1,99 @@
+"""Two sets of results for the same questions: what changed, and how sure that is.
+
+Legend: N questions, K draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.evaluate.task import MACRO_F1, Counted, Result, metric, metric_names
+
+DRAWS = 1000
+_LOWER_IS_BETTER = {"bits_per_byte", "perplexity"}
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One metric before and after, over the questions that both have answered.
+
+    The interval is that of the difference: the middle 95 % of what it is over questions drawn again with replacement
+    (paired percentile bootstrap, Efron 1979).
+    """
+
+    dataset: str
+    metric: str
+    subset: str
+    num: int
+    before: float
+    after: float
+    low: float
+    high: float
+    wins: int
+    """Questions that fare better after."""
+    losses: int
+
+    @property
+    def difference(self) -> float:
+        """After minus before."""
+        return self.after - self.before
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return not self.low <= 0 <= self.high
+
+
+def changes(
+    dataset: str, subset: str, before: Sequence[Result], after: Sequence[Result], classes: bool, seed: int = 42
+) -> list[Change]:
+    """Every metric of a subset before and after."""
+    known = {result.key: result for result in before}
+    pairs = [(known[result.key], result) for result in after if result.key in known]
+    old, new = [one for one, _ in pairs], [other for _, other in pairs]
+    found: list[Change] = []
+    for name in [*metric_names(new), *([MACRO_F1] if classes else [])]:
+        draws = _differences(name, old, new, np.random.default_rng(seed))
+        low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (math.nan, math.nan)
+        wins, losses = _sides(name, pairs)
+        then, now = metric(name, old), metric(name, new)
+        found.append(Change(dataset, name, subset, len(pairs), then, now, float(low), float(high), wins, losses))
+    return found
+
+
+def _differences(
+    name: str, old: Sequence[Result], new: Sequence[Result], draw: np.random.Generator
+) -> NDArray[np.float64]:
+    """The difference over K sets of questions drawn with replacement, float64 [K]."""
+    size = len(new)
+    if not size:
+        return np.full(1, math.nan)
+    after, before = Counted.of(name, new), Counted.of(name, old)
+    found = np.empty(DRAWS)
+    for number in range(DRAWS):
+        draws_N = np.bincount(draw.integers(size, size=size), minlength=size).astype(np.float64)
+        found[number] = after.value(draws_N) - before.value(draws_N)
+    return found
+
+
+def _sides(name: str, pairs: Sequence[tuple[Result, Result]]) -> tuple[int, int]:
+    """Questions that fare better and worse after; for the F1 of classes those that became right and wrong."""
+    wins = losses = 0
+    for one, other in pairs:
+        if name == MACRO_F1:
+            change = float(other.prediction == other.reference) - float(one.prediction == one.reference)
+        else:
+            change = _value(name, other) - _value(name, one)
+        better = -change if name in _LOWER_IS_BETTER else change
+        wins, losses = wins + (better > 1e-9), losses + (better < -1e-9)
+    return wins, losses
+
+
+def _value(name: str, result: Result) -> float:
+    total, count = result.rates.get(name, (0.0, 0.0))
+    return total / count if count else 0.0

@@ -1,0 +1,130 @@
+"""Pictures of results: bars, a calibration curve, a confusion matrix; PNG bytes."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from luthier.evaluate.compare import Change
+from luthier.evaluate.task import Result, Score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_BEFORE, _AFTER, _INK, _GRID = "#9bb3c9", "#3b6ea5", "#333333", "#e3e3e3"
+_MOST_BARS = 40
+_MOST_CLASSES = 40
+_BINS = 10
+
+
+def bars(scores: Sequence[Score]) -> bytes | None:
+    """Every score between 0 and 1 as a bar, the first 40; None without any."""
+    shown = [one for one in scores if 0 <= one.score <= 1][:_MOST_BARS]
+    if not shown:
+        return None
+    figure, axes = _figure(len(shown))
+    places = np.arange(len(shown))
+    axes.barh(places, [one.score for one in shown], color=_AFTER, height=0.7)
+    for place, one in enumerate(shown):
+        axes.text(one.score, place, f" {one.score:.3f}", va="center", fontsize=8, color=_INK)
+    axes.set_yticks(places, [_name(one.dataset, one.subset, one.metric) for one in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.08)
+    return _png(figure)
+
+
+def before_and_after(changes: Sequence[Change]) -> bytes | None:
+    """Scores before and after, with the interval of the difference on the later bar; None without any."""
+    shown = [one for one in changes if 0 <= one.before <= 1 and 0 <= one.after <= 1][:_MOST_BARS]
+    if not shown:
+        return None
+    figure, axes = _figure(2 * len(shown))
+    places = np.arange(len(shown))
+    after = np.array([one.after for one in shown])
+    spread = [
+        [max(0.0, one.difference - one.low) for one in shown],
+        [max(0.0, one.high - one.difference) for one in shown],
+    ]
+    axes.barh(places - 0.2, [one.before for one in shown], color=_BEFORE, height=0.38, label="before")
+    axes.barh(places + 0.2, after, color=_AFTER, height=0.38, label="after, with the 95 % interval of the difference")
+    axes.errorbar(after, places + 0.2, xerr=spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=2)
+    axes.set_yticks(places, [_name(one.dataset, one.subset, one.metric) for one in shown], fontsize=8)
+    axes.invert_yaxis()
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    return _png(figure)
+
+
+def calibration(results: Sequence[Result]) -> bytes | None:
+    """How often an option was right against how likely the model held it; None where nothing was chosen."""
+    held: list[float] = []
+    right: list[bool] = []
+    for result in results:
+        chances, names = result.detail.get("chances"), result.detail.get("options")
+        if isinstance(chances, list) and isinstance(names, list):
+            held += [float(str(chance)) for chance in chances]
+            right += [name == result.reference for name in names]
+    if not held:
+        return None
+    bins = np.minimum((np.array(held) * _BINS).astype(int), _BINS - 1)
+    counts = np.bincount(bins, minlength=_BINS)
+    there = counts > 0
+    mean_held = np.bincount(bins, held, _BINS)[there] / counts[there]
+    share_right = np.bincount(bins, np.array(right, float), _BINS)[there] / counts[there]
+    figure, axes = _figure(12)
+    axes.plot([0, 1], [0, 1], color=_GRID, linewidth=1.2)
+    axes.plot(mean_held, share_right, color=_AFTER, marker="o", markersize=4)
+    axes.set_xlabel("chance the model gave an option", color=_INK)
+    axes.set_ylabel("share of these that were right", color=_INK)
+    return _png(figure)
+
+
+def confusion(results: Sequence[Result]) -> bytes | None:
+    """How often each label was taken for each, rows the right ones; of many labels the most frequent; None without."""
+    if not results:
+        return None
+    often = Counter(result.reference for result in results)
+    labels = sorted(label for label, _ in often.most_common(_MOST_CLASSES))
+    place = {label: number for number, label in enumerate(labels)}
+    table = np.zeros((len(labels), len(labels)))
+    for result in results:
+        if result.reference in place and result.prediction in place:
+            table[place[result.reference], place[result.prediction]] += 1
+    figure, axes = _figure(max(10, len(labels)))
+    shares = table / np.maximum(1, table.sum(axis=1, keepdims=True))
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(labels)), labels, fontsize=7)
+    axes.set_xlabel("found", color=_INK)
+    axes.set_ylabel("right", color=_INK)
+    axes.grid(False)
+    if len(labels) <= 15:
+        for row, column in np.ndindex(*table.shape):
+            ink = "white" if shares[row, column] > 0.5 else _INK
+            axes.text(column, row, f"{table[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    return _png(figure)
+
+
+def _name(dataset: str, subset: str, metric: str) -> str:
+    return f"{dataset} {subset} {metric}"
+
+
+def _figure(rows: int):
+    # Imported here because a table needs nothing of it.  A Figure of its own, not pyplot's: no global state.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, max(2.4, 0.9 + 0.26 * rows)), dpi=120, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    axes.grid(True, color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,164 @@
+"""One evaluation: open the model, ask every question that has no answer yet, judge, compare, write it down."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+from luthier.base.config import validate
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError, Stopped
+from luthier.base.records import Json
+from luthier.base.rundir import RunDir, write_atomic
+from luthier.base.signals import StopRequest, stop_requests
+from luthier.evaluate import judge, report
+from luthier.evaluate.catalogue import tasks_of
+from luthier.evaluate.compare import Change
+from luthier.evaluate.config import EvalConfig, SetConfig
+from luthier.evaluate.measure import measure
+from luthier.evaluate.report import Measured
+from luthier.evaluate.subject import Subject
+from luthier.evaluate.task import Result, Task
+from luthier.generate.endpoint import Endpoint
+from luthier.model.config import ModelConfig
+from luthier.run.result import find
+from luthier.run.subject import identity, name_of, open_subject, other_model
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What an evaluation found, and where it lies."""
+
+    measured: Measured
+    changes: Sequence[Change]
+    folder: Path
+
+
+def evaluate(options: EvalConfig, console: Console) -> Evaluated:
+    """Run an evaluation and write its report.
+
+    Raises:
+        ConfigError, DataError: naming the flag, file or row, before any model is loaded.
+        Stopped: asked to stop; the same command goes on.
+    """
+    tasks = read_tasks(options)
+    if (
+        options.judge.by == "pairwise"
+        and options.compare is None
+        and not any(i.references for t in tasks for i in t.items)
+    ):
+        raise ConfigError("a pair needs another answer", where="--judge.by", fix="Give --compare MODEL")
+    if options.judge.by != "none":
+        Endpoint(options.judge.endpoint, Path(options.output_dir) / "judge.sqlite")  # refuses missing settings now
+    with stop_requests() as stop:
+        before = None
+        if options.compare is not None:
+            before, _ = _measured(options, other_model(options), tasks, console, stop)
+        after, folder = _measured(options, options.model, tasks, console, stop)
+    if options.judge.by != "none":
+        after = _judged(options, after, before)
+        if before is not None and options.judge.by == "rubric":
+            before = _judged(options, before, None)
+    found = report.compared(before, after) if before else []
+    base = before.model if before else ""
+    _write(options, after, found, base, folder)
+    return Evaluated(after, found, folder)
+
+
+def read_tasks(options: EvalConfig) -> list[Task]:
+    """Every question, before anything is loaded.
+
+    Raises:
+        ConfigError, DataError: a data set that is unknown, misses its files, or cannot be read.
+    """
+    if not options.eval_dataset:
+        raise ConfigError(
+            "no data set was named", where="--eval_dataset", fix="For example: --eval_dataset general_mcq"
+        )
+    unknown = set(options.dataset_args) - set(options.eval_dataset)
+    if unknown:
+        raise ConfigError(f"{min(unknown)!r} is not among the data sets", where="--dataset_args")
+    root = Path(options.data_root).expanduser() if options.data_root else None
+    tasks: list[Task] = []
+    for name in dict.fromkeys(options.eval_dataset):
+        given = options.dataset_args.get(name, {})
+        if not isinstance(given, dict):
+            raise ConfigError("expected an object of settings", where=f"--dataset_args {name}")
+        defaults: dict[str, Json] = {"few_shot_num": options.few_shot_num, "limit": options.eval_limit}
+        config = validate(SetConfig, defaults | cast(dict[str, Json], given))
+        tasks += tasks_of(name, config, root, options.method)
+    return tasks
+
+
+def _measured(
+    options: EvalConfig, model: ModelConfig, tasks: Sequence[Task], console: Console, stop: StopRequest
+) -> tuple[Measured, Path]:
+    """The results of one model, most of which may lie there already."""
+    usable = find(model)
+    folder = Path(options.output_dir) / f"{name_of(usable)}-{identity(usable)}"
+    (folder / "items").mkdir(parents=True, exist_ok=True)
+    subject = open_subject(options, model, console.say)
+    total = sum(len(task.items) for task in tasks)
+    results: dict[tuple[str, str], Sequence[Result]] = {}
+    with console.progress(f"Asking {subject.name}", total) as bar:
+        for task in tasks:
+            results[task.dataset, task.subset] = _asked(subject, task, folder, bar.advance, stop)
+    name = subject.name
+    del subject
+    gc.collect()
+    return Measured(name, results, tasks), folder
+
+
+def _asked(
+    subject: Subject, task: Task, folder: Path, progress: Callable[[int], None], stop: StopRequest
+) -> list[Result]:
+    place = folder / "items" / Path(task.dataset).name
+    place.mkdir(exist_ok=True)
+    found: dict[str, Result] = {}
+    for chunk in measure(subject, task, place / f"{task.subset}.jsonl", progress):
+        found.update((result.key, result) for result in chunk)
+        if stop.asked is not None and len(found) < len(task.items):
+            raise Stopped(
+                f"{len(found)} of {len(task.items)} questions of {task.dataset} {task.subset} are answered",
+                where=str(place),
+                fix="The same command goes on from there",
+            )
+    return [found[item.key] for item in task.items]
+
+
+def _judged(options: EvalConfig, measured: Measured, before: Measured | None) -> Measured:
+    """The results with a judge's opinion of every generated answer."""
+    endpoint = Endpoint(options.judge.endpoint, Path(options.output_dir) / "judge.sqlite")
+    generated = {(task.dataset, task.subset) for task in measured.tasks if task.how == "generate"}
+    if not generated:
+        raise ConfigError("nothing was generated that could be judged", where="--judge.by")
+    results: dict[tuple[str, str], Sequence[Result]] = {}
+    for name, mine in measured.results.items():
+        if name not in generated:
+            results[name] = mine
+        elif options.judge.by == "rubric":
+            results[name] = judge.by_rubric(endpoint.ask, mine, options.judge.rubric)
+        else:
+            others = before.results[name] if before else None
+            pairs = {r.key: r.prediction for r in others} if others else {r.key: r.reference for r in mine}
+            results[name] = judge.pairwise(
+                endpoint.ask, mine, pairs, options.judge.rubric, references=before is not None
+            )
+    return replace(measured, results=results)
+
+
+def _write(options: EvalConfig, measured: Measured, found: Sequence[Change], base: str, folder: Path) -> None:
+    kept = RunDir(folder)
+    settings: Mapping[str, Json] = options.model_dump(mode="json")
+    kept.write_json("report.json", report.as_json(measured, found, settings))
+    drawn = report.draw(measured, found)
+    for name, picture in drawn.items():
+        write_atomic(kept.file(f"plots/{name}"), picture)
+    kept.write_text("report.md", report.as_markdown(measured, found, base, list(drawn)))
+    if options.judge.by != "none":
+        for (dataset, subset), results in measured.results.items():
+            rows: list[Json] = [dict(result.line()) for result in results]
+            kept.write_json(f"judged/{Path(dataset).name}/{subset}.json", rows)

@@ -1,0 +1,48 @@
+"""An evaluation by the tasks of lm-evaluation-harness."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError
+from luthier.base.records import Json
+from luthier.base.rundir import RunDir
+from luthier.evaluate import report
+from luthier.evaluate.config import EvalConfig
+from luthier.evaluate.harness import run_tasks
+from luthier.evaluate.report import Measured
+from luthier.run.evaluation import Evaluated
+from luthier.run.result import find
+from luthier.run.subject import identity, name_of, open_subject
+
+
+def run_harness(options: EvalConfig, console: Console) -> Evaluated:
+    """Run tasks of lm-evaluation-harness on a model.
+
+    Raises:
+        ConfigError: a setting that the harness does not take, or a task it does not know.
+        MissingExtra: it is not installed.
+    """
+    for name, value in (("--compare", options.compare), ("--dataset_args", options.dataset_args or None)):
+        if value is not None:
+            raise ConfigError("lm_eval's tasks bring their own settings", where=name, fix="Use --eval_backend Native")
+    if not options.eval_dataset:
+        raise ConfigError("no task was named", where="--eval_dataset", fix="For example: --eval_dataset hellaswag")
+    usable = find(options.model)
+    folder = Path(options.output_dir) / f"{name_of(usable)}-{identity(usable)}" / "lm_eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    subject = open_subject(options, options.model, console.say)
+    found, raw = run_tasks(
+        subject,
+        list(options.eval_dataset),
+        shots=options.few_shot_num or None,
+        limit=options.eval_limit,
+        further=options.tasks_path,
+    )
+    measured = Measured(subject.name, {}, (), tuple(found))
+    settings: dict[str, Json] = options.model_dump(mode="json")
+    kept = RunDir(folder)
+    kept.write_json("report.json", report.as_json(measured, (), settings) | {"lm_eval": raw})
+    kept.write_text("report.md", report.as_markdown(measured, (), "", ()))
+    return Evaluated(measured, (), folder)
