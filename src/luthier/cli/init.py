@@ -1,4 +1,4 @@
-"""`luthier init`: a new, untrained model, ready for `luthier pretrain`."""
+"""`luthier init`: a new, untrained model, ready for its pretraining."""
 
 from __future__ import annotations
 
@@ -14,16 +14,23 @@ from luthier.model.config import Shape
 
 
 class InitConfig(Config):
-    """A tokenizer from text, and a Qwen2-shaped model with random weights."""
+    """A tokenizer from text, and a model with random weights."""
 
     data: DataConfig = DataConfig()
     """Text the tokenizer is trained on: what the model will be pretrained on, or a fair sample of it."""
     shape: Shape = Shape()
-    """Size of the model."""
+    """Kind and size of the model."""
     output_dir: str = Field(default="base", min_length=1)
     """Folder the model is written to; it must be new or empty."""
     seed: int = 0
     """Seed of the weights and of #N draws."""
+
+
+_COMMANDS = {
+    "qwen2": "luthier pretrain",
+    "bert": "luthier train --task_type mlm",
+    "t5": "luthier train --task_type span_corruption",
+}
 
 
 def init(options: InitConfig, console: Console) -> None:
@@ -43,7 +50,6 @@ def init(options: InitConfig, console: Console) -> None:
     console.say(
         f"{parameters:,} parameters; {options.shape.vocab_size:,} tokens from {seen.rows:,} rows, {seen.size:,} bytes"
     )
-    console.say(
-        f"Train it:\n  luthier pretrain --model {folder} --train_type full --dataset {' '.join(options.data.datasets)}"
-    )
+    command = _COMMANDS[options.shape.architecture]
+    console.say(f"Train it:\n  {command} --model {folder} --train_type full --dataset {' '.join(options.data.datasets)}")
     console.result(str(folder), path=str(folder), parameters=parameters, rows=seen.rows, bytes=seen.size)

@@ -105,10 +105,13 @@ class ModelConfig(Config):
 
 
 class Shape(Config):
-    """Size of a new Qwen2-shaped model, in the words of transformers."""
+    """Kind and size of a new model, in the words of transformers."""
 
+    architecture: Literal["qwen2", "bert", "t5"] = "qwen2"
+    """qwen2: a decoder, for pretrain and sft; bert: an encoder, for --task_type mlm and what builds on it; t5: an
+    encoder and a decoder, for --task_type span_corruption and seq2seq."""
     vocab_size: int = Field(default=6144, ge=300)
-    """Tokens of the vocabulary, the 256 bytes and 3 control tokens included."""
+    """Tokens of the vocabulary, control tokens included: 3 and the 256 bytes in qwen2, 5 in bert, 103 in t5."""
     hidden_size: int = Field(default=256, ge=8)
     """Width of the residual stream."""
     intermediate_size: int = Field(default=736, ge=8)
@@ -116,9 +119,9 @@ class Shape(Config):
     num_hidden_layers: int = Field(default=8, ge=1)
     """Layers."""
     num_attention_heads: int = Field(default=4, ge=1)
-    """Query heads; hidden_size must be an even multiple of it."""
+    """Query heads; hidden_size must be an even multiple of them."""
     num_key_value_heads: int = Field(default=2, ge=1)
-    """Key and value heads, each shared by a group of query heads."""
+    """Key and value heads of qwen2, each shared by a group of query heads."""
     max_position_embeddings: int = Field(default=1024, ge=16)
     """Longest sequence in tokens."""
     initializer_range: float = Field(default=0.02, gt=0)
@@ -130,6 +133,6 @@ class Shape(Config):
     def _heads_fit(self) -> Shape:
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(f"hidden_size must be an even multiple of {self.num_attention_heads} attention heads")
-        if self.num_attention_heads % self.num_key_value_heads:
+        if self.architecture == "qwen2" and self.num_attention_heads % self.num_key_value_heads:
             raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
         return self

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from transformers import PreTrainedTokenizerFast
+
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import Chat, Fault, Record, Text
@@ -16,6 +18,7 @@ from luthier.data.config import DataConfig
 from luthier.data.mix import take_indices
 from luthier.data.render import CHATML
 from luthier.data.sources import open_rows, parse_spec
+from luthier.model import scratch_encoders
 from luthier.model.config import Shape
 from luthier.model.scratch import train_tokenizer, write_untrained
 
@@ -43,13 +46,22 @@ def make_untrained(data: DataConfig, shape: Shape, folder: Path, seed: int, cons
         raise ConfigError("is there and not empty", where=str(folder), fix="Name another --output_dir")
     seen = Read()
     with console.progress("Reading rows and learning tokens") as bar:
-        tokenizer = train_tokenizer(_counted(data, seed, seen, bar.advance), shape.vocab_size, CHATML)
+        tokenizer = _tokenizer(shape, _counted(data, seed, seen, bar.advance))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=".luthier-init-") as staging:
         whole = Path(staging) / "model"
-        parameters = write_untrained(whole, tokenizer, shape, seed)
+        write = write_untrained if shape.architecture == "qwen2" else scratch_encoders.write_encoder
+        parameters = write(whole, tokenizer, shape, seed)
         whole.rename(folder)  # there whole or not at all
     return parameters, seen
+
+
+def _tokenizer(shape: Shape, texts: Iterator[str]) -> PreTrainedTokenizerFast:
+    if shape.architecture == "bert":
+        return scratch_encoders.bert_tokenizer(texts, shape.vocab_size)
+    if shape.architecture == "t5":
+        return scratch_encoders.t5_tokenizer(texts, shape.vocab_size)
+    return train_tokenizer(texts, shape.vocab_size, CHATML)
 
 
 def _counted(data: DataConfig, seed: int, seen: Read, progress: Callable[[int], None]) -> Iterator[str]:

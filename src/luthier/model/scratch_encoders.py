@@ -1,0 +1,142 @@
+"""Encoders from nothing: BERT with a WordPiece tokenizer, T5 with a Unigram one, weights at random.
+
+The tokenizers are transformers' own classes with a vocabulary learned from text, so plain transformers opens what is
+written here as what it is.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+    T5Tokenizer,
+)
+
+from luthier.base.errors import ConfigError
+from luthier.model.config import Shape
+from luthier.model.load import quiet
+
+BERT_SPECIAL = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+T5_SPECIAL = "<pad>", "</s>", "<unk>"
+SENTINELS = 100
+"""Tokens that stand for hidden spans in T5."""
+
+
+def bert_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A WordPiece tokenizer; each Chinese character is a token of its own, as in BERT, and case is kept.
+
+    Raises:
+        ConfigError: the text has too few different words for the vocabulary.
+    """
+    blank: Any = BertTokenizer(do_lower_case=False)
+    learner = _like(blank, models.WordPiece(unk_token="[UNK]"))
+    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(BERT_SPECIAL), show_progress=False)
+    learner.train_from_iterator(texts, trainer)
+    vocabulary = learner.get_vocab()
+    _enough(len(vocabulary), vocab_size)
+    return BertTokenizer(vocab=vocabulary, do_lower_case=False)
+
+
+def t5_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A Unigram tokenizer with T5's control tokens and its hundred sentinels, which end the vocabulary.
+
+    Raises:
+        ConfigError: the text has too few different words for the vocabulary.
+    """
+    blank: Any = T5Tokenizer()
+    learner = _like(blank, models.Unigram())
+    # Whole Chinese sentences would be learned from as if they were words, which takes minutes for each megabyte.
+    learner.pre_tokenizer = pre_tokenizers.Sequence([learner.pre_tokenizer, pre_tokenizers.Punctuation()])
+    wanted = vocab_size - SENTINELS
+    # A text may hold a control token's name, which is then learned once more.
+    room = wanted + len(T5_SPECIAL)
+    trainer = trainers.UnigramTrainer(
+        vocab_size=room, special_tokens=list(T5_SPECIAL), unk_token="<unk>", show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    learned: list[tuple[str, float]] = [(piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
+    own = [pair for number, pair in enumerate(learned) if pair[0] not in T5_SPECIAL or number < len(T5_SPECIAL)]
+    pieces = own[:wanted]
+    _enough(len(pieces) + SENTINELS, vocab_size)
+    sentinels = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(SENTINELS))]
+    return T5Tokenizer(vocab=[*pieces, *sentinels])
+
+
+def _like(blank: Any, model: Any) -> Tokenizer:
+    """A tokenizer to learn with, that cuts text as the finished one will."""
+    learner = Tokenizer(model)
+    backend = blank.backend_tokenizer
+    if backend.normalizer is not None:
+        learner.normalizer = backend.normalizer
+    learner.pre_tokenizer = backend.pre_tokenizer
+    return learner
+
+
+def _enough(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise ConfigError(
+            f"the text is enough for {found} tokens, not for {wanted}",
+            where="--vocab_size",
+            fix="Give more text, or a smaller vocabulary",
+        )
+
+
+def write_encoder(folder: Path, tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> int:
+    """Write a BERT or a T5 with random weights and its tokenizer; returns its number of parameters.
+
+    The weights are a function of shape and seed, and the caller's random numbers are left alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _bert(shape) if shape.architecture == "bert" else _t5(shape)
+    with quiet():
+        model.save_pretrained(folder)
+    tokenizer.model_max_length = shape.max_position_embeddings
+    tokenizer.save_pretrained(folder)
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def _bert(shape: Shape) -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        max_position_embeddings=shape.max_position_embeddings,
+        initializer_range=shape.initializer_range,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        pad_token_id=0,
+        dtype="float32",
+    )
+    return BertForMaskedLM(config)
+
+
+def _t5(shape: Shape) -> PreTrainedModel:
+    config = T5Config(
+        vocab_size=shape.vocab_size,
+        d_model=shape.hidden_size,
+        d_kv=shape.hidden_size // shape.num_attention_heads,
+        d_ff=shape.intermediate_size,
+        num_layers=shape.num_hidden_layers,
+        num_heads=shape.num_attention_heads,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=shape.tie_word_embeddings,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        dtype="float32",
+    )
+    return T5ForConditionalGeneration(config)

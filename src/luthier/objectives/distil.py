@@ -1,0 +1,129 @@
+"""Distillation: a student learns the distribution that a teacher gives each token, not only the token of the data.
+
+    loss = (1 - h) sum_t w_t D(teacher_t, student_t) / sum_t w_t + h sum_t w_t -log p(token_t) / sum_t w_t
+
+with D one of `divergence`, and h the share of the data's own tokens.  No more than a few rows of logits are held at once,
+of neither model.
+
+Legend: T packed tokens, R trained positions, V vocabulary, K known tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from luthier.base.records import Record, Task
+from luthier.data.batch import Batch, Group
+from luthier.engine.objective import Terms
+from luthier.model.heads import CAUSAL
+from luthier.model.load import Model
+from luthier.model.logprobs import chunk_rows
+from luthier.objectives.config import Distill
+from luthier.objectives.divergence import divergences, sparse_divergences
+from luthier.objectives.language import Language
+from luthier.objectives.teacher import Live, Stored, Teacher
+
+
+class Distillation:
+    """Training of a student on texts and chats, with what a teacher says of them.
+
+    Args:
+        language: which tokens of a record are learned.
+        teacher: what is known of the teacher; set before the first step.
+    """
+
+    task: Task = "language"
+    head = CAUSAL
+    vary = None
+
+    def __init__(self, config: Distill, language: Language, teacher: Teacher):
+        self.config, self.language, self.teacher = config, language, teacher
+
+    @property
+    def key(self) -> str:
+        """What `encode` depends on besides the record."""
+        return self.language.key
+
+    @property
+    def note(self) -> str | None:
+        """Whom the student learns from, and how."""
+        how = {"forward": "KL(teacher | student)", "reverse": "KL(student | teacher)", "jsd": "Jensen-Shannon"}
+        said = f"The student learns {self.config.teacher}'s distribution by {how[self.config.divergence]}"
+        return "; ".join(part for part in (said, self.language.note) if part)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end an answer."""
+        return self.language.stop_ids
+
+    def encode(self, record: Record) -> Group | None:
+        """As in language modelling."""
+        return self.language.encode(record)
+
+    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
+        """The teacher is loaded when it is first needed."""
+        self.teacher.ready(model)
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        count = batch.weights_T.sum(dtype=torch.float64)
+        return {name: count for name, share in self._shares().items() if share}
+
+    def _shares(self) -> dict[str, float]:
+        return {"divergence": 1 - self.config.hard_share, "lm": self.config.hard_share}
+
+    def sums(self, model: Model, batch: Batch) -> Terms:
+        rows_R = batch.trained_R
+        weights_R = batch.weights_T[rows_R]
+        hidden_RD = model.hidden(batch)[rows_R]
+        divergence_R, nll_R, correct_R = self._judge(model, batch, hidden_RD)
+        summed = {"divergence": (divergence_R * weights_R).sum(), "lm": (nll_R * weights_R).sum()}
+        shares = self._shares()
+        count = weights_R.sum()
+        metrics = {name: (value.detach(), count) for name, value in (("kl", summed["divergence"]), ("nll", summed["lm"]))}
+        metrics["token_accuracy"] = correct_R.sum(), torch.tensor(len(rows_R), device=correct_R.device)
+        return Terms({name: summed[name] * share for name, share in shares.items() if share}, metrics)
+
+    def _judge(self, model: Model, batch: Batch, hidden_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Divergence, -log p of the data's token, and whether it is the likeliest, at each trained position.  [R] each"""
+        at_once = max(1, chunk_rows(model.vocabulary, model.device) // 2)
+        known = self.teacher.known(batch)
+        targets_R = batch.targets_T[batch.trained_R]
+        score = partial(self._score, model)
+        pieces: list[tuple[Tensor, Tensor, Tensor]] = []
+        for start in range(0, max(1, len(hidden_RD)), at_once):
+            part = slice(start, start + at_once)
+            inputs = hidden_RD[part], targets_R[part], *(rows[part] for rows in known)
+            if len(hidden_RD) <= at_once:
+                pieces.append(score(*inputs))
+            else:
+                pieces.append(checkpoint(score, *inputs, use_reentrant=False, preserve_rng_state=False))
+        divergence, nll, correct = zip(*pieces, strict=True)
+        return torch.cat(divergence), torch.cat(nll), torch.cat(correct)
+
+    def _score(self, model: Model, hidden_RD: Tensor, targets_R: Tensor, *known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        config = self.config
+        logits_RV = model.logits(hidden_RD).float()
+        nll_R = cross_entropy(logits_RV, targets_R, reduction="none")
+        correct_R = logits_RV.detach().argmax(1) == targets_R
+        if isinstance(self.teacher, Live):
+            taught_RV = self.teacher.logits(known[0])
+            width = min(logits_RV.shape[1], taught_RV.shape[1])  # vocabularies may be padded to different sizes
+            divergence_R = divergences(
+                logits_RV[:, :width], taught_RV[:, :width], config.divergence, config.temperature, config.beta
+            )
+        else:
+            divergence_R = sparse_divergences(logits_RV, *known, config.divergence, config.temperature, config.beta)
+        return divergence_R, nll_R, correct_R
+
+    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        """There are no metrics but sums."""
+        return {}
+
+
+__all__ = ["Distillation", "Live", "Stored"]

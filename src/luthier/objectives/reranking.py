@@ -1,0 +1,212 @@
+"""Reranking: how well each text answers a query, by a model that reads both together.
+
+    pointwise  loss = sum_s w_s BCE(score_s, label_s) / sum_s w_s
+    listwise   loss = sum_q w_q -sum_s target_s log softmax(scores of q)_s / sum_q w_q
+
+with target the labels of the query's texts, divided by their sum.  A cross-encoder's score is that of its one class; a
+language model's is the logit of yes less that of no after a prompt (as Qwen3-Reranker's), so that BCE on it is the
+cross-entropy of the two words.
+
+Legend: S sequences, G groups (queries), D width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from luthier.base.records import Record, Similar, Task
+from luthier.data.batch import Batch, Group, whole
+from luthier.data.plain import Plain, Words
+from luthier.engine.objective import Terms
+from luthier.model.heads import Head
+from luthier.model.load import Model
+from luthier.score.ranking import Ranked, average_precision, ndcg, reciprocal_rank
+
+
+class Judge(Protocol):
+    """How a model is asked about one text, and how it answers."""
+
+    @property
+    def head(self) -> Head: ...
+    @property
+    def key(self) -> str:
+        """What `words` depends on."""
+        ...
+
+    def words(self, query: str, text: str) -> Words:
+        """The tokens that ask."""
+        ...
+
+    def scores(self, model: Model, batch: Batch) -> Tensor:
+        """scores_S, logits, float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class CrossEncoder:
+    """A model with one score for each pair of texts."""
+
+    plain: Plain
+    head: Head = Head("sequence", ("LABEL_0",), "regression")
+
+    @property
+    def key(self) -> str:
+        return self.plain.fingerprint
+
+    def words(self, query: str, text: str) -> Words:
+        return self.plain.words(query, text)
+
+    def scores(self, model: Model, batch: Batch) -> Tensor:
+        return model.scores(batch)[:, 0]
+
+
+@dataclass(frozen=True)
+class YesOrNo:
+    """A language model that goes on with yes or no.
+
+    Args:
+        before, after: text around query and text.
+        yes, no: tokens of the two words.
+    """
+
+    plain: Plain
+    before: str
+    after: str
+    yes: int
+    no: int
+    head: Head = Head("causal")
+
+    @property
+    def key(self) -> str:
+        prompt = hashlib.sha256(f"{self.before}\0{self.after}".encode()).hexdigest()[:16]
+        return f"{prompt}:{self.plain.fingerprint}"
+
+    def words(self, query: str, text: str) -> Words:
+        """The prompt whole; of the text what fits."""
+        ids, cut = self.plain.framed(self.before, f"<Query>: {query}\n<Document>: {text}", self.after)
+        return Words(ids, None, cut)
+
+    def scores(self, model: Model, batch: Batch) -> Tensor:
+        ends_S = torch.tensor([end - 1 for end in batch.offsets[1:]], dtype=torch.int64, device=batch.ids_T.device)
+        logits_SV = model.logits(model.hidden(batch)[ends_S])
+        return (logits_SV[:, self.yes] - logits_SV[:, self.no]).float()
+
+
+@dataclass(frozen=True)
+class Reranking:
+    """Training of a model that scores texts for a query."""
+
+    loss: Literal["pointwise", "listwise"]
+    negatives: int | None
+    judge: Judge
+    task: Task = "similarity"
+    stop_ids: frozenset[int] = frozenset()
+
+    @property
+    def head(self) -> Head:
+        return self.judge.head
+
+    @property
+    def key(self) -> str:
+        """What `encode` depends on besides the record."""
+        return f"reranking:{self.loss}:{self.judge.key}"
+
+    @property
+    def note(self) -> str | None:
+        """Which loss is taken."""
+        return f"Texts are scored for their query, with a {self.loss} loss"
+
+    def encode(self, record: Record) -> Group | None:
+        """The query with each of its texts, those that answer it first; None where the loss has no use for them."""
+        assert isinstance(record, Similar), "rows are read for the task of similarity"
+        score = 1.0 if record.score is None else record.score
+        texts = [(text, score) for text in record.positives] + [(text, 0.0) for text in record.negatives]
+        if not texts or not record.weight or (self.loss == "listwise" and (len(texts) < 2 or not record.positives)):
+            return None
+        words = [(self.judge.words(record.query, text), label) for text, label in texts]
+        return Group(
+            tuple(whole(word.ids, (label,), record.weight, word.segments) for word, label in words),
+            any(word.cut for word, _ in words),
+        )
+
+    def vary(self, group: Group, rng: np.random.Generator) -> Group:
+        """One text that answers, and as many that do not as are wanted."""
+        if self.negatives is None:
+            return group
+        good = [tokens for tokens in group.sequences if tokens.values is not None and tokens.values[0] > 0]
+        bad = [tokens for tokens in group.sequences if tokens.values is not None and tokens.values[0] <= 0]
+        chosen = [good[int(rng.integers(len(good)))]] if good else []
+        places = rng.choice(len(bad), min(len(bad), self.negatives), replace=False) if bad else []
+        return Group((*chosen, *(bad[int(place)] for place in places)))
+
+    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
+        """Nothing to do: queries are judged alone."""
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        weights_S = batch.weights_S.double()
+        if self.loss == "listwise":
+            weights_S = weights_S[_firsts(batch)]
+        return {self.loss: weights_S.sum()}
+
+    def sums(self, model: Model, batch: Batch) -> Terms:
+        scores_S = self.judge.scores(model, batch)
+        labels_S = batch.values_SK[:, 0] if batch.lengths else scores_S.new_zeros(0)
+        if self.loss == "pointwise":
+            losses_S = binary_cross_entropy_with_logits(scores_S, labels_S, reduction="none")
+            loss = (losses_S * batch.weights_S).sum()
+        else:
+            loss = (listwise(scores_S, labels_S, batch.groups) * batch.weights_S[_firsts(batch)]).sum()
+        sizes_G = torch.tensor(batch.groups, dtype=torch.int64)
+        samples_S = torch.repeat_interleave(torch.tensor(batch.samples, dtype=torch.int64), sizes_G)
+        right = ((scores_S > 0) == (labels_S > 0.5)).sum(), torch.tensor(len(scores_S), device=scores_S.device)
+        outputs = {"sample": samples_S, "scores": scores_S.detach(), "labels": labels_S}
+        metrics = {"accuracy": right} if self.loss == "pointwise" else {}
+        return Terms({self.loss: loss + model.anchor()}, metrics, outputs)
+
+    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        """How the texts of each query rank, over the queries with texts of both kinds."""
+        by_query: dict[int, tuple[dict[str, float], dict[str, float]]] = {}
+        rows = zip(outputs["sample"].tolist(), outputs["scores"].tolist(), outputs["labels"].tolist(), strict=True)
+        for number, (sample, score, label) in enumerate(rows):
+            scores, labels = by_query.setdefault(sample, ({}, {}))
+            # Of equal scores the later text comes first, and texts that answer come first in their row.
+            scores[f"{number:012d}"], labels[f"{number:012d}"] = score, label
+        ranked = [
+            Ranked.of(scores, labels)
+            for scores, labels in by_query.values()
+            if any(label > 0 for label in labels.values()) and any(label <= 0 for label in labels.values())
+        ]
+        if not ranked:
+            return {}
+        return {
+            "ndcg@10": float(np.mean([ndcg(one, 10) for one in ranked])),
+            "mrr@10": float(np.mean([reciprocal_rank(one, 10) for one in ranked])),
+            "map": float(np.mean([average_precision(one) for one in ranked])),
+        }
+
+
+def listwise(scores_S: Tensor, labels_S: Tensor, groups: tuple[int, ...]) -> Tensor:
+    """Cross-entropy of each query's scores with its labels divided by their sum.  [G]"""
+    if not groups:
+        return scores_S.sum()[None][:0]
+    sizes_G = torch.tensor(groups, device=scores_S.device)
+    within_GK = torch.arange(max(groups), device=scores_S.device) < sizes_G[:, None]
+    scores_GK = torch.full_like(within_GK, -torch.inf, dtype=scores_S.dtype).masked_scatter(within_GK, scores_S)
+    targets_GK = torch.zeros_like(scores_GK).masked_scatter(within_GK, labels_S.to(scores_S.dtype))
+    targets_GK = targets_GK / targets_GK.sum(1, keepdim=True)
+    logprobs_GK = scores_GK.log_softmax(1).masked_fill(~within_GK, 0.0)
+    return -(targets_GK * logprobs_GK).sum(1)
+
+
+def _firsts(batch: Batch) -> Tensor:
+    """The first sequence of each group.  [G]"""
+    starts = np.cumsum([0, *batch.groups])[:-1]
+    return torch.tensor(starts, dtype=torch.int64, device=batch.ids_T.device)
