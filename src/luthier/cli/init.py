@@ -51,5 +51,7 @@ def init(options: InitConfig, console: Console) -> None:
         f"{parameters:,} parameters; {options.shape.vocab_size:,} tokens from {seen.rows:,} rows, {seen.size:,} bytes"
     )
     command = _COMMANDS[options.shape.architecture]
-    console.say(f"Train it:\n  {command} --model {folder} --train_type full --dataset {' '.join(options.data.datasets)}")
+    console.say(
+        f"Train it:\n  {command} --model {folder} --train_type full --dataset {' '.join(options.data.datasets)}"
+    )
     console.result(str(folder), path=str(folder), parameters=parameters, rows=seen.rows, bytes=seen.size)

@@ -40,9 +40,14 @@ class Tokens:
 
     def first(self, length: int) -> Tokens:
         """The first so many tokens."""
-        targets = None if self.targets is None else self.targets[:length]
-        segments = None if self.segments is None else self.segments[:length]
-        return Tokens(self.ids[:length], self.weights[:length], targets, segments, self.values)
+        return self.part(0, length)
+
+    def part(self, start: int, end: int) -> Tokens:
+        """The tokens from `start` to before `end`."""
+        part = slice(start, end)
+        targets = None if self.targets is None else self.targets[part]
+        segments = None if self.segments is None else self.segments[part]
+        return Tokens(self.ids[part], self.weights[part], targets, segments, self.values)
 
 
 def whole(
@@ -61,6 +66,8 @@ class Group:
     sequences: tuple[Tokens, ...]
     cut: bool = False
     """Whether the objective left something out so that it fits."""
+    bare: int | None = None
+    """Where control tokens come only when the group is used: the most tokens of a piece, which may end anywhere."""
 
     def __len__(self) -> int:
         """Tokens in all sequences."""

@@ -17,12 +17,18 @@ def fit(group: Group, max_length: int, policy: Overlong) -> tuple[list[Group], O
 
     truncate keeps the beginning of each sequence.  split cuts a single sequence into consecutive pieces that share
     one token, so that every target keeps the token before it; groups of several sequences are truncated instead.
-    A token is never cut, so neither is a control token.
+    A token is never cut, so neither is a control token.  A bare group is cut into pieces that share nothing.
     """
+    if group.bare is not None:
+        max_length = group.bare
     if all(len(tokens) <= max_length for tokens in group.sequences):
         return [group], "truncated" if group.cut else "whole"
     if policy == "drop":
         return [], "too_long"
+    if policy == "split" and group.bare is not None:
+        starts = range(0, len(group), max_length)
+        pieces = [Group((tokens.part(start, start + max_length),)) for tokens in group.sequences for start in starts]
+        return pieces, "split"
     if policy == "split" and len(group.sequences) == 1 and group.sequences[0].targets is None:
         pieces = [Group((piece,)) for piece in _pieces(group.sequences[0], max_length) if piece.weights.any()]
         return (pieces, "split") if pieces else ([], "no_target_left")

@@ -54,3 +54,18 @@ class Plain:
             whole = self.tokenizer(text, pair, truncation=True, max_length=self.max_length, **options)
         segments = np.array(whole["token_type_ids"], dtype=np.int8) if self._segments else None
         return Words(np.array(whole["input_ids"], dtype=np.int32), segments, cut)
+
+    def bare(self, text: str) -> tuple[NDArray[np.int32], list[tuple[int, int]]]:
+        """The tokens of a text without any around them, and the characters [start, end) that each stands for."""
+        options: dict[str, Any] = {"split_special_tokens": True, "add_special_tokens": False, "verbose": False}
+        found = self.tokenizer(text, return_offsets_mapping=True, **options)
+        return np.array(found["input_ids"], dtype=np.int32), found["offset_mapping"]
+
+    def framed(self, before: str, text: str, after: str) -> tuple[NDArray[np.int32], bool]:
+        """The tokens of a text between two that may hold control tokens, and whether its end was left out."""
+        options: dict[str, Any] = {"add_special_tokens": False, "verbose": False}
+        first, last = (self.tokenizer(part, **options)["input_ids"] for part in (before, after))
+        ids = self.tokenizer(text, split_special_tokens=True, **options)["input_ids"]
+        room = max(0, self.max_length - len(first) - len(last))
+        cut = len(ids) > room and self.overlong == "truncate"
+        return np.array([*first, *(ids[:room] if cut else ids), *last], dtype=np.int32), cut

@@ -66,7 +66,9 @@ def t5_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFa
         vocab_size=room, special_tokens=list(T5_SPECIAL), unk_token="<unk>", show_progress=False
     )
     learner.train_from_iterator(texts, trainer)
-    learned: list[tuple[str, float]] = [(piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"]]
+    learned: list[tuple[str, float]] = [
+        (piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"]
+    ]
     own = [pair for number, pair in enumerate(learned) if pair[0] not in T5_SPECIAL or number < len(T5_SPECIAL)]
     pieces = own[:wanted]
     _enough(len(pieces) + SENTINELS, vocab_size)
@@ -133,10 +135,9 @@ def _t5(shape: Shape) -> PreTrainedModel:
         num_layers=shape.num_hidden_layers,
         num_heads=shape.num_attention_heads,
         feed_forward_proj="gated-gelu",
-        tie_word_embeddings=shape.tie_word_embeddings,
         pad_token_id=0,
         eos_token_id=1,
-        decoder_start_token_id=0,
         dtype="float32",
+        **{"decoder_start_token_id": 0, "tie_word_embeddings": shape.tie_word_embeddings},
     )
     return T5ForConditionalGeneration(config)

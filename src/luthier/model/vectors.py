@@ -31,8 +31,8 @@ def pooling_of(folder: Path) -> Pooling | None:
     mode = config.get("pooling_mode")
     wanted = [mode] if isinstance(mode, str) else list(mode or [])
     wanted += [name for name in config if name.startswith("pooling_mode_") and config[name] is True]
-    known = [_SHORT.get(name) or _MODES.get(name) for name in wanted]
-    if len(known) != 1 or known[0] is None:
+    known: list[Pooling] = [known[name] for name in wanted for known in (_SHORT, _MODES) if name in known]
+    if len(wanted) != 1 or len(known) != 1:
         raise ModelError(
             f"vectors are made by {', '.join(wanted) or 'nothing'}, which cannot be trained",
             where=str(found[0]),

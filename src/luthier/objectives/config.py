@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from luthier.base.config import Config
 
@@ -53,4 +53,145 @@ class TokenCls(Config):
     """Share of each target that is spread over all tags."""
 
 
-Objective = Annotated[Pretrain | Sft | SeqCls | TokenCls, Field(discriminator="type")]
+class Mlm(Config):
+    """Some words of each text are hidden, and predicted from both sides (BERT)."""
+
+    type: Literal["mlm"] = "mlm"
+    probability: float = Field(default=0.15, gt=0.0, lt=1.0)
+    """Share of the words that are hidden, drawn anew in each epoch."""
+    masked: float = Field(default=0.8, ge=0.0, le=1.0)
+    """Share of the hidden tokens that become the mask."""
+    random: float = Field(default=0.1, ge=0.0, le=1.0)
+    """Share of the hidden tokens that become any token; what is left of both shares stays as it is."""
+    whole_words: bool = True
+    """Hide words with all of their tokens, Chinese words too; otherwise each token for itself."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> Mlm:
+        if self.masked + self.random > 1:
+            raise ValueError("masked and random are shares of the same tokens: together they are at most 1")
+        return self
+
+
+class SpanCorruption(Config):
+    """Spans of each text are hidden behind sentinels, and written by the decoder (T5)."""
+
+    type: Literal["span_corruption"] = "span_corruption"
+    density: float = Field(default=0.15, gt=0.0, lt=1.0)
+    """Share of the tokens that are hidden, drawn anew in each epoch."""
+    mean_span: float = Field(default=3.0, ge=1.0)
+    """Mean length of a hidden span, in tokens."""
+
+
+class Seq2Seq(Config):
+    """An encoder reads what was asked, a decoder writes the answer (T5, BART, mT5)."""
+
+    type: Literal["seq2seq"] = "seq2seq"
+    prefix: str = ""
+    """Text in front of every source, as T5's 'summarize: '."""
+    max_target_length: int = Field(default=256, ge=2)
+    """Longest answer in tokens."""
+    generate: bool = True
+    """Write answers to the validation rows whenever they are judged, and score them."""
+    max_new_tokens: int = Field(default=128, ge=1)
+    """Tokens of a written answer."""
+    num_beams: int = Field(default=1, ge=1)
+    """Beams of the search; 1 takes the likeliest token each time."""
+
+
+class Embed(Config):
+    """Texts become vectors that lie near each other when they mean the same."""
+
+    type: Literal["embedding"] = "embedding"
+    loss: Literal["infonce", "cosine", "cosent"] | None = None
+    """infonce: find the text that belongs to a query among all of the step; cosine: hit the score; cosent: order pairs
+    as their scores do. Unset: cosent where pairs have scores, else infonce."""
+    temperature: float = Field(default=0.05, gt=0.0)
+    """Cosines are divided by it in infonce and cosent."""
+    in_batch: bool = True
+    """infonce: compare each query with the texts of all other queries of the step too."""
+    mask_duplicates: bool = True
+    """infonce: a text that is also this query's answer is not held against it."""
+    negatives: int | None = Field(default=None, ge=0)
+    """infonce: hard negatives of each query in a step, drawn anew each time. Unset: all of a row's."""
+    matryoshka: tuple[int, ...] = ()
+    """Widths that vectors may be cut to; the loss is taken at each of them."""
+    matryoshka_weights: tuple[float, ...] = ()
+    """Weight of each width. Unset: 1 each."""
+    pooling: Literal["mean", "cls", "last"] | None = None
+    """What of a text's hidden states is its vector. Unset: as the model's files say, or mean for
+    encoders and last for others."""
+    query_prompt: str = ""
+    """Text in front of every query."""
+    text_prompt: str = ""
+    """Text in front of everything else."""
+
+    @model_validator(mode="after")
+    def _widths_have_weights(self) -> Embed:
+        if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka):
+            raise ValueError("matryoshka_weights needs one weight for each of matryoshka's widths")
+        return self
+
+
+class Rerank(Config):
+    """Texts are scored by how well they answer a query, each read together with it (cross-encoder)."""
+
+    type: Literal["reranker"] = "reranker"
+    loss: Literal["pointwise", "listwise"] = "pointwise"
+    """pointwise: each text is right or wrong (binary cross-entropy); listwise: the right one of each row's texts."""
+    negatives: int | None = Field(default=None, ge=1)
+    """Wrong texts of each query in a step, drawn anew each time. Unset: all of a row's."""
+
+
+class GenerativeRerank(Config):
+    """A language model says yes or no to whether a text answers a query; the score is how much likelier yes is."""
+
+    type: Literal["generative_reranker"] = "generative_reranker"
+    loss: Literal["pointwise", "listwise"] = "pointwise"
+    """pointwise: each text is right or wrong; listwise: the right one of each row's texts."""
+    negatives: int | None = Field(default=None, ge=1)
+    """Wrong texts of each query in a step, drawn anew each time. Unset: all of a row's."""
+    instruction: str = "Given a web search query, retrieve relevant passages that answer the query"
+    """What the model is told to judge."""
+    positive_token: str = "yes"
+    """The word for a text that answers; one token."""
+    negative_token: str = "no"
+    """The word for one that does not; one token."""
+
+
+class Distill(Config):
+    """A student learns the whole distribution that a larger teacher gives each token."""
+
+    type: Literal["distill"] = "distill"
+    teacher: str = ""
+    """Model folder or hub id of the teacher; it must share the student's tokenizer."""
+    train_on: Literal["assistant", "last", "all"] = "assistant"
+    """Turns that are learned: every assistant turn, the last one, or all turns; of plain texts everything."""
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    """forward: KL(teacher | student); reverse: KL(student | teacher); jsd: between both, by beta."""
+    beta: float = Field(default=0.5, gt=0.0, lt=1.0)
+    """jsd: 0 is forward, 1 is reverse."""
+    temperature: float = Field(default=1.0, gt=0.0)
+    """Logits of both are divided by it."""
+    hard_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the usual loss on the data's own tokens; the rest is the divergence."""
+    top_k: int | None = Field(default=None, ge=1)
+    """Run the teacher once, before training, and keep its so many likeliest tokens. Unset: run it in every step."""
+    store: str | None = None
+    """Folder for what is kept of the teacher; it is used again by later runs. Unset: in the cache."""
+
+
+Objective = Annotated[
+    Pretrain
+    | Sft
+    | SeqCls
+    | TokenCls
+    | Mlm
+    | SpanCorruption
+    | Seq2Seq
+    | Embed
+    | Rerank
+    | GenerativeRerank
+    | Distill,
+    Field(discriminator="type"),
+]

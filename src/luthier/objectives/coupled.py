@@ -1,8 +1,8 @@
 """Losses in which all rows of a step depend on each other, with the graph of one micro-batch at a time (GradCache).
 
 Every row is embedded once without a graph.  The loss of all rows together gives each row's gradient; then each
-micro-batch is embedded again, and sent its rows' gradients back.  That is exact, so the loss of a step does not depend on
-how it was cut into micro-batches and processes.  A step that is one micro-batch needs no second pass.
+micro-batch is embedded again, and sent its rows' gradients back.  That is exact, so the loss of a step does not
+depend on how it was cut into micro-batches and processes.  A step that is one micro-batch needs no second pass.
 
 Dropout must fall the same way both times, so it is drawn from the micro-batch's own samples.
 
@@ -43,7 +43,9 @@ class Coupled:
     gather: Gather
     rank: int = 0
     world: int = 1
-    _known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(default_factory=dict[tuple[int, ...], tuple[Tensor, Tensor]])
+    _known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(
+        default_factory=dict[tuple[int, ...], tuple[Tensor, Tensor]]
+    )
     """For each micro-batch, by its samples: losses_S, and the step's gradient of each row, [S, D]."""
 
     def prepare(self, step: Sequence[Batch], facts: Callable[[Batch], Tensor], embed: Embed, loss: Loss) -> None:

@@ -2,8 +2,8 @@
 
     loss = (1 - h) sum_t w_t D(teacher_t, student_t) / sum_t w_t + h sum_t w_t -log p(token_t) / sum_t w_t
 
-with D one of `divergence`, and h the share of the data's own tokens.  No more than a few rows of logits are held at once,
-of neither model.
+with D one of `divergence`, and h the share of the data's own tokens.  Of neither model more than a few rows of logits
+are held at once.
 
 Legend: T packed tokens, R trained positions, V vocabulary, K known tokens, D width.
 """
@@ -18,16 +18,40 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from luthier.base.errors import ConfigError
 from luthier.base.records import Record, Task
 from luthier.data.batch import Batch, Group
+from luthier.data.loader import Vary
 from luthier.engine.objective import Terms
+from luthier.model.config import ModelConfig
 from luthier.model.heads import CAUSAL
-from luthier.model.load import Model
+from luthier.model.load import Model, load_tokenizer
 from luthier.model.logprobs import chunk_rows
-from luthier.objectives.config import Distill
+from luthier.objectives.config import Distill, Sft
 from luthier.objectives.divergence import divergences, sparse_divergences
 from luthier.objectives.language import Language
-from luthier.objectives.teacher import Live, Stored, Teacher
+from luthier.objectives.setting import Setting
+from luthier.objectives.teacher import Live, Teacher
+
+
+def distillation(config: Distill, setting: Setting) -> Distillation:
+    """The objective for a student.
+
+    Raises:
+        ConfigError: no teacher was named, or it has another tokenizer.
+        ModelError: the teacher cannot be read.
+    """
+    if not config.teacher:
+        raise ConfigError("no teacher was named", where="--teacher", fix="Give a folder or a hub id")
+    model = ModelConfig(path=config.teacher, hub=setting.model.hub, dtype=setting.model.dtype)
+    if load_tokenizer(model).get_vocab() != setting.tokenizer.get_vocab():
+        raise ConfigError(
+            "teacher and student have different vocabularies",
+            where=f"--teacher {config.teacher}",
+            fix="Take a teacher of the same family; from others, learn their written answers by luthier sft",
+        )
+    language = Language(Sft(train_on=config.train_on), setting.renderer)
+    return Distillation(config, language, Live(model))
 
 
 class Distillation:
@@ -40,7 +64,7 @@ class Distillation:
 
     task: Task = "language"
     head = CAUSAL
-    vary = None
+    vary: Vary | None = None
 
     def __init__(self, config: Distill, language: Language, teacher: Teacher):
         self.config, self.language, self.teacher = config, language, teacher
@@ -85,12 +109,14 @@ class Distillation:
         summed = {"divergence": (divergence_R * weights_R).sum(), "lm": (nll_R * weights_R).sum()}
         shares = self._shares()
         count = weights_R.sum()
-        metrics = {name: (value.detach(), count) for name, value in (("kl", summed["divergence"]), ("nll", summed["lm"]))}
+        metrics = {
+            name: (value.detach(), count) for name, value in (("kl", summed["divergence"]), ("nll", summed["lm"]))
+        }
         metrics["token_accuracy"] = correct_R.sum(), torch.tensor(len(rows_R), device=correct_R.device)
         return Terms({name: summed[name] * share for name, share in shares.items() if share}, metrics)
 
     def _judge(self, model: Model, batch: Batch, hidden_RD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Divergence, -log p of the data's token, and whether it is the likeliest, at each trained position.  [R] each"""
+        """Divergence, -log p of the data's token, and whether it is the likeliest.  [R] each"""
         at_once = max(1, chunk_rows(model.vocabulary, model.device) // 2)
         known = self.teacher.known(batch)
         targets_R = batch.targets_T[batch.trained_R]
@@ -106,7 +132,9 @@ class Distillation:
         divergence, nll, correct = zip(*pieces, strict=True)
         return torch.cat(divergence), torch.cat(nll), torch.cat(correct)
 
-    def _score(self, model: Model, hidden_RD: Tensor, targets_R: Tensor, *known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _score(
+        self, model: Model, hidden_RD: Tensor, targets_R: Tensor, *known: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         config = self.config
         logits_RV = model.logits(hidden_RD).float()
         nll_R = cross_entropy(logits_RV, targets_R, reduction="none")
@@ -118,12 +146,12 @@ class Distillation:
                 logits_RV[:, :width], taught_RV[:, :width], config.divergence, config.temperature, config.beta
             )
         else:
-            divergence_R = sparse_divergences(logits_RV, *known, config.divergence, config.temperature, config.beta)
+            ids_RK, taught_RK = known
+            divergence_R = sparse_divergences(
+                logits_RV, ids_RK, taught_RK, config.divergence, config.temperature, config.beta
+            )
         return divergence_R, nll_R, correct_R
 
     def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         """There are no metrics but sums."""
         return {}
-
-
-__all__ = ["Distillation", "Live", "Stored"]

@@ -12,8 +12,9 @@ Legend: N sequences, S sequences of a batch, Q queries, C other texts, P pairs, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -21,23 +22,62 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from luthier.base.errors import ConfigError
 from luthier.base.records import Record, Similar, Task
 from luthier.data.batch import Batch, Group, Tokens, whole
 from luthier.data.plain import Plain
 from luthier.engine.objective import Terms
+from luthier.model.folder import model_folder, read_json
 from luthier.model.heads import Head, Pooling, pooled
 from luthier.model.load import Model
+from luthier.model.vectors import files, pooling_of
 from luthier.objectives import similarity
 from luthier.objectives.config import Embed
 from luthier.objectives.coupled import Coupled
-from luthier.score.ranking import pearson, ranks, spearman
+from luthier.objectives.setting import Setting
+from luthier.score.ranking import pearson, spearman
 
 QUERY, GOOD, BAD = 0.0, 1.0, 2.0
 """What a sequence is in its row."""
 _ROLE, _SCORE, _SAMPLE, _WEIGHT, _HIGH, _LOW = range(6)
 """Facts of a sequence; the last two are halves of a number that equal texts share."""
+POOLINGS: dict[str, Pooling] = {"mean": "mean", "cls": "first", "last": "last"}
+SURVEYED = 100
+"""Rows that decide the loss where none was named."""
 AMONG = 1000
 """Rows of similarities held at once when a whole set is judged."""
+
+
+def embedding(config: Embed, setting: Setting) -> Embedding:
+    """The objective for a model and its data.
+
+    Raises:
+        ConfigError: a width that vectors do not have.
+        ModelError: files of the model that cannot be read.
+    """
+    folder = model_folder(setting.model)
+    settings = read_json(folder / "config.json")
+    width = settings.get("hidden_size")
+    if isinstance(width, int) and any(cut > width for cut in config.matryoshka):
+        raise ConfigError(f"vectors have {width} numbers", where="--matryoshka", fix=f"Give widths up to {width}")
+    loss = config.loss
+    if loss is None:
+        scored = any(record.score is not None for record in islice(_similar(setting), SURVEYED))
+        loss = "cosent" if scored else "infonce"
+    pooling: Pooling | None = POOLINGS[config.pooling] if config.pooling else pooling_of(folder)
+    causal = any("ForCausalLM" in name for name in settings.get("architectures") or [])
+    mesh = setting.mesh
+    return Embedding(
+        config,
+        loss,
+        pooling or ("last" if causal else "mean"),
+        setting.plain,
+        Coupled(mesh.gather, mesh.rank, mesh.world),
+    )
+
+
+def _similar(setting: Setting) -> Iterator[Similar]:
+    return (record for record in setting.records("similarity", training=True) if isinstance(record, Similar))
 
 
 @dataclass(frozen=True)
@@ -49,9 +89,12 @@ class Embedding:
     pooling: Pooling
     plain: Plain
     coupled: Coupled = field(default_factory=lambda: Coupled(lambda rows: rows))
-    head: Head = Head("none")
     task: Task = "similarity"
     stop_ids: frozenset[int] = frozenset()
+
+    @property
+    def head(self) -> Head:
+        return Head("none")
 
     @property
     def key(self) -> str:
@@ -149,8 +192,14 @@ class Embedding:
             embeddings_ND[queries_Q], embeddings_ND[others_C], own_Q, allowed_QC, self.config.temperature
         )
 
+    def files(self, model: Model) -> dict[str, str]:
+        """What makes an artefact one of sentence-transformers."""
+        prompts = {"query": self.config.query_prompt, "document": self.config.text_prompt}
+        width = int(model.base.config.get_text_config().hidden_size)
+        return files(self.pooling, width=width, max_length=self.plain.max_length, prompts=prompts)
+
     def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """Over the whole set: correlation of cosines with scores, or how each query's own text ranks among all texts."""
+        """Over the whole set: correlation of cosines with scores, or the rank of each query's text among all."""
         vectors_ND, facts_NF = F.normalize(outputs["vectors"].float(), dim=1), outputs["facts"]
         queries_Q = (facts_NF[:, _ROLE] == QUERY).nonzero()[:, 0]
         if self.loss != "infonce":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from luthier.base.errors import ConfigError
 from luthier.base.records import Chat, Record, Task, Text
 from luthier.data.batch import Batch, Group, Tokens
 from luthier.data.corrupt import mask_words
@@ -27,7 +29,21 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import Head
 from luthier.model.load import Model
 from luthier.objectives.config import Mlm
+from luthier.objectives.setting import Setting
 from luthier.prepare.words import cut
+
+
+def masked(config: Mlm, setting: Setting) -> Masked:
+    """The objective for a model.  Raises ConfigError where its tokenizer has no mask."""
+    if setting.tokenizer.mask_token is None:
+        raise ConfigError(
+            "the tokenizer of this model has no mask token",
+            where="--task_type mlm",
+            fix="Take an encoder such as BERT; luthier init --architecture bert makes one",
+        )
+    before, after = control_tokens(setting.tokenizer)
+    mask: Any = setting.tokenizer.mask_token_id
+    return Masked(config, setting.plain, before, after, mask)
 
 
 @dataclass(frozen=True)
@@ -43,9 +59,12 @@ class Masked:
     before: tuple[int, ...]
     after: tuple[int, ...]
     mask_id: int
-    head: Head = Head("masked")
     task: Task = "language"
     stop_ids: frozenset[int] = frozenset()
+
+    @property
+    def head(self) -> Head:
+        return Head("masked")
 
     @property
     def key(self) -> str:
@@ -70,7 +89,7 @@ class Masked:
         if not len(ids) or not weight:
             return None
         words = word_numbers(text, offsets) if self.config.whole_words else np.arange(len(ids), dtype=np.int32)
-        return Group((Tokens(ids, np.full(len(ids), weight, dtype=np.float32), words),), bare=True)
+        return Group((Tokens(ids, np.full(len(ids), weight, dtype=np.float32), words),), bare=self.longest)
 
     def vary(self, group: Group, rng: np.random.Generator) -> Group:
         """The text as the model sees it, and what it is to predict where."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from luthier.model.load import Model
+from luthier.objectives import config as kinds
 from luthier.objectives.config import Objective, Pretrain, SeqCls, Sft, TokenCls
 from luthier.objectives.setting import Learnable, Setting
 
@@ -25,3 +27,38 @@ def build(config: Objective, setting: Setting) -> Learnable:
             from luthier.objectives.tag import tagging
 
             return tagging(config, setting)
+        case kinds.Mlm():
+            from luthier.objectives.masked import masked
+
+            return masked(config, setting)
+        case kinds.SpanCorruption():
+            from luthier.objectives.spans import spans
+
+            return spans(config, setting)
+        case kinds.Seq2Seq():
+            from luthier.objectives.seq2seq import seq2seq
+
+            return seq2seq(config, setting)
+        case kinds.Embed():
+            from luthier.objectives.embedding import embedding
+
+            return embedding(config, setting)
+        case kinds.Rerank():
+            from luthier.objectives.reranking import reranking
+
+            return reranking(config, setting)
+        case kinds.GenerativeRerank():
+            from luthier.objectives.reranking import yes_or_no
+
+            return yes_or_no(config, setting)
+        case kinds.Distill():
+            from luthier.objectives.distil import distillation
+
+            return distillation(config, setting)
+
+
+def files(objective: Learnable, model: Model) -> dict[str, str]:
+    """Names and contents of what an artefact needs besides model and tokenizer."""
+    from luthier.objectives.embedding import Embedding
+
+    return objective.files(model) if isinstance(objective, Embedding) else {}

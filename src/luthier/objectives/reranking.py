@@ -15,20 +15,56 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from luthier.base.records import Record, Similar, Task
+from luthier.base.errors import ConfigError
+from luthier.base.records import Message, Record, Similar, Task
 from luthier.data.batch import Batch, Group, whole
 from luthier.data.plain import Plain, Words
 from luthier.engine.objective import Terms
 from luthier.model.heads import Head
 from luthier.model.load import Model
+from luthier.objectives.config import GenerativeRerank, Rerank
+from luthier.objectives.setting import Setting
 from luthier.score.ranking import Ranked, average_precision, ndcg, reciprocal_rank
+
+SYSTEM = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the "
+    'answer can only be "{yes}" or "{no}".'
+)
+
+
+def reranking(config: Rerank, setting: Setting) -> Reranking:
+    """The objective for a cross-encoder."""
+    return Reranking(config.loss, config.negatives, CrossEncoder(setting.plain))
+
+
+def yes_or_no(config: GenerativeRerank, setting: Setting) -> Reranking:
+    """The objective for a language model.  Raises ConfigError where yes or no is more than one token."""
+    yes = _one_token(setting, config.positive_token, "--positive_token")
+    no = _one_token(setting, config.negative_token, "--negative_token")
+    system = SYSTEM.format(yes=config.positive_token, no=config.negative_token)
+    renderer = setting.renderer
+    messages = (Message("system", system), Message("user", f"<Instruct>: {config.instruction}\n{_HOLE}"))
+    whole: Any = setting.tokenizer.decode(renderer.prompt(messages), skip_special_tokens=False)
+    before, _, after = whole.partition(_HOLE)
+    return Reranking(config.loss, config.negatives, YesOrNo(setting.plain, before, after, yes, no))
+
+
+def _one_token(setting: Setting, word: str, flag: str) -> int:
+    ids: list[int] = setting.tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise ConfigError(f"{word!r} is {len(ids)} tokens", where=flag, fix="Give a word of one token")
+    return ids[0]
+
+
+_HOLE = "<Query>: 0\n<Document>: 0"
+"""Where query and text come into the prompt."""
 
 
 class Judge(Protocol):
@@ -55,7 +91,10 @@ class CrossEncoder:
     """A model with one score for each pair of texts."""
 
     plain: Plain
-    head: Head = Head("sequence", ("LABEL_0",), "regression")
+
+    @property
+    def head(self) -> Head:
+        return Head("sequence", ("LABEL_0",), "regression")
 
     @property
     def key(self) -> str:
@@ -82,7 +121,10 @@ class YesOrNo:
     after: str
     yes: int
     no: int
-    head: Head = Head("causal")
+
+    @property
+    def head(self) -> Head:
+        return Head("causal")
 
     @property
     def key(self) -> str:

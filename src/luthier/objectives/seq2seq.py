@@ -20,16 +20,23 @@ from torch import Tensor
 
 from luthier.base.records import Chat, Record, Task
 from luthier.data.batch import Batch, Group
+from luthier.data.loader import Vary
 from luthier.data.plain import Plain
 from luthier.engine.objective import Terms
 from luthier.model.calling import padded, within
 from luthier.model.heads import Head
 from luthier.model.load import Model
 from luthier.objectives.config import Seq2Seq
-from luthier.objectives.spans import source_and_target
+from luthier.objectives.setting import Setting
+from luthier.objectives.spans import source_and_target, start_token
 
 NOTHING = -1
 """Stands behind the end of what is written or wanted."""
+
+
+def seq2seq(config: Seq2Seq, setting: Setting) -> Translation:
+    """The objective for a model.  Raises ConfigError where it is no encoder with a decoder."""
+    return Translation(config, setting.plain, start_token(setting))
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,13 @@ class Translation:
     config: Seq2Seq
     plain: Plain
     start: int
-    head: Head = Head("seq2seq")
     task: Task = "language"
-    vary = None
+    vary: Vary | None = None
     stop_ids: frozenset[int] = frozenset()
+
+    @property
+    def head(self) -> Head:
+        return Head("seq2seq")
 
     @property
     def key(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from luthier.base.records import Record, Task
@@ -15,9 +16,12 @@ from luthier.data.config import DataConfig, Overlong
 from luthier.data.loader import Vary
 from luthier.data.plain import Plain
 from luthier.data.render import Renderer
+from luthier.engine.mesh import Mesh
 from luthier.engine.objective import Objective
 from luthier.model.config import ModelConfig
 from luthier.model.heads import Head
+
+ALONE = Mesh(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Setting:
     data: DataConfig
     max_length: int
     """Longest sequence in tokens, after what the model can hold."""
+    mesh: Mesh = ALONE
+    """The processes of the run, for losses in which rows of all of them meet."""
 
     @property
     def overlong(self) -> Overlong:

@@ -2,8 +2,8 @@
 
     <store>/keys.npy starts.npy ids.npy logprobs.npy teacher.json    one row of the K likeliest tokens for each position
 
-A sequence is found by the hash of its tokens and trained positions, so what is kept serves any order, mix or share of the
-data.
+A sequence is found by the hash of its tokens and trained positions, so what is kept serves any order, mix or share
+of the data.
 
 Legend: T packed tokens, R trained positions, V vocabulary, K known tokens, D width.
 """
@@ -179,7 +179,8 @@ def _likeliest(model: Model, batch: Batch, top_k: int, temperature: float) -> tu
     with torch.no_grad():
         hidden_RD = model.hidden(batch)[batch.trained_R]
         parts = [
-            (model.logits(rows).float() / temperature).log_softmax(1).topk(top_k, dim=1) for rows in hidden_RD.split(1024)
+            (model.logits(rows).float() / temperature).log_softmax(1).topk(top_k, dim=1)
+            for rows in hidden_RD.split(1024)
         ]
     return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 

@@ -30,7 +30,7 @@ from luthier.model.load import Model, arithmetic_dtype, load_model
 from luthier.model.noise import Noise
 from luthier.model.turns import turns_of
 from luthier.objectives.penalised import Penalised, Penalty
-from luthier.objectives.registry import build
+from luthier.objectives.registry import build, files
 from luthier.objectives.setting import Learnable, Setting
 from luthier.run.config import RunConfig
 from luthier.run.environment import describe_device
@@ -68,7 +68,7 @@ def build_objective(run: Run, tokenizer: PreTrainedTokenizerFast) -> Learnable:
     """The objective for this data and model.  Processes take turns: one indexes the files, the others reuse."""
     if not run.mesh.leads:
         run.mesh.wait()
-    setting = Setting(tokenizer, run.config.model, run.config.data, run.max_length)
+    setting = Setting(tokenizer, run.config.model, run.config.data, run.max_length, run.mesh)
     objective = build(run.config.objective, setting)
     if run.mesh.leads:
         run.mesh.wait()
@@ -181,7 +181,7 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Learnable, 
         Checkpoints(run.directory.path / "checkpoints", config.save.total_limit),
         watcher,
         run.mesh,
-        lambda folder, whole: _write_artefact(model, config, folder, whole),
+        lambda folder, whole: _write_artefact(model, objective, config, folder, whole),
         turns,
     )
 
@@ -240,8 +240,12 @@ def _judged(groups: Groups | None, objective: Learnable, seed: int) -> Groups | 
     return groups if groups is None or objective.vary is None else Varied(groups, objective.vary, seed)
 
 
-def _write_artefact(model: Model, config: RunConfig, folder: Path, whole: Whole) -> None:
+def _write_artefact(model: Model, objective: Learnable, config: RunConfig, folder: Path, whole: Whole) -> None:
     methods.save(model, folder, whole)
+    for name, text in files(objective, model).items():
+        file = folder / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 

@@ -8,7 +8,7 @@ from luthier.base.secrets import secrets_in
 from luthier.data.config import DataConfig
 from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.model.config import Lora, Method, ModelConfig
-from luthier.objectives.config import Objective, Pretrain, Sft
+from luthier.objectives.config import Mlm, Objective, Pretrain, Sft, SpanCorruption
 
 
 class RunConfig(Config):
@@ -80,7 +80,9 @@ def resolve(config: RunConfig) -> RunConfig:
         )
     pretrain = isinstance(config.objective, Pretrain)
     packing = config.data.packing if config.data.packing is not None else pretrain and not config.data.streaming
-    overlong = config.data.overlong or ("split" if pretrain else "truncate")
+    overlong = config.data.overlong or (
+        "split" if pretrain or isinstance(config.objective, Mlm | SpanCorruption) else "truncate"
+    )
     rate = config.optim.learning_rate
     if rate is None:
         rate = config.method.rate

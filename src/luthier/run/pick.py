@@ -6,9 +6,13 @@ from pathlib import Path
 
 from luthier.base.records import Task
 from luthier.data.config import DataConfig
-from luthier.objectives.config import Objective, SeqCls, Sft, TokenCls
+from luthier.objectives.config import Embed, Objective, SeqCls, Sft, TokenCls
 
-PICKED: dict[Task, type[SeqCls | TokenCls]] = {"classification": SeqCls, "tagging": TokenCls}
+PICKED: dict[Task, type[SeqCls | TokenCls | Embed]] = {
+    "classification": SeqCls,
+    "tagging": TokenCls,
+    "similarity": Embed,
+}
 """The objective for rows that are evidently no language modelling; others are told by the data's own checks."""
 
 
