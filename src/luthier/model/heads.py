@@ -18,7 +18,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPastAndCrossAttentions,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+)
 from transformers.models.auto import modeling_auto as auto
 
 from luthier.model.config import ModelConfig
@@ -155,7 +158,7 @@ def through(network: PreTrainedModel, head: Head, hidden_SLD: Tensor, ids_SL: Te
     """
     below: Any = backbone(network, head)
     if head.kind == "seq2seq":
-        given: Any = BaseModelOutput(last_hidden_state=hidden_SLD)  # type: ignore[arg-type]
+        given: Any = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_SLD)  # type: ignore[arg-type]
         with _handing(below, given):
             return network(encoder_outputs=given, decoder_input_ids=ids_SL, use_cache=False).logits
     given = BaseModelOutputWithPoolingAndCrossAttentions(
@@ -192,7 +195,7 @@ def pooled(hidden_TD: Tensor, lengths: tuple[int, ...], offsets: tuple[int, ...]
     """hidden_SD: one row for each sequence, its first, its last, or the mean of all."""
     device = hidden_TD.device
     if pooling == "mean":
-        counts_S = torch.tensor(lengths, device=device)
+        counts_S = torch.tensor(lengths, dtype=torch.int64, device=device)
         owner_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts_S)
         sums_SD = hidden_TD.new_zeros(len(lengths), hidden_TD.shape[1]).index_add(0, owner_T, hidden_TD)
         return sums_SD / counts_S[:, None].to(hidden_TD.dtype)

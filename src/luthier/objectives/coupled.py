@@ -43,14 +43,14 @@ class Coupled:
     gather: Gather
     rank: int = 0
     world: int = 1
-    _known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(
+    known: dict[tuple[int, ...], tuple[Tensor, Tensor]] = field(
         default_factory=dict[tuple[int, ...], tuple[Tensor, Tensor]]
     )
     """For each micro-batch, by its samples: losses_S, and the step's gradient of each row, [S, D]."""
 
     def prepare(self, step: Sequence[Batch], facts: Callable[[Batch], Tensor], embed: Embed, loss: Loss) -> None:
         """Embed the step's rows without a graph and keep their gradients; nothing where the step is one micro-batch."""
-        self._known.clear()
+        self.known.clear()
         if self.world == 1 and len(step) == 1:
             return
         mine = []
@@ -67,16 +67,16 @@ class Coupled:
             (gradient_ND,) = torch.autograd.grad(losses_N.sum(), all_ND)
         for batch in step:
             rows = slice(start, start + len(batch.lengths))
-            self._known[batch.samples] = losses_N.detach()[rows], gradient_ND[rows]
+            self.known[batch.samples] = losses_N.detach()[rows], gradient_ND[rows]
             start = rows.stop
 
     def loss(self, batch: Batch, facts_SF: Tensor, embed: Embed, loss: Loss) -> tuple[Tensor, Tensor]:
         """This micro-batch's part of the step's loss, with its gradient, and its embeddings_SD."""
         with repeatable(batch):
             embeddings_SD = embed(batch).float()
-        if batch.samples not in self._known:
+        if batch.samples not in self.known:
             return loss(embeddings_SD, facts_SF).sum(), embeddings_SD
-        losses_S, gradient_SD = self._known[batch.samples]
+        losses_S, gradient_SD = self.known[batch.samples]
         pulled = (embeddings_SD * gradient_SD).sum()
         return pulled + (losses_S.sum() - pulled).detach(), embeddings_SD
 
