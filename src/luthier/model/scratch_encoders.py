@@ -127,6 +127,7 @@ def _bert(shape: Shape) -> PreTrainedModel:
 
 
 def _t5(shape: Shape) -> PreTrainedModel:
+    more: dict[str, Any] = {"decoder_start_token_id": 0, "tie_word_embeddings": shape.tie_word_embeddings}
     config = T5Config(
         vocab_size=shape.vocab_size,
         d_model=shape.hidden_size,
@@ -138,6 +139,6 @@ def _t5(shape: Shape) -> PreTrainedModel:
         pad_token_id=0,
         eos_token_id=1,
         dtype="float32",
-        **{"decoder_start_token_id": 0, "tie_word_embeddings": shape.tie_word_embeddings},
+        **more,
     )
     return T5ForConditionalGeneration(config)

@@ -182,16 +182,6 @@ class Distill(Config):
 
 
 Objective = Annotated[
-    Pretrain
-    | Sft
-    | SeqCls
-    | TokenCls
-    | Mlm
-    | SpanCorruption
-    | Seq2Seq
-    | Embed
-    | Rerank
-    | GenerativeRerank
-    | Distill,
+    Pretrain | Sft | SeqCls | TokenCls | Mlm | SpanCorruption | Seq2Seq | Embed | Rerank | GenerativeRerank | Distill,
     Field(discriminator="type"),
 ]

@@ -10,8 +10,10 @@ Legend: T packed tokens, R trained positions, V vocabulary, K known tokens, D wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -22,6 +24,7 @@ from luthier.base.errors import ConfigError
 from luthier.base.records import Record, Task
 from luthier.data.batch import Batch, Group
 from luthier.data.loader import Vary
+from luthier.data.tokens import Groups
 from luthier.engine.objective import Terms
 from luthier.model.config import ModelConfig
 from luthier.model.heads import CAUSAL
@@ -31,7 +34,7 @@ from luthier.objectives.config import Distill, Sft
 from luthier.objectives.divergence import divergences, sparse_divergences
 from luthier.objectives.language import Language
 from luthier.objectives.setting import Setting
-from luthier.objectives.teacher import Live, Teacher
+from luthier.objectives.teacher import Live, Stored, Teacher, ask, load_teacher
 
 
 def distillation(config: Distill, setting: Setting) -> Distillation:
@@ -68,6 +71,32 @@ class Distillation:
 
     def __init__(self, config: Distill, language: Language, teacher: Teacher):
         self.config, self.language, self.teacher = config, language, teacher
+
+    def ask(
+        self, sets: Sequence[Groups], device: torch.device, cache: Path, tokens: int, progress: Callable[[int], None]
+    ) -> None:
+        """Run the teacher over all sets and keep its likeliest tokens, where that is wanted; then it is not needed.
+
+        Args:
+            tokens: how many the teacher reads at once.
+            progress: told how many sequences have been read.
+        """
+        if self.config.top_k is None or not isinstance(self.teacher, Live):
+            return
+        model = self.teacher.config
+        known = [self.config.top_k, self.config.temperature, model.path, *(groups.fingerprint for groups in sets)]
+        name = hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
+        folder = (Path(self.config.store).expanduser() if self.config.store else cache / "teachers") / name
+        ask(
+            lambda: load_teacher(model, device),
+            (groups[index] for groups in sets for index in range(len(groups))),
+            folder,
+            top_k=self.config.top_k,
+            temperature=self.config.temperature,
+            batch_tokens=tokens,
+            progress=progress,
+        )
+        self.teacher = Stored(folder)
 
     @property
     def key(self) -> str:

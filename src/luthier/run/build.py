@@ -29,6 +29,7 @@ from luthier.model.lending import Whole
 from luthier.model.load import Model, arithmetic_dtype, load_model
 from luthier.model.noise import Noise
 from luthier.model.turns import turns_of
+from luthier.objectives import registry
 from luthier.objectives.penalised import Penalised, Penalty
 from luthier.objectives.registry import build, files
 from luthier.objectives.setting import Learnable, Setting
@@ -90,6 +91,13 @@ def build_data(run: Run, objective: Learnable, tokenizer: PreTrainedTokenizerFas
         _show_data(run, prepared, tokenizer)
     report.refuse(prepared.report, config.data, prepared.rejected, str(run.directory.path / "rejected.jsonl"))
     return prepared
+
+
+def begin(run: Run, objective: Learnable, data: Prepared) -> None:
+    """What an objective does once, before the model is loaded."""
+    sets = [data.train, *([data.validation] if data.validation is not None else [])]
+    with run.console.progress("Asking the teacher") as bar:
+        registry.begin(objective, sets, run.mesh, run.config.data, run.max_length, bar.advance)
 
 
 def _encoding(run: Run, objective: Learnable) -> Encoding:

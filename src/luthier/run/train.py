@@ -17,7 +17,7 @@ from luthier.engine.trainer import Trainer
 from luthier.model import lowbit, methods
 from luthier.model.load import context_length, load_tokenizer
 from luthier.model.method import virtual_tokens
-from luthier.run.build import Run, build_data, build_model, build_objective, build_trainer, describe
+from luthier.run.build import Run, begin, build_data, build_model, build_objective, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, measured_memory
 from luthier.run.memory import within_memory
@@ -54,6 +54,7 @@ def train(config: RunConfig, console: Console) -> Path:
         run = Run(config, voice, mesh, directory, max_length)
         objective = build_objective(run, tokenizer)
         data = build_data(run, objective, tokenizer)
+        begin(run, objective, data)
         with within_memory(run):
             model, fingerprint = build_model(run, tokenizer, objective.head)
         watcher = _watch(run, resume, stack) if mesh.leads else Unwatched()
