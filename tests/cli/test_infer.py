@@ -10,10 +10,10 @@ import torch
 
 from luthier.base.config import to_yaml
 from luthier.base.console import Console
-from luthier.base.errors import ConfigError
+from luthier.base.errors import ConfigError, DataError
 from luthier.cli import conversation
 from luthier.cli.infer import InferConfig, infer
-from luthier.generate.local import Local
+from luthier.generate.continuous import Continuous
 from luthier.model import lowbit, methods
 from luthier.model.config import Lora, ModelConfig, Quant
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -89,13 +89,13 @@ def test_answers_a_file_and_goes_on_where_it_stopped(
     kept = [json.dumps(whole[index], ensure_ascii=False) for index in (0, 3)]
     result.write_text("\n".join([*kept, '{"index": 1, "respo']), encoding="utf-8")
     generated: list[int] = []
-    generate = Local.generate
+    submit = Continuous.submit
 
-    def counted(self: Local, prompts: Any, sampling: Any) -> Any:
-        generated.append(len(prompts))
-        return generate(self, prompts, sampling)
+    def counted(self: Continuous, request: Any, sink: Any) -> Any:
+        generated.append(1)
+        return submit(self, request, sink)
 
-    monkeypatch.setattr(Local, "generate", counted)
+    monkeypatch.setattr(Continuous, "submit", counted)
     infer(asked, Console())
     assert sum(generated) == 3
     assert {row["index"]: row for row in RunRows(result)} == whole
@@ -154,13 +154,13 @@ def test_a_run_directory_alone_is_enough(
 
 def test_talking(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     prompts: list[str] = []
-    stream = Local.stream
+    pieces = Continuous.pieces
 
-    def recorded(self: Local, prompt: Any, sampling: Any) -> Any:
-        prompts.append(str(self.model.tokenizer.decode(prompt)))
-        return stream(self, prompt, sampling)
+    def recorded(self: Continuous, request: Any) -> Any:
+        prompts.append(str(self.model.tokenizer.decode(request.prompt)))
+        return pieces(self, request)
 
-    monkeypatch.setattr(Local, "stream", recorded)
+    monkeypatch.setattr(Continuous, "pieces", recorded)
     typed = iter(["One.", "Two.", "clear", "multi-line", "Three", "and four.#", "single-line", "reset-system", "Sing.", "Five.", "", "quit"])  # noqa: E501  # fmt: skip
     monkeypatch.setattr(conversation, "typed", lambda _: next(typed))
     infer(options().model_copy(update={"model": ModelConfig(adapters=(str(run),))}), Console())
@@ -169,6 +169,61 @@ def test_talking(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert "One." not in prompts[2] and "Three\nand four." in prompts[2] and "You build violins." in prompts[2]
     assert "Sing." in prompts[3] and "violins" not in prompts[3] and len(prompts) == 4
     assert next(typed, None) is None
+
+
+def test_several_adapters_answer_by_name(
+    tiny_model_dir: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = ModelConfig(path=str(tiny_model_dir("qwen2")))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    runs = {name: trained_run(base, tmp_path / name) for name in ("one", "two")}
+    named = tuple(f"{name}={folder}" for name, folder in runs.items())
+    file, result = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    asked = [{"query": "Who?"}, {"query": "Who?", "adapter": "one"}, {"query": "Who?", "adapter": "two"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    model = ModelConfig(adapters=named)  # the base is the one that they were trained on
+    infer(options(val_dataset=str(file), result_path=str(result)).model_copy(update={"model": model}), Console())
+    found = {row["index"]: row for row in lines(result)}
+    assert found[0]["messages"][0]["role"] == "user"
+    assert found[1]["messages"] == found[2]["messages"] and found[1]["messages"][0]["content"] == "You build violins."
+    assert found[1]["response"] == found[2]["response"] != found[0]["response"]  # made of the same numbers
+    with pytest.raises(ConfigError, match=r"'three'"):
+        infer(options(adapter="three").model_copy(update={"model": model}), Console())
+    typed = iter(["Who?", "use two", "use three", "clear", "Who?", "quit"])
+    monkeypatch.setattr(conversation, "typed", lambda _: next(typed))
+    infer(options().model_copy(update={"model": model}), Console())
+    said = capsys.readouterr().out
+    assert "no adapter is called 'three'" in said and found[1]["response"] in said and found[0]["response"] in said
+
+
+def test_answers_have_the_form_that_is_asked_for(
+    tiny_model_dir: Callable[..., Path], questions: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("llguidance")
+    schema = tmp_path / "schema.json"
+    schema.write_text(
+        '{"type": "object", "properties": {"n": {"enum": [1, 22]}}, "required": ["n"], "additionalProperties": false}'
+    )
+    folder = tiny_model_dir("qwen2")
+    for number, (form, known) in enumerate(
+        (({"json_schema": str(schema)}, ('{"n": 1}', '{"n": 22}')), ({"regex": "(yes|no)!"}, ("yes!", "no!")))
+    ):
+        result = tmp_path / f"{number}.jsonl"
+        asked = options(folder, val_dataset=str(questions), result_path=str(result), sampling={"max_new_tokens": 30})
+        infer(asked.model_copy(update=form), Console())
+        assert {row["response"] in known for row in lines(result) if "response" in row} == {True}
+    for form in (
+        {"json_schema": "{"},
+        {"json_schema": "nowhere.json"},
+        {"regex": "("},
+        {"regex": "a", "json_schema": "{}"},
+    ):
+        with pytest.raises((ConfigError, DataError)):
+            infer(options(folder, **form), Console())
 
 
 def test_what_cannot_work_is_said(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> None:

@@ -6,16 +6,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from luthier.base.errors import ConfigError, DataError
+from luthier.base.errors import ConfigError, DataError, LuthierError
 from luthier.base.records import BadRow, Chat, Fault, Json, Message
 from luthier.base.rundir import RunDir
+from luthier.cli.speaker import Speaker
 from luthier.data.config import DataConfig
 from luthier.data.formats import read_record
-from luthier.data.render import Renderer
 from luthier.data.row import Row
 from luthier.data.sources import open_rows, parse_spec
-from luthier.generate.config import SamplingConfig
-from luthier.generate.sampler import Sampler
+from luthier.generate.request import Request
+from luthier.generate.sampler import Completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,28 +27,17 @@ class Question:
     reference: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Answerer:
-    """What answers questions: a sampler, the renderer of its prompts, and how many go at once."""
-
-    sampler: Sampler
-    renderer: Renderer
-    sampling: SamplingConfig
-    system: str | None
-    batch: int
-
-
-def answer_file(dataset: str, result: Path, answerer: Answerer, progress: Callable[[int], None]) -> str:
+def answer_file(dataset: str, result: Path, speaker: Speaker, progress: Callable[[int], None]) -> str:
     """Answer every row of a data set into a JSON-lines file, one line a row; returns what was done, in a sentence.
 
-    Rows whose line is there already are skipped, so an interrupted file is finished by the same command.  A row
-    that asks nothing gets a line with its `error`.
+    Lines come as answers are finished, each with the `index` of its row.  Rows whose line is there already are skipped,
+    so an interrupted file is finished by the same command.  A row that asks nothing gets a line with its `error`.
 
     Args:
         progress: told how many rows have been dealt with.
 
     Raises:
-        DataError: the data set cannot be read, or a question does not fit the model's context.
+        DataError: the data set cannot be read.
         ConfigError: the file holds answers to other questions.
     """
     data = DataConfig()
@@ -58,46 +47,47 @@ def answer_file(dataset: str, result: Path, answerer: Answerer, progress: Callab
     rows = open_rows(parse_spec(dataset, data.hub), data)
     results = RunDir(result.parent)
     done = {line["index"]: line for line in results.read_rows(result.name) if "index" in line}
-    waiting: list[tuple[int, Question, list[int]]] = []
-    for index in range(len(rows)):
-        try:
-            asked = question_of(rows[index], answerer.system)
-            if index in done:
-                _check_same(done[index], asked, result)
-            else:
-                waiting.append((index, asked, answerer.renderer.prompt(asked.messages, asked.tools)))
-        except BadRow as error:
-            if index not in done:
-                results.append_json(result.name, {"index": index, "error": str(error)})
-        if len(waiting) == answerer.batch or index == len(rows) - 1:
-            _answer(waiting, answerer, results, result.name)
-            waiting = []
+
+    def write(index: int, line: Mapping[str, Json]) -> None:
+        results.append_json(result.name, {"index": index, **line})
         progress(1)
+
+    def questions() -> Iterator[tuple[tuple[int, Question], Request]]:
+        """What is still to be answered; rows that cannot be get their line at once."""
+        for index in range(len(rows)):
+            try:
+                name = _adapter(rows[index])
+                asked = question_of(rows[index], speaker.system(name))
+                if index in done:
+                    _check_same(done[index], asked, result)
+                    progress(1)
+                else:
+                    yield (index, asked), speaker.request(asked.messages, asked.tools, name=name, seed=index)
+            except (BadRow, DataError) as error:
+                if index not in done:
+                    write(index, {"error": str(error)})
+
+    for (index, asked), answer in speaker.generator.answers(questions()):
+        write(index, {"error": str(answer)} if isinstance(answer, LuthierError) else _line(asked, answer))
     lines = results.read_rows(result.name)
     failed = sum("error" in line for line in lines)
     before = f", {len(done)} lines were there before" if done else ""
     return f"{len(lines) - failed} answers and {failed} errors{before}: {result}"
 
 
-def _answer(waiting: list[tuple[int, Question, list[int]]], answerer: Answerer, results: RunDir, name: str) -> None:
-    try:
-        completions = answerer.sampler.generate([prompt for _, _, prompt in waiting], answerer.sampling)
-    except DataError as error:  # one question is too long: find out which
-        if len(waiting) == 1:
-            results.append_json(name, {"index": waiting[0][0], "error": str(error)})
-        else:
-            for question in waiting:
-                _answer([question], answerer, results, name)
-        return
-    for (index, asked, _), completion in zip(waiting, completions, strict=True):
-        row: dict[str, Json] = {
-            "index": index,
-            "messages": _plain(asked),
-            "response": completion.text,
-            "label": asked.reference,
-            "finish_reason": completion.finish_reason,
-        }
-        results.append_json(name, row)
+def _line(asked: Question, completion: Completion) -> dict[str, Json]:
+    return {
+        "messages": _plain(asked),
+        "response": completion.text,
+        "label": asked.reference,
+        "finish_reason": completion.finish_reason,
+    }
+
+
+def _adapter(row: Row) -> str | None:
+    """The adapter that a row names."""
+    named = row.value.get("adapter") if isinstance(row.value, Mapping) else None
+    return named if isinstance(named, str) else None
 
 
 def _plain(asked: Question) -> list[Json]:
@@ -122,7 +112,7 @@ def question_of(row: Row, system: str | None) -> Question:
     """
     if isinstance(row.value, Fault):
         raise BadRow(row.value)
-    value: dict[str, Json] = {key: item for key, item in row.value.items() if item is not None}
+    value: dict[str, Json] = {key: item for key, item in row.value.items() if item is not None and key != "adapter"}
     record = read_record(next(_with_answer(value), value), row.where, [])
     if not isinstance(record, Chat):
         raise BadRow(Fault("not_a_question", row.where, "the row is plain text, not a question"))

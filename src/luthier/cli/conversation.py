@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
-from luthier.base.errors import DataError
+from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import BadRow, Message
-from luthier.data.render import Renderer
-from luthier.generate.config import SamplingConfig
-from luthier.generate.sampler import Sampler
+from luthier.cli.speaker import Speaker
+from luthier.generate.request import Request
 
-WORDS = "Words: exit, clear, reset-system, multi-line, single-line\n"
+WORDS = "Words: exit, clear, reset-system, multi-line, single-line, use NAME (another adapter)\n"
 
 
 class Conversation:
     """One talk on a terminal.
 
     Words: `exit` or `quit`; `clear` forgets what was said; `reset-system` asks for a new system message; `multi-line`
-    reads until a line ends in #, `single-line` undoes that.
+    reads until a line ends in #, `single-line` undoes that; `use NAME` lets another adapter go on.
     """
 
-    def __init__(
-        self, sampler: Sampler, renderer: Renderer, sampling: SamplingConfig, system: str | None, *, stream: bool
-    ):
-        self.sampler, self.renderer, self.sampling, self.stream = sampler, renderer, sampling, stream
-        self.system, self.turns, self.multi_line = system, list[Message](), False
+    def __init__(self, speaker: Speaker, *, stream: bool):
+        self.speaker, self.stream = speaker, stream
+        self.system, self.turns, self.multi_line = speaker.system(), list[Message](), False
 
     def run(self, read: Callable[[str], str | None], show: Callable[[str], None]) -> None:
         """Read and answer until `read` gives None or a word ends it."""
@@ -42,6 +39,8 @@ class Conversation:
                     self.multi_line = word == "multi-line"
                 case "":
                     pass
+                case word if word.startswith("use ") and len(word.split()) == 2 and len(self.speaker.names) > 1:
+                    self._use(word.split()[1], show)
                 case _:
                     self._answer(said, show)
 
@@ -57,13 +56,22 @@ class Conversation:
             lines.append(line)
         return "\n".join(lines) if lines else None
 
+    def _use(self, name: str, show: Callable[[str], None]) -> None:
+        before = self.speaker.system()
+        try:
+            self.speaker.choose(name)
+        except ConfigError as error:
+            show(f"{error}\n")
+            return
+        if self.system == before:  # nobody has asked for another one
+            self.system = self.speaker.system()
+
     def _answer(self, said: str, show: Callable[[str], None]) -> None:
         system = [Message("system", self.system)] if self.system else []
         messages = [*system, *self.turns, Message("user", said)]
         pieces: list[str] = []
         try:
-            prompt = self.renderer.prompt(messages)
-            for piece in self._pieces(prompt):
+            for piece in self._pieces(self.speaker.request(messages)):
                 pieces.append(piece)
                 show(piece)
         except KeyboardInterrupt:
@@ -74,10 +82,9 @@ class Conversation:
         show("\n")
         self.turns += [Message("user", said), Message("assistant", "".join(pieces))]
 
-    def _pieces(self, prompt: Sequence[int]) -> Iterable[str]:
-        if self.stream:
-            return self.sampler.stream(prompt, self.sampling)
-        return [self.sampler.generate([prompt], self.sampling)[0].text]
+    def _pieces(self, request: Request) -> Iterable[str]:
+        pieces = (piece.text for piece in self.speaker.generator.pieces(request))
+        return pieces if self.stream else ["".join(pieces)]
 
 
 def typed(prompt: str) -> str | None:

@@ -15,29 +15,36 @@ from luthier.generate.config import SamplingConfig
 from luthier.model.config import ModelConfig
 
 if TYPE_CHECKING:
-    from luthier.data.render import Renderer
-    from luthier.generate.sampler import Sampler
+    from luthier.cli.speaker import Speaker
+    from luthier.generate.request import Form
 
 
 class InferConfig(Config):
     """Using a model."""
 
     model: ModelConfig = ModelConfig()
-    """The model; with adapters of a run its base, template and system message come from the run."""
+    """The model; with adapters of a run its base, template and system message come from the run. --adapters
+    name1=dir1 name2=dir2 keeps several beside one base, to choose from by name."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are chosen."""
+    adapter: str | None = None
+    """Name of the adapter that answers, of several; rows of val_dataset may name another one. Unset: the base."""
     system: str | None = None
     """System message. Unset: the one the model was trained with, if any."""
     stream: bool = True
     """Print the answer while it is made."""
+    json_schema: str | None = None
+    """Answers fit this JSON schema: a file, or the schema itself."""
+    regex: str | None = None
+    """Answers match this regular expression."""
     val_dataset: str | None = None
     """Answer the questions of this data set instead of talking: any shape that is trained on, or questions alone."""
     result_path: str | None = None
     """JSON-lines file for the answers to val_dataset; lines already in it are not answered again."""
     batch_size: int = Field(default=8, ge=1)
-    """Questions of val_dataset answered at once."""
-    backend: Literal["transformers", "pt"] = "transformers"
-    """What runs the model; pt is another name for transformers."""
+    """Answers to val_dataset under way at once."""
+    backend: Literal["transformers", "pt", "vllm", "sglang", "lmdeploy"] = "transformers"
+    """What runs the model; pt is another name for transformers. The others run behind luthier deploy."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 
@@ -52,39 +59,66 @@ def infer(options: InferConfig, console: Console) -> None:
         raise ConfigError(
             "val_dataset and result_path belong together", where="--result_path", fix="Give both, or neither to talk"
         )
+    if options.backend not in ("transformers", "pt"):
+        raise ConfigError(
+            f"{options.backend} runs behind a server, infer runs the model in this process",
+            where="--infer_backend",
+            fix=f"luthier deploy --infer_backend {options.backend} ..., then any OpenAI client",
+        )
+    form = form_of(options.json_schema, options.regex)
     # A page of help must not wait for torch.
-    from luthier.cli.answers import Answerer, answer_file
+    from luthier.cli.answers import answer_file
     from luthier.cli.conversation import WORDS, Conversation, show, typed
 
-    sampler, renderer, system = _open(options, console)
+    speaker = _open(options, form, console)
     if options.val_dataset is not None and options.result_path is not None:
-        answerer = Answerer(sampler, renderer, options.sampling, system, options.batch_size)
         with console.progress("Answering rows") as bar:
-            done = answer_file(options.val_dataset, Path(options.result_path), answerer, bar.advance)
+            done = answer_file(options.val_dataset, Path(options.result_path), speaker, bar.advance)
         console.result(done, summary=done, result_path=options.result_path)
     else:
         if sys.stdin.isatty():
             show(WORDS)
-        Conversation(sampler, renderer, options.sampling, system, stream=options.stream).run(typed, show)
+        Conversation(speaker, stream=options.stream).run(typed, show)
 
 
-def _open(options: InferConfig, console: Console) -> tuple[Sampler, Renderer, str | None]:
-    import torch
+def form_of(json_schema: str | None, regex: str | None) -> Form | None:
+    """What answers must look like.
 
-    from luthier.data.render import Renderer
-    from luthier.generate.local import Local
-    from luthier.model import methods
-    from luthier.model.load import load_model, load_tokenizer
-    from luthier.run.result import find
+    Raises:
+        ConfigError: both are given, or the schema is no JSON.
+    """
+    import json
 
-    usable = find(options.model)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    tokenizer = load_tokenizer(usable.tokenizer)
-    renderer = Renderer(tokenizer, template=usable.model.template, template_args=usable.model.template_args)
-    quant = usable.model.quant
-    if quant.on and options.model.quant.method is None:
-        console.say(f"The base is held in {quant.bits} bits, as in training; --quant_method none leaves it as it is")
-    model = load_model(usable.model, torch.device(device), tokenizer=tokenizer, trained=False)
-    methods.attach(model, usable.model.adapters)
-    system = usable.system if options.system is None else options.system
-    return Local(model, stop_ids=renderer.stop_ids, batch=options.batch_size), renderer, system or None
+    from luthier.generate.request import Form
+
+    if json_schema is not None and regex is not None:
+        raise ConfigError("an answer has one form only", where="--regex", fix="Give --json_schema or --regex")
+    if regex is not None:
+        return Form("regex", regex)
+    if json_schema is None:
+        return None
+    given = json_schema.lstrip().startswith("{")
+    try:
+        text = json_schema if given else Path(json_schema).expanduser().read_text(encoding="utf-8")
+        json.loads(text)
+    except (OSError, ValueError) as error:
+        where = "--json_schema" if given else f"--json_schema {json_schema}"
+        raise ConfigError(f"no JSON schema: {error}", where=where, fix="Give a file, or the schema itself") from error
+    return Form("json", text)
+
+
+def _open(options: InferConfig, form: Form | None, console: Console) -> Speaker:
+    from luthier.cli.speaker import Speaker
+    from luthier.generate.continuous import Continuous
+    from luthier.run.opening import manners, open_model, split_named
+
+    config, named = split_named(options.model)
+    opened = open_model(config, options.device, console.say)
+    stop_ids = opened.manner.renderer.stop_ids
+    generator = Continuous(opened.model, stop_ids=stop_ids, slots=options.batch_size)
+    speaker = Speaker(generator, opened.manner, options.sampling, options.system, form)
+    for name, manner in manners(opened, named).items():
+        speaker.add(name, manner)
+    if options.adapter is not None:
+        speaker.choose(options.adapter)
+    return speaker

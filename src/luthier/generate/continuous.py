@@ -13,6 +13,7 @@ import torch
 from luthier.base.errors import LuthierError, RunError
 from luthier.generate.batching import Batching
 from luthier.generate.config import SamplingConfig
+from luthier.generate.form import Forms
 from luthier.generate.padded import Padded
 from luthier.generate.request import Piece, Request, Sink, Ticket
 from luthier.generate.sampler import Completion, ends_of
@@ -27,6 +28,7 @@ class Work(Protocol):
 
     max_length: int
     slots: int
+    forms: Forms
 
     @property
     def running(self) -> int: ...

@@ -55,7 +55,7 @@ class Padded:
         self.model, self.stop_ids, self.slots = model, frozenset(stop_ids), slots
         before = 0 if model.before is None else model.before.tokens
         self.max_length = min(max_length or model.max_length, model.max_length - before)
-        self._forms = Forms(model.tokenizer, model.vocabulary, self.stop_ids)
+        self.forms = Forms(model.tokenizer, model.vocabulary, self.stop_ids)
         self._queue: deque[_Open] = deque()
 
     @property
@@ -69,7 +69,7 @@ class Padded:
         room = min(room_for(request, self.max_length), request.sampling.max_new_tokens)
         if request.adapter is not None:
             raise DataError(f"no adapter of the name {request.adapter!r}", code="no_adapter")
-        matcher = self._forms.matcher(request.form) if request.form is not None else None
+        matcher = self.forms.matcher(request.form) if request.form is not None else None
         chooser = Chooser(request, model.vocabulary, model.device, matcher)
         answer = Answer(model.tokenizer, self.stop_ids, request.sampling.stop)
         self._queue.append(_Open(ticket, chooser, answer, room))

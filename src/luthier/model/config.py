@@ -43,6 +43,11 @@ class Quant(Config):
         if not isinstance(values, dict):
             return values
         given: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+        if given.get("method") == "torchao":
+            raise ValueError(
+                "torchao rounds when a model is written (luthier export --quant_method torchao), and what it has "
+                "written is opened without --quant_method; bnb and hqq round when a model is loaded"
+            )
         if "bits" in given:
             given.setdefault("method", "bnb")
         if given.get("method") in BITS:
