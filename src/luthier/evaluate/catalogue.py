@@ -8,7 +8,7 @@ from pathlib import Path
 
 from luthier.base.config import nearest
 from luthier.base.errors import ConfigError
-from luthier.evaluate import labels, mcq, qa, texts
+from luthier.evaluate import labels, mcq, qa, retrieval, texts
 from luthier.evaluate.config import Method, SetConfig
 from luthier.evaluate.task import Task
 
@@ -30,6 +30,7 @@ SETS: Mapping[str, Entry] = {
     "general_qa": Entry(qa.general_qa, "", "questions and answers in <subset>.jsonl"),
     "classification": Entry(labels.classification, "", "texts and labels in a table"),
     "perplexity": Entry(texts.texts, "", "texts"),
+    "retrieval": Entry(retrieval.retrieval, "retrieval-derived", "corpus.jsonl, queries.jsonl and qrels.tsv"),
     "mmlu": Entry(mcq.mmlu, "mmlu", "57 subjects, multiple choice"),
     "arc": Entry(mcq.instructed, "llm-adapters-eval/dataset", "science questions, easy and hard"),
     "obqa": Entry(mcq.instructed, "llm-adapters-eval/dataset", "OpenBookQA"),

@@ -101,8 +101,8 @@ class Scorer:
         """Options of one token each: all of them are read behind their prompt at once."""
         found: dict[int, Found] = {}
         sizes = [len(one.prompt) for one in asked]
-        for numbers in _batches(sizes, self.batch_tokens):
-            hidden_TD = self.model.hidden(_packed([asked[n].prompt for n in numbers]).to(self.model.device))
+        for numbers in batches(sizes, self.batch_tokens):
+            hidden_TD = self.model.hidden(packed([asked[n].prompt for n in numbers]).to(self.model.device))
             ends = np.cumsum([sizes[n] for n in numbers]) - 1
             places = [(int(end), asked[n].options) for n, end in zip(numbers, ends, strict=True)]
             reads = [[(end, option[0])] for end, options in places for option in options]
@@ -114,8 +114,8 @@ class Scorer:
         pairs = [(number, option) for number, one in enumerate(asked) for option in one.options]
         sequences = [asked[number].prompt + option[:-1] for number, option in pairs]
         one_by_one: dict[int, Found] = {}
-        for places in _batches([len(sequence) for sequence in sequences], self.batch_tokens):
-            hidden_TD = self.model.hidden(_packed([sequences[p] for p in places]).to(self.model.device))
+        for places in batches([len(sequence) for sequence in sequences], self.batch_tokens):
+            hidden_TD = self.model.hidden(packed([sequences[p] for p in places]).to(self.model.device))
             reads: list[list[tuple[int, int]]] = []
             start = 0
             for place in places:
@@ -134,7 +134,7 @@ class Scorer:
         most = min(self.batch_tokens, _MOST_IN_A_TREE)
         sizes = [len(one.prompt) - shared + sum(len(option) - 1 for option in one.options) for one in asked]
         found: dict[int, Found] = {}
-        for numbers in _batches(sizes, most):
+        for numbers in batches(sizes, most):
             row = _Row.of([asked[n] for n in numbers], shared)
             hidden_TD = self._masked(row, shared, cache)
             found.update(zip(numbers, self._read(hidden_TD, row.reads, [asked[n] for n in numbers]), strict=True))
@@ -250,7 +250,7 @@ def _shared_beginning(asked: Sequence[Asked]) -> int:
     return next((n for n, (left, right) in enumerate(zip(low, high, strict=False)) if left != right or n == most), most)
 
 
-def _batches(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
+def batches(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
     """Numbers by size, as many at once as `most` tokens hold."""
     batch: list[int] = []
     total = 0
@@ -264,7 +264,8 @@ def _batches(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _packed(sequences: Sequence[Ids]) -> Batch:
+def packed(sequences: Sequence[Ids]) -> Batch:
+    """Sequences as a batch in which nothing is trained."""
     groups = [Group((Tokens(np.array(ids, np.int32), np.zeros(len(ids), np.float32)),)) for ids in sequences]
     return collate(groups, range(len(groups)))
 

@@ -12,11 +12,12 @@ from luthier.base.records import Json
 from luthier.base.rundir import RunDir, write_atomic
 from luthier.evaluate.likelihood import likelihood
 from luthier.evaluate.mcq import ACCURACY
+from luthier.evaluate.retrieval import mark_ranking
 from luthier.evaluate.subject import Subject
 from luthier.evaluate.task import Item, Rates, Result, Task, asked_hash
 from luthier.generate.config import SamplingConfig
 
-_CHUNK = {"choose": 256, "generate": 64, "read": 64}
+_CHUNK = {"choose": 256, "generate": 64, "read": 64, "retrieve": 10**9}
 _TIE = 1e-4
 """Options whose log-likelihoods differ by less are alike, and the first of them is chosen: rounding decides nothing."""
 
@@ -138,4 +139,17 @@ def _result(item: Item, prediction: str, rates: Rates, detail: dict[str, Json]) 
     return Result(item.key, "", asked[:2000], prediction, item.references[0] if item.references else "", rates, detail)
 
 
-_ANSWER = {"choose": _choose, "generate": _generate, "read": _read}
+def _retrieve(subject: Subject, task: Task, items: Sequence[Item], _: int) -> list[Result]:
+    """The documents nearest to each query."""
+    names = [name for name, _ in task.documents]
+    corpus_ND = subject.embeddings([text for _, text in task.documents])
+    queries_QD = subject.embeddings([item.messages[0].content for item in items])
+    results: list[Result] = []
+    for item, near_N in zip(items, queries_QD @ corpus_ND.T, strict=True):
+        found = dict(zip(names, near_N.tolist(), strict=True))
+        best = sorted(found, key=lambda name: (found[name], name), reverse=True)[:10]
+        results.append(_result(item, best[0], mark_ranking(item, found), {"nearest": list(best)}))
+    return results
+
+
+_ANSWER = {"choose": _choose, "generate": _generate, "read": _read, "retrieve": _retrieve}

@@ -55,6 +55,8 @@ class Task:
     """The labels of a classification."""
     metrics: tuple[str, ...] = ()
     """Metrics that are wanted; none: all."""
+    documents: tuple[tuple[str, str], ...] = ()
+    """Names and texts of what is searched."""
 
 
 @dataclass(frozen=True, slots=True)

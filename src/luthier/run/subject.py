@@ -7,17 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import orjson
-import torch
 
 from luthier.base.errors import ConfigError
-from luthier.data.render import Renderer
 from luthier.evaluate.config import EvalConfig
 from luthier.evaluate.subject import Subject
 from luthier.generate.local import Local
-from luthier.model import methods
 from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
-from luthier.model.load import load_model, load_tokenizer
+from luthier.run.opening import open_model
 from luthier.run.result import Usable, find
 
 
@@ -27,24 +24,20 @@ def open_subject(options: EvalConfig, model: ModelConfig, say: Callable[[str], N
     Raises:
         ConfigError, ModelError: naming what is missing.
     """
-    usable = find(model)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    tokenizer = load_tokenizer(usable.tokenizer)
-    renderer = Renderer(tokenizer, template=usable.model.template, template_args=usable.model.template_args)
+    opened = open_model(model, options.device, say)
+    renderer, own = opened.manner.renderer, opened.manner.system
     chat = options.apply_chat_template
     if chat is None:
-        chat = bool(tokenizer.chat_template or usable.model.template)
+        chat = bool(renderer.tokenizer.chat_template or opened.config.template)
         if not chat:
             say("The model brings no chat template: it is asked in plain text (--apply_chat_template true to change)")
-    opened = load_model(usable.model, torch.device(device), tokenizer=tokenizer, trained=False)
-    methods.attach(opened, usable.model.adapters)
     return Subject(
-        name=name_of(usable),
-        model=opened,
+        name=name_of(find(model)),
+        model=opened.model,
         renderer=renderer,
-        sampler=Local(opened, stop_ids=renderer.stop_ids, batch=options.eval_batch_size),
+        sampler=Local(opened.model, stop_ids=renderer.stop_ids, batch=options.eval_batch_size),
         sampling=options.sampling,
-        system=(usable.system if options.system is None else options.system) or None,
+        system=(own if options.system is None else options.system) or None,
         chat=chat,
         batch_tokens=options.batch_tokens,
     )
