@@ -2,10 +2,10 @@
 
     python benchmarks/clean.py --input en.jsonl zh.jsonl [--copies 4] [--workers 1 2]
 
-Megabytes are those of the rows' text in UTF-8.  The last column leaves out what the same command takes for one row,
+Megabytes are those of the rows' text in UTF-8.  "Without the start" leaves out what the same command takes for one row,
 which is starting Python and its libraries.  Processor seconds count the command and its processes; on a busy
 machine only they mean something, and even they suffer.  With copies, each copy's texts get its number, so that exact
-duplicates are those of one copy.
+duplicates are those of one copy.  Memory is counted as in `dedup.py`: the last column must not grow with the input.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from dedup import measure
 
 from luthier.prepare.view import rewrite, text_of
 
@@ -31,14 +29,6 @@ WORK = {
     "dedup --exact": ["dedup", "--exact"],
     "dedup --near": ["dedup", "--near"],
 }
-
-
-@dataclass(frozen=True)
-class Took:
-    """What a command took."""
-
-    wall: float
-    processor: float
 
 
 def grown(sources: list[Path], copies: int, folder: Path) -> tuple[Path, float]:
@@ -57,17 +47,10 @@ def grown(sources: list[Path], copies: int, folder: Path) -> tuple[Path, float]:
     return path, size / 1e6
 
 
-def run(words: list[str], rows: Path, workers: int, folder: Path) -> Took:
-    """One command from start to end, the interpreter's start included."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    began = time.perf_counter()
+def run(words: list[str], rows: Path, workers: int, folder: Path) -> tuple[float, float, float]:
+    """Wall seconds, processor seconds and GiB of one command from start to end, the interpreter's start included."""
     command = [sys.executable, "-m", "luthier", "data", words[0], str(rows), *words[1:], "--workers", str(workers)]
-    command += ["--output", str(folder / "out.jsonl")]
-    environment = {**os.environ, "LUTHIER_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
-    wall = time.perf_counter() - began
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return Took(wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return measure([*command, "--output", str(folder / "out.jsonl")], folder / "cache")
 
 
 def main() -> None:
@@ -84,15 +67,15 @@ def main() -> None:
         print(f"{megabytes:.1f} MB of text; load of the machine {os.getloadavg()[0]:.1f}")
         one = folder / "one.jsonl"
         one.write_text('{"text": "one row"}\n', encoding="utf-8")
-        print("| work | processes | seconds | processor seconds | MB/s | MB a processor second | without the start |")
-        print("|---|---|---|---|---|---|---|")
+        columns = "seconds | processor seconds | MB/s | MB a processor second | without the start | GiB"
+        print(f"| work | processes | {columns} |")
+        print("|---|---|---|---|---|---|---|---|")
         for label in options.only:
             for workers in options.workers:
-                start = run(WORK[label], one, workers, folder)
-                took = run(WORK[label], rows, workers, folder)
-                net = megabytes / (took.processor - start.processor)
-                rates = f"{megabytes / took.wall:.1f} | {megabytes / took.processor:.1f} | {net:.1f}"
-                print(f"| {label} | {workers} | {took.wall:.1f} | {took.processor:.1f} | {rates} |", flush=True)
+                _, start, _ = run(WORK[label], one, workers, folder)
+                wall, used, most = run(WORK[label], rows, workers, folder)
+                rates = f"{megabytes / wall:.1f} | {megabytes / used:.1f} | {megabytes / (used - start):.1f}"
+                print(f"| {label} | {workers} | {wall:.1f} | {used:.1f} | {rates} | {most:.2f} |", flush=True)
 
 
 if __name__ == "__main__":
