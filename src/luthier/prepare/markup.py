@@ -9,6 +9,7 @@ from typing import Any
 
 from luthier.base.errors import MissingExtra
 from luthier.prepare.mend import Repair
+from luthier.prepare.signs import holding
 
 _TAGS = (
     "html head body title meta link script style div p br hr span a b i u em strong small sub sup img ul ol li dl dt "
@@ -82,13 +83,14 @@ def _parser() -> Any:
 # section 2.2; numbers that the paper leaves open are those of TensorFlow Datasets' c4.
 
 _ENDS = (".", "?", "!", '"', "。", "？", "！", "”", "」", "…", "；")
-_POLICY = re.compile(
-    "terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies"
-    "|隐私政策|隐私权政策|服务条款|使用条款|版权所有|ICP备|京公网安备",
-    re.IGNORECASE,
+_POLICY = (
+    "(?i:terms of use|privacy policy|cookie policy|uses cookies|use of cookies|use cookies"
+    "|隐私政策|隐私权政策|服务条款|使用条款|版权所有|ICP备|京公网安备)"
 )
+"""For RE2, which looks at all lines of a page at once."""
 _CITATION = re.compile(r"\[\d{1,4}\]|\[edit\]|\[citation needed\]|\[(?:编辑|編輯|来源请求|來源請求)\]", re.IGNORECASE)
 _WORDS_IN_LINE = 5
+_FIVE_CHARACTERS = re.compile("[\u4e00-\u9fff](?:[^\u4e00-\u9fff]*[\u4e00-\u9fff]){4}")
 
 
 def without_citations(text: str) -> str:
@@ -98,7 +100,8 @@ def without_citations(text: str) -> str:
 
 def without_policy_lines(text: str) -> str:
     """C4: lines about cookies and terms of use go; Chinese ones and the registration numbers of sites likewise."""
-    return _filtered(text, lambda line: _POLICY.search(line) is None)
+    lines = text.split("\n")
+    return "\n".join(line for line, bad in zip(lines, holding(lines, _POLICY).tolist(), strict=True) if not bad)
 
 
 def without_javascript_lines(text: str) -> str:
@@ -117,7 +120,7 @@ def _is_sentence(line: str) -> bool:
     if not line.endswith(_ENDS) or line.endswith("..."):
         return False
     long_enough = len(line.split(maxsplit=_WORDS_IN_LINE)) >= _WORDS_IN_LINE
-    return long_enough or (not line.isascii() and len(re.findall("[\u4e00-\u9fff]", line)) >= _WORDS_IN_LINE)
+    return long_enough or (not line.isascii() and _FIVE_CHARACTERS.search(line) is not None)
 
 
 def _filtered(text: str, keep: Callable[[str], bool]) -> str:
@@ -133,7 +136,7 @@ LINE_RULES = {
     for rule in (
         Repair("c4_citations", lambda text: "[" in text, without_citations, r"\["),
         Repair("c4_javascript", _always, without_javascript_lines, "(?i:javascript)"),
-        Repair("c4_policy", _always, without_policy_lines, f"(?i:{_POLICY.pattern})"),
+        Repair("c4_policy", _always, without_policy_lines, _POLICY),
         Repair("c4_fragments", _always, without_fragments),
     )
 }

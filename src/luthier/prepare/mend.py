@@ -101,9 +101,10 @@ _SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f]")
 _BREAKS = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 _BLANK = re.compile("\n{3,}")
 _RUN = re.compile("[ \t\u3000]+")
-_ANY_SPACE = "[\t-\r\x1c-\x20\x85\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+ANY_SPACE = "[\t-\r\x1c-\x20\x85\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+"""Every white space, as a class for RE2, which knows that of ASCII only."""
 _UNTIDY_SIGN = (
-    f"\\A{_ANY_SPACE}|{_ANY_SPACE}\\z|[ \t\u3000]\n|\n\n\n"
+    f"\\A{ANY_SPACE}|{ANY_SPACE}\\z|[ \t\u3000]\n|\n\n\n"
     "|[\r\x0b\x0c\x85\u2028\u2029\u00a0\u1680\u2000-\u200a\u202f\u205f]"
 )
 _UNSTABLE_SIGN = (

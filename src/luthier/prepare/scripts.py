@@ -17,8 +17,14 @@ _SCRIPTS = {
     "Thai": "\u0e00-\u0e7f",
     "Devanagari": "\u0900-\u097f",
 }
+RANGES = {
+    name: [(ord(low), ord(high)) for low, high in re.findall("(.)-(.)", ranges, re.DOTALL)]
+    for name, ranges in _SCRIPTS.items()
+}
+"""First and last code points of each script, by its name."""
 _RUNS = {name: re.compile(f"[{ranges}]+") for name, ranges in _SCRIPTS.items()}
-_TOKENS = re.compile(f"[{HAN}\u3040-\u30ff]|[^\\W{HAN}\u3040-\u30ff]+")
+_SINGLE = f"{HAN}{_SCRIPTS['Kana']}"
+_TOKENS = re.compile(f"[{_SINGLE}]|[^\\W{_SINGLE}]+")
 
 
 def characters(text: str) -> dict[str, int]:

@@ -17,6 +17,13 @@ def holding(texts: Sequence[str], sign: str) -> NDArray[np.bool_]:
     return np.asarray(found.to_numpy(zero_copy_only=False), bool)
 
 
+def counting(texts: Sequence[str], sign: str) -> NDArray[np.int64]:
+    """How often each text holds a pattern, without overlaps; int64 [texts]."""
+    options = pc.MatchSubstringOptions(sign)
+    found = pc.call_function("count_substring_regex", [pa.array(texts, pa.large_string())], options)
+    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+
+
 def either(signs: Sequence[str | None]) -> str | None:
     """One pattern for all of them; None when one of them is None, which any text holds."""
     known = [sign for sign in signs if sign is not None]

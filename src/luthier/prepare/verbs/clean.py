@@ -12,7 +12,6 @@ from pydantic import Field, field_validator
 
 from luthier.base.config import nearest
 from luthier.base.errors import ConfigError
-from luthier.prepare import repetition
 from luthier.prepare.classical import Classical
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
@@ -22,7 +21,7 @@ from luthier.prepare.markup import LINE_RULES, MARKUP_SIGN, has_markup, strip_ma
 from luthier.prepare.mend import Chinese, Form, Repair, Space, Width, is_damaged, repairs
 from luthier.prepare.parcel import Batch, Item, Parcel, Value
 from luthier.prepare.personal import KINDS, Kind
-from luthier.prepare.quality import PAGE_RULES, REPETITION_RULES, RULES, SETS, Page, read_bad_words
+from luthier.prepare.quality import PAGE_RULES, RULES, SETS, read_bad_words, reasons
 from luthier.prepare.report import Report, Table
 from luthier.prepare.rewriting import Rewriting
 from luthier.prepare.scripts import is_chinese, words
@@ -145,8 +144,9 @@ class _Clean:
                 parcel.drop(item, "emptied", field=emptied)
             elif not (config.looks_at_rows and self._refused(item, value, parcel)):
                 kept.append((item, value))
-        reasons = _reasons(asked, [text_of(value) for _, value in kept], config.bad_words) if asked else ()
-        for (item, value), reason in zip_longest(kept, reasons):
+        bad_words = read_bad_words(config.bad_words) if config.bad_words else None
+        why = reasons([text_of(value) for _, value in kept], asked, bad_words) if asked else ()
+        for (item, value), reason in zip_longest(kept, why):
             if reason:
                 parcel.drop(item, reason)
             elif value is item.value or value == item.value:
@@ -226,7 +226,7 @@ def rewriting(config: CleanConfig) -> Rewriting:
 def page_rules(config: CleanConfig) -> tuple[str, ...]:
     """The rules about whole pages that the settings ask for, in the order in which they are asked."""
     asked = _asked(config)
-    return tuple(name for name in (*PAGE_RULES, *REPETITION_RULES) if name in asked)
+    return tuple(name for name in PAGE_RULES if name in asked)
 
 
 def _asked(config: CleanConfig) -> set[str]:
@@ -235,18 +235,6 @@ def _asked(config: CleanConfig) -> set[str]:
         for names in (config.quality, config.quality_except)
     )
     return wanted - unwanted
-
-
-def _reasons(asked: tuple[str, ...], texts: list[str], bad_words: str | None) -> list[str | None]:
-    """For every text the rule that refuses it."""
-    pattern = read_bad_words(bad_words) if bad_words else None
-    pages = [Page(text, pattern) for text in texts]
-    simple = [(name, PAGE_RULES[name]) for name in asked if name in PAGE_RULES]
-    reasons = [next((name for name, rule in simple if rule(page)), None) for page in pages]
-    left = [number for number, reason in enumerate(reasons) if reason is None]
-    for number, reason in zip(left, repetition.reasons([pages[number] for number in left], asked), strict=True):
-        reasons[number] = reason
-    return reasons
 
 
 def _bounds(rows: Frame, config: CleanConfig) -> Bounds:
