@@ -120,6 +120,7 @@ def next_commands(outcome: Outcome, options: QuickstartConfig) -> dict[str, str]
     longer = ["--max_steps", str(2 * options.steps), "--allow_change", "train.max_steps"]
     commands = {
         "Talk to it": ["infer", "--adapters", str(outcome.adapter)],
+        "Serve it to OpenAI's clients": ["deploy", "--adapters", str(outcome.adapter), "--served_model_name", "viola"],
         "Teach it your own chats": ["sft", "--model", NAME, "--dataset", "MY.jsonl", "--num_train_epochs", "3"],
         "See which tokens are trained": ["preview", str(outcome.data[-1]), "--model", NAME],
         "Train on from where it ended": ["train", f"{run}/config.yaml", "--resume_from_checkpoint", run, *longer],
