@@ -12,12 +12,14 @@ from luthier.base.config import Config
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, MissingExtra
 from luthier.base.records import Json
+from luthier.cli.peers import Backend, EngineConfig
 from luthier.generate.config import SamplingConfig
 from luthier.model.config import ModelConfig
 from luthier.serve.config import ServerConfig
 
 if TYPE_CHECKING:
     from luthier.run.opening import Manner
+    from luthier.serve.engines import Engine
     from luthier.serve.voices import Voice
 
 
@@ -40,8 +42,10 @@ class DeployConfig(Config):
     """Tokens that all answers under way keep in memory together. Unset: a quarter of what is free."""
     pooling: Literal["last", "mean"] = "last"
     """Which token makes the embedding of a text."""
-    backend: Literal["transformers", "pt"] = "transformers"
-    """What runs the model; pt is another name for transformers."""
+    backend: Backend = "transformers"
+    """What runs the model; pt is another name for transformers, the others are started as processes."""
+    engine: EngineConfig = EngineConfig()
+    """With --infer_backend vllm, sglang or lmdeploy: its process."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 
@@ -64,31 +68,17 @@ def deploy(options: DeployConfig, console: Console) -> None:
     except ImportError as error:
         raise MissingExtra(error.name or "fastapi", "serve", what_for="luthier deploy") from error
 
-    from luthier.generate.continuous import Continuous
-    from luthier.run.opening import open_model, split_named
-    from luthier.serve.local import LocalEngine
+    from luthier.run.opening import manner_with, split_named
     from luthier.serve.voices import Voices
 
     model, named = split_named(options.model)
-    opened = open_model(model, options.device, console.say)
-    generator = Continuous(
-        opened.model,
-        stop_ids=opened.manner.renderer.stop_ids,
-        slots=options.slots,
-        max_length=options.max_model_len,
-        cache_tokens=options.cache_tokens,
-    )
-    if opened.model.note:
-        console.say(opened.model.note)
-    engine = LocalEngine(generator, options.pooling)
-    name = options.server.served_model_name or base_name(options.model.path or opened.config.path)
+    engine, manner, base = _engine(options, model, named, console)
+    name = options.server.served_model_name or base_name(options.model.path or base.path)
     registered = {name: Path(folder) for name, folder in named.items()}
     registered |= {
         known: folder for known, folder in adapters_in(options.adapter_dir).items() if known not in registered
     }
-    voices = Voices(
-        engine, (name, _voice(opened.manner)), registered, lambda folder: _voice(opened.with_adapter(folder))
-    )
+    voices = Voices(engine, (name, _voice(manner)), registered, lambda folder: _voice(manner_with(base, folder)))
 
     def listening(address: str) -> None:
         names: list[Json] = [name, *named]
@@ -102,6 +92,40 @@ def deploy(options: DeployConfig, console: Console) -> None:
 
     server.run(engine, voices, tuple(named), options.server, options.sampling, listening)
     console.say("Stopped")
+
+
+def _engine(
+    options: DeployConfig, model: ModelConfig, named: dict[str, str], console: Console
+) -> tuple[Engine, Manner, ModelConfig]:
+    """What answers, how the base is spoken to, and what it is."""
+    if options.backend not in ("transformers", "pt"):
+        from luthier.cli.peers import open_peer
+
+        console.say(f"Starting {options.backend}")
+        return open_peer(
+            model,
+            options.backend,
+            options.engine,
+            slots=options.slots,
+            max_length=options.max_model_len,
+            named=named,
+            later=options.adapter_dir is not None,
+        )
+    from luthier.generate.continuous import Continuous
+    from luthier.run.opening import open_model
+    from luthier.serve.local import LocalEngine
+
+    opened = open_model(model, options.device, console.say)
+    generator = Continuous(
+        opened.model,
+        stop_ids=opened.manner.renderer.stop_ids,
+        slots=options.slots,
+        max_length=options.max_model_len,
+        cache_tokens=options.cache_tokens,
+    )
+    if opened.model.note:
+        console.say(opened.model.note)
+    return LocalEngine(generator, options.pooling), opened.manner, opened.config
 
 
 def base_name(path: str) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from luthier.base.config import Config
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
+from luthier.cli.peers import Backend, EngineConfig
 from luthier.generate.config import SamplingConfig
 from luthier.model.config import ModelConfig
 
@@ -43,8 +45,10 @@ class InferConfig(Config):
     """JSON-lines file for the answers to val_dataset; lines already in it are not answered again."""
     batch_size: int = Field(default=8, ge=1)
     """Answers to val_dataset under way at once."""
-    backend: Literal["transformers", "pt", "vllm", "sglang", "lmdeploy"] = "transformers"
-    """What runs the model; pt is another name for transformers. The others run behind luthier deploy."""
+    backend: Backend = "transformers"
+    """What runs the model; pt is another name for transformers, the others are started as processes."""
+    engine: EngineConfig = EngineConfig()
+    """With --infer_backend vllm, sglang or lmdeploy: its process."""
     device: str = "auto"
     """cpu, cuda, or auto."""
 
@@ -59,26 +63,21 @@ def infer(options: InferConfig, console: Console) -> None:
         raise ConfigError(
             "val_dataset and result_path belong together", where="--result_path", fix="Give both, or neither to talk"
         )
-    if options.backend not in ("transformers", "pt"):
-        raise ConfigError(
-            f"{options.backend} runs behind a server, infer runs the model in this process",
-            where="--infer_backend",
-            fix=f"luthier deploy --infer_backend {options.backend} ..., then any OpenAI client",
-        )
     form = form_of(options.json_schema, options.regex)
     # A page of help must not wait for torch.
     from luthier.cli.answers import answer_file
     from luthier.cli.conversation import WORDS, Conversation, show, typed
 
-    speaker = _open(options, form, console)
-    if options.val_dataset is not None and options.result_path is not None:
-        with console.progress("Answering rows") as bar:
-            done = answer_file(options.val_dataset, Path(options.result_path), speaker, bar.advance)
-        console.result(done, summary=done, result_path=options.result_path)
-    else:
-        if sys.stdin.isatty():
-            show(WORDS)
-        Conversation(speaker, stream=options.stream).run(typed, show)
+    with ExitStack() as stack:
+        speaker = _open(options, form, console, stack)
+        if options.val_dataset is not None and options.result_path is not None:
+            with console.progress("Answering rows") as bar:
+                done = answer_file(options.val_dataset, Path(options.result_path), speaker, bar.advance)
+            console.result(done, summary=done, result_path=options.result_path)
+        else:
+            if sys.stdin.isatty():
+                show(WORDS)
+            Conversation(speaker, stream=options.stream).run(typed, show)
 
 
 def form_of(json_schema: str | None, regex: str | None) -> Form | None:
@@ -107,18 +106,29 @@ def form_of(json_schema: str | None, regex: str | None) -> Form | None:
     return Form("json", text)
 
 
-def _open(options: InferConfig, form: Form | None, console: Console) -> Speaker:
+def _open(options: InferConfig, form: Form | None, console: Console, stack: ExitStack) -> Speaker:
     from luthier.cli.speaker import Speaker
-    from luthier.generate.continuous import Continuous
-    from luthier.run.opening import manners, open_model, split_named
+    from luthier.run.opening import manner_with, manners, open_model, split_named
 
     config, named = split_named(options.model)
-    opened = open_model(config, options.device, console.say)
-    stop_ids = opened.manner.renderer.stop_ids
-    generator = Continuous(opened.model, stop_ids=stop_ids, slots=options.batch_size)
-    speaker = Speaker(generator, opened.manner, options.sampling, options.system, form)
-    for name, manner in manners(opened, named).items():
-        speaker.add(name, manner)
+    if options.backend not in ("transformers", "pt"):
+        from luthier.cli.peers import open_peer
+        from luthier.serve.blocking import Blocking
+
+        console.say(f"Starting {options.backend}")
+        engine, manner, base = open_peer(config, options.backend, options.engine, slots=options.batch_size, named=named)
+        speaker = Speaker(stack.enter_context(Blocking(engine)), manner, options.sampling, options.system, form)
+        for name, folder in named.items():
+            speaker.add(name, manner_with(base, folder))
+    else:
+        from luthier.generate.continuous import Continuous
+
+        opened = open_model(config, options.device, console.say)
+        stop_ids = opened.manner.renderer.stop_ids
+        generator = Continuous(opened.model, stop_ids=stop_ids, slots=options.batch_size)
+        speaker = Speaker(generator, opened.manner, options.sampling, options.system, form)
+        for name, manner in manners(opened, named).items():
+            speaker.add(name, manner)
     if options.adapter is not None:
         speaker.choose(options.adapter)
     return speaker

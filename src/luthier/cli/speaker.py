@@ -11,6 +11,7 @@ from luthier.generate.config import SamplingConfig
 from luthier.generate.continuous import Continuous
 from luthier.generate.request import Form, Request
 from luthier.run.opening import Manner
+from luthier.serve.blocking import Blocking
 
 BASE = "base"
 """What the model is called that has no adapter of a name on it."""
@@ -30,9 +31,14 @@ class Speaker:
     """
 
     def __init__(
-        self, generator: Continuous, base: Manner, sampling: SamplingConfig, system: str | None, form: Form | None
+        self,
+        generator: Continuous | Blocking,
+        base: Manner,
+        sampling: SamplingConfig,
+        system: str | None,
+        form: Form | None,
     ):
-        if form is not None:  # before the first question instead of at each
+        if form is not None and isinstance(generator, Continuous):  # before the first question instead of at each
             generator.work.forms.matcher(form)
         self.generator, self.sampling = generator, sampling
         self._system, self._form = system, form
@@ -50,11 +56,16 @@ class Speaker:
         Raises:
             ConfigError: this model takes no adapters side by side, or not this one.
         """
-        batching = self.generator.batching
-        if batching is None or name == BASE:
-            why = f"{BASE!r} is the model itself" if name == BASE else "this model takes no adapters side by side"
-            raise ConfigError(why, where=f"--adapters {name}=...")
-        batching.adapters[name] = self.generator.call(lambda: batching.several.read(manner.folders)).result()
+        where = f"--adapters {name}=..."
+        if name == BASE:
+            raise ConfigError(f"{BASE!r} is the model itself", where=where)
+        if isinstance(self.generator, Continuous):
+            batching = self.generator.batching
+            if batching is None:
+                raise ConfigError("this model takes no adapters side by side", where=where)
+            batching.adapters[name] = self.generator.call(lambda: batching.several.read(manner.folders)).result()
+        else:
+            self.generator.run(self.generator.engine.add_adapter(name, manner.folders))
         self._manners[name] = manner
 
     def choose(self, name: str) -> None:

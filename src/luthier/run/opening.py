@@ -41,10 +41,7 @@ class Opened:
         Raises:
             ConfigError: the folder is no adapter or run.
         """
-        found = find(self.config.model_copy(update={"adapters": (str(folder),)}))
-        alone = find(ModelConfig(adapters=(str(folder),))).model  # with the earlier adapters that its run names
-        folders = alone.adapters if alone.adapters[-1:] == found.model.adapters[-1:] else found.model.adapters
-        return Manner(_renderer(found), found.system, folders)
+        return manner_with(self.config, folder)
 
 
 def open_model(config: ModelConfig, device: str, say: Callable[[str], None]) -> Opened:
@@ -63,6 +60,28 @@ def open_model(config: ModelConfig, device: str, say: Callable[[str], None]) -> 
     methods.attach(model, usable.model.adapters)
     manner = Manner(renderer, usable.system, usable.model.adapters)
     return Opened(model, manner, usable.model.model_copy(update={"adapters": ()}))
+
+
+def manner_of(config: ModelConfig) -> tuple[Manner, ModelConfig]:
+    """How a model is spoken to, and what it is with the base that an adapter named; nothing is loaded.
+
+    Raises:
+        ConfigError, ModelError: it cannot be found.
+    """
+    usable = find(config)
+    return Manner(_renderer(usable), usable.system, usable.model.adapters), usable.model
+
+
+def manner_with(config: ModelConfig, folder: Path | str) -> Manner:
+    """How a base is spoken to with an adapter, or a run's, on it; nothing is loaded.
+
+    Raises:
+        ConfigError: the folder is no adapter or run.
+    """
+    found = find(config.model_copy(update={"adapters": (str(folder),)}))
+    alone = find(ModelConfig(adapters=(str(folder),))).model  # with the earlier adapters that its run names
+    folders = alone.adapters if alone.adapters[-1:] == found.model.adapters[-1:] else found.model.adapters
+    return Manner(_renderer(found), found.system, folders)
 
 
 def split_named(config: ModelConfig) -> tuple[ModelConfig, dict[str, str]]:

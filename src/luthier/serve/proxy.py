@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -17,6 +18,8 @@ from luthier.serve.engines import EngineFailed, Load
 from luthier.serve.launch import Serving
 from luthier.serve.process import Process
 
+_OWN = "own"
+"""The engine's name for the adapter that a run was opened with."""
 _LONG = httpx2.Timeout(10.0, read=None)  # an answer may take its time; deadlines are the server's
 
 
@@ -26,6 +29,7 @@ class ProxyEngine:
     Args:
         tokenizer: makes text of the tokens that come back.
         stop_ids: tokens that end an answer.
+        own: folder of an adapter that answers where a request names none.
         patience: seconds until the process must be ready.
     """
 
@@ -35,6 +39,7 @@ class ProxyEngine:
         tokenizer: PreTrainedTokenizerFast,
         stop_ids: Collection[int],
         *,
+        own: str | None = None,
         patience: float = 600.0,
         pause: float = 1.0,
     ):
@@ -42,7 +47,8 @@ class ProxyEngine:
         self.process = Process(serving, self._load_again, patience, pause)
         self._tokenizer, self._stop_ids = tokenizer, frozenset(stop_ids)
         self._speaks = dialect(serving.peer)
-        self._adapters: dict[str, str] = {}
+        self._own = _OWN if own else None
+        self._adapters: dict[str, str] = {_OWN: str(Path(own).expanduser().resolve())} if own else {}
         self._running = 0
         self._client: httpx2.AsyncClient | None = None
 
@@ -69,6 +75,7 @@ class ProxyEngine:
     async def stream(self, request: Request) -> AsyncIterator[Piece]:
         """The answer as it comes; see Engine."""
         most = min(request.sampling.max_new_tokens, room_for(request, self.max_length))
+        request = replace(request, adapter=request.adapter or self._own)
         body = self._speaks.body(request, most, self._stop_ids)
         if self.process.why is not None:
             raise EngineFailed(self.process.why)
