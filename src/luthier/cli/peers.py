@@ -22,7 +22,7 @@ class EngineConfig(Config):
     """The process of vLLM, SGLang or LMDeploy."""
 
     engine_command: str | None = None
-    """What starts it. Unset: vllm serve, python -m sglang.launch_server, or lmdeploy serve api_server."""
+    """Its program: vllm, the python that has sglang, or lmdeploy. Unset: found on the path."""
     engine_args: str = ""
     """Further arguments of it, in one: --engine_args="--gpu-memory-utilization 0.8"."""
     engine_timeout: float = Field(default=900.0, gt=0)

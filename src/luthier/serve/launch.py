@@ -21,7 +21,7 @@ _USUAL: Mapping[Peer, tuple[str, ...]] = {
     "sglang": ("python", "-m", "sglang.launch_server"),
     "lmdeploy": ("lmdeploy", "serve", "api_server"),
 }
-"""What starts each, when nothing else is said."""
+"""What starts each; another program may stand in the first place."""
 
 BASE = "base"
 """The engine's own name for the base model."""
@@ -46,7 +46,7 @@ class Serving:
     quantization: str | None = None
     """How the weights are rounded when they are loaded, in vLLM's words."""
     command: str | None = None
-    """What starts it, instead of the usual."""
+    """Its program, instead of the one that the path leads to."""
     arguments: str = ""
     """Further arguments, as on a command line."""
     seed: int = 0
@@ -55,7 +55,8 @@ class Serving:
 
 def command_line(serving: Serving, port: int, key: str) -> list[str]:
     """The words that start an engine on 127.0.0.1."""
-    start = shlex.split(serving.command) if serving.command else list(_USUAL[serving.peer])
+    program, *rest = _USUAL[serving.peer]
+    start = [*(shlex.split(serving.command) if serving.command else [program]), *rest]
     known = {"vllm": _vllm, "sglang": _sglang, "lmdeploy": _lmdeploy}
     return [*start, *known[serving.peer](serving, port, key), *shlex.split(serving.arguments)]
 
