@@ -9,6 +9,7 @@ from pydantic import Field
 from luthier.base.config import Config, merge, validate
 from luthier.base.errors import ConfigError
 from luthier.cli.deploy import DeployConfig
+from luthier.cli.eval import EvalConfig
 from luthier.cli.familiar import FAMILIAR, WORDS
 from luthier.cli.flags import choose_members, parse
 from luthier.cli.infer import InferConfig
@@ -232,7 +233,13 @@ def test_flags_without_meaning_are_noted():
 
 
 def test_every_familiar_name_leads_to_a_setting():
-    known = {*leaves(RunConfig), *leaves(InferConfig), *leaves(DeployConfig), *leaves(ExportConfig)}
+    known = {
+        *leaves(RunConfig),
+        *leaves(InferConfig),
+        *leaves(DeployConfig),
+        *leaves(EvalConfig),
+        *leaves(ExportConfig),
+    }
     lost = {
         name: entry.path for name, entry in FAMILIAR.items() if isinstance(entry, Means) and entry.path not in known
     }
