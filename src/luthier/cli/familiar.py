@@ -166,6 +166,18 @@ FAMILIAR: dict[str, Familiar] = {
     "train_on_prompt": Means("objective.train_on", switch("objective.train_on", "all")),
     "do_train": _ALWAYS,
     "do_eval": Ignored("evaluation happens when validation data is given"),
+    # against forgetting
+    "general_dataset": Means("retain.general", commas=True),
+    "ewc_lambda": Means("retain.ewc"),
+    "kl_coef": Means("retain.kl"),
+    "kl_loss_coef": Means("retain.kl"),
+    "replay_dataset": Means("data.replay", commas=True),
+    # more tokens
+    "add_tokens": Means("model.vocabulary.tokens", commas=True),
+    "new_tokens": Means("model.vocabulary.tokens", commas=True),
+    "new_special_tokens": Means("model.vocabulary.special", commas=True),
+    "add_special_tokens": Means("model.vocabulary.special", commas=True),
+    "resize_vocab": Ignored("embedding and head grow when tokens are added"),
     # the data
     "dataset": Means("data.datasets", commas=True),
     "val_dataset": Means("data.validation", commas=True),

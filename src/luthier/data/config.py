@@ -25,6 +25,10 @@ class DataConfig(Config):
     """Sampling ratio of each training set; empty means all rows of all sets."""
     interleave_stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
     """With ratios: stop an epoch when the first set runs out, or repeat sets until all have been seen."""
+    replay: tuple[str, ...] = ()
+    """General sets whose rows are mixed into training so that less is forgotten, in the same notation."""
+    replay_ratio: float = Field(default=0.1, gt=0.0, lt=1.0)
+    """Share of the training rows that are replayed ones."""
     columns: dict[str, str] = {}
     """Rename columns before the shape is recognised: {"their name": "our name"}."""
     hub: Literal["hf", "ms"] = "hf"

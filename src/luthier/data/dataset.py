@@ -17,7 +17,7 @@ from luthier.data.batch import Group
 from luthier.data.checks import RecordOptions
 from luthier.data.config import DataConfig
 from luthier.data.encode import Encoding, Facts, Rejected
-from luthier.data.mix import mix_indices, split_indices, take_indices
+from luthier.data.mix import mix_indices, replay_places, split_indices, take_indices
 from luthier.data.report import DataReport, SetReport, overlap, set_report, totals
 from luthier.data.row import Row, Rows
 from luthier.data.sources import open_rows, parse_spec, stream_rows
@@ -76,6 +76,8 @@ def prepare(
         order = mix_indices([len(part) for part in mine], config.interleave, config.interleave_stop, seed)
         starts = np.cumsum([0, *(len(part) for part in mine)])
         picks = np.concatenate(mine)[starts[order[:, 0]] + order[:, 1]]
+    replay = [_encode(text, "train", config, encoding, seed, progress, reports) for text in config.replay]
+    picks, train = _with_replay(picks, train, replay, config.replay_ratio, seed)
     judged, split = (held, _picks(held)) if held else (train, split)
     validation = Selected([part for part, _ in judged], split) if len(split) else None
     shared = overlap(_names(train, picks), _names(judged, split))
@@ -89,6 +91,19 @@ def prepare(
     )
     rejected = [row for part, _ in (*train, *held) for row in part.facts.rejected]
     return Prepared(Selected([part for part, _ in train], picks), validation, report, rejected)
+
+
+def _with_replay(
+    picks: NDArray[np.int64], train: list[Encoded], replay: list[Encoded], ratio: float, seed: int
+) -> tuple[NDArray[np.int64], list[Encoded]]:
+    """The picks with replayed ones among them, and all sets they come from."""
+    if not replay:
+        return picks, train
+    general = _picks(replay)
+    places = replay_places(len(picks), ratio)
+    drawn = general[take_indices(len(general), len(places), seed)] if len(general) else general
+    drawn = drawn + np.array([len(train), 0])
+    return np.insert(picks, places[: len(drawn)], drawn, axis=0), [*train, *replay]
 
 
 Encoded = tuple[TokenSet, NDArray[np.int64]]

@@ -56,6 +56,11 @@ def mix_indices(
         drawn = counts[-1]
 
 
+def replay_places(rows: int, ratio: float) -> Indices:
+    """Where among `rows` training rows replayed ones are put in, evenly, so that they are a share `ratio` of all."""
+    return np.linspace(0, rows, round(rows * ratio / (1 - ratio)), endpoint=False).astype(np.int64)
+
+
 def split_indices(n: int, ratio: float, seed: int) -> tuple[Indices, Indices]:
     """Hold out a share of n rows: (train, validation), each in the rows' order, drawn at random.
 

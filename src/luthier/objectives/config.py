@@ -181,6 +181,37 @@ class Distill(Config):
     """Folder for what is kept of the teacher; it is used again by later runs. Unset: in the cache."""
 
 
+class Retain(Config):
+    """Against forgetting: hold on to what the model could do before."""
+
+    general: tuple[str, ...] = ()
+    """Data sets that stand for what must not be forgotten: judged before and after training, and weighed by ewc."""
+    l2sp: float = Field(default=0.0, ge=0)
+    """Weight of the squared distance of the moving weights from where they started (L2-SP)."""
+    ewc: float = Field(default=0.0, ge=0)
+    """The same with each number weighed by how much it matters on the general sets (EWC). With 1 it is about how much
+    the loss there would rise."""
+    ewc_samples: int = Field(default=256, ge=1)
+    """Samples of the general sets that tell what matters."""
+    kl: float = Field(default=0.0, ge=0)
+    """Weight of the divergence from the predictions that the model began with, at the tokens that are trained."""
+    lwf: float = Field(default=0.0, ge=0)
+    """Weight of the distillation from the model as it began, at every token (Learning without Forgetting)."""
+    lwf_temperature: float = Field(default=2.0, gt=0)
+    """Temperature of that distillation."""
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is added to the loss."""
+        return bool(self.l2sp or self.ewc or self.kl or self.lwf)
+
+    @model_validator(mode="after")
+    def _ewc_has_data(self) -> Retain:
+        if self.ewc and not self.general:
+            raise ValueError("ewc needs to know what must not be forgotten; set retain.general")
+        return self
+
+
 Objective = Annotated[
     Pretrain | Sft | SeqCls | TokenCls | Mlm | SpanCorruption | Seq2Seq | Embed | Rerank | GenerativeRerank | Distill,
     Field(discriminator="type"),

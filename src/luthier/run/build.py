@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 import orjson
@@ -10,15 +10,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from luthier.base.config import to_yaml
-from luthier.base.console import Console
-from luthier.base.rundir import RunDir, write_atomic
+from luthier.base.rundir import write_atomic
 from luthier.data import preview, report
 from luthier.data.dataset import Prepared, encoding_of, prepare, stream
 from luthier.data.encode import Encoding
-from luthier.data.loader import Share, Shuffled, Source, Streamed, Varied
+from luthier.data.loader import Shuffled, Source, Streamed, Varied
 from luthier.data.tokens import Groups
 from luthier.engine.checkpoint import Checkpoints
-from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
 from luthier.engine.trainer import Data, Settings, Trainer
 from luthier.engine.watcher import Watcher
@@ -30,39 +28,18 @@ from luthier.model.load import Model, arithmetic_dtype, load_model
 from luthier.model.noise import Noise
 from luthier.model.turns import turns_of
 from luthier.objectives import registry
-from luthier.objectives.penalised import Penalised, Penalty
 from luthier.objectives.registry import build, files
 from luthier.objectives.setting import Learnable, Setting
 from luthier.run.config import RunConfig
 from luthier.run.environment import describe_device
+from luthier.run.parts import Run
 from luthier.run.plan import RunPlan
 from luthier.run.recompute import KEPT, Choice, choose_on_gpu, state_bytes
 from luthier.run.resume import model_fingerprint
+from luthier.run.retain import general_sets, retained
 
 PREVIEW_ROWS = 20
 """Samples shown in preview.html."""
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What every build knows."""
-
-    config: RunConfig
-    console: Console
-    """Silent on all processes but the leading one."""
-    mesh: Mesh
-    directory: RunDir
-    max_length: int
-    """Longest sequence in tokens, after what the model can hold."""
-
-    @property
-    def per_step(self) -> int:
-        """Samples (or packs) of one optimizer step, over all devices."""
-        return self.config.train.micro_batch * self.config.train.accumulation * self.mesh.world
-
-    def share(self, micro_batch: int, model: Model) -> Share:
-        """This process's micro-batches of so many full-length samples."""
-        return Share(micro_batch * self.max_length, self.mesh.rank, self.mesh.world, padded=not model.packed)
 
 
 def build_objective(run: Run, tokenizer: PreTrainedTokenizerFast) -> Learnable:
@@ -152,7 +129,19 @@ def build_model(run: Run, tokenizer: PreTrainedTokenizerFast, head: Head) -> tup
     return model, fingerprint
 
 
-def build_trainer(run: Run, data: Prepared, model: Model, objective: Learnable, watcher: Watcher) -> Trainer:
+def build_general(run: Run, objective: Learnable) -> dict[str, Groups]:
+    """The sets that tell what was forgotten, by name."""
+    return general_sets(run, _encoding(run, objective))
+
+
+def build_trainer(
+    run: Run,
+    data: Prepared,
+    model: Model,
+    objective: Learnable,
+    watcher: Watcher,
+    general: Mapping[str, Groups] | None = None,
+) -> Trainer:
     """The trainer of a run, at step 0."""
     config = run.config
     source = _source(run, data, objective)
@@ -171,12 +160,9 @@ def build_trainer(run: Run, data: Prepared, model: Model, objective: Learnable, 
         keep=choice.keep,
         predicted=choice.predicted,
     )
-    penalties: dict[str, Penalty] = {}
-    if turns.ranks is not None:
-        penalties["orthogonal"] = turns.ranks.penalty
     return Trainer(
         model,
-        Penalised(objective, penalties) if penalties else objective,
+        retained(run, model, objective, turns, general or {}),
         Optimizer(model.trained(), config.optim, lambda name: _rate(name, model, config)),
         Data(
             source=source,

@@ -8,7 +8,7 @@ from luthier.base.secrets import secrets_in
 from luthier.data.config import DataConfig
 from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.model.config import Lora, Method, ModelConfig
-from luthier.objectives.config import Mlm, Objective, Pretrain, Sft, SpanCorruption
+from luthier.objectives.config import Mlm, Objective, Pretrain, Retain, Sft, SpanCorruption
 
 
 class RunConfig(Config):
@@ -20,6 +20,8 @@ class RunConfig(Config):
     """The base model."""
     method: Method = Lora()
     """Which numbers may move."""
+    retain: Retain = Retain()
+    """Against forgetting."""
     data: DataConfig = DataConfig()
     """Data sets and their rows."""
     train: StepConfig = StepConfig()
@@ -116,6 +118,18 @@ def _refuse_what_the_method_cannot(config: RunConfig) -> None:
             where=f"{where} --gradient_checkpointing",
             fix="Leave --gradient_checkpointing out",
         )
+    if config.retain.on and config.train.shard == "full":
+        raise ConfigError(
+            "what is held on to is not split over processes", where="--fsdp", fix="Leave --fsdp or retain.* out"
+        )
+    if (config.retain.kl or config.retain.lwf) and not isinstance(config.objective, Pretrain | Sft):
+        raise ConfigError(
+            f"a model for {config.objective.type} made no predictions before",
+            where="retain.kl, retain.lwf",
+            fix="Use retain.l2sp or retain.ewc",
+        )
+    if config.data.streaming and config.data.replay:
+        raise ConfigError("a streamed set cannot be mixed with others", where="--streaming", fix="Leave replay out")
     if config.train.shard == "full" and not supports.sharding:
         raise ConfigError(
             "this method is not split over processes",

@@ -66,6 +66,8 @@ class Facts:
     pictures: Sequence[str]
     preview: bool
     """Whether there is a preview.html."""
+    general: Sequence[Mapping[str, Any]] = ()
+    """What changed on general sets."""
 
 
 def write_report(run: RunDir, config: RunConfig, plan: RunPlan, ending: Ending) -> Path:
@@ -90,12 +92,18 @@ def write_report(run: RunDir, config: RunConfig, plan: RunPlan, ending: Ending) 
         memory=_read_json(run.path / "memory.json"),
         pictures=list(pictures),
         preview=(run.path / "preview.html").exists(),
+        general=_read_changes(run.path / "forgetting.json"),
     )
     return run.write_text("report.md", compose(facts))
 
 
 def _read_json(path: Path) -> dict[str, Json]:
     return orjson.loads(path.read_bytes()) if path.exists() else {}
+
+
+def _read_changes(path: Path) -> list[Mapping[str, Any]]:
+    stored: dict[str, Any] = dict(_read_json(path))
+    return stored.get("changes", [])
 
 
 def _read_data(path: Path) -> DataReport | None:
@@ -112,6 +120,7 @@ def compose(facts: Facts) -> str:
         "What was learned, and from what": _what,
         "How it went": _results,
         "Before and after": _before_after,
+        "What was forgotten": _forgotten,
         "What to be careful about": _cautions,
         "How to use the result": _usage,
         "Data": _data,
@@ -181,6 +190,23 @@ def _before_after(facts: Facts) -> list[str]:
             name = key.removeprefix("eval_").replace("_", " ")
             rows.append((name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"))
     return ["On the evaluation set:", "", *_table(("", "before training", f"step {last['step']}", "change"), rows)]
+
+
+def _forgotten(facts: Facts) -> list[str]:
+    rows = [
+        (
+            Path(change["set"]).name,
+            change["metric"].replace("_", " "),
+            f"{change['before']:.4f}",
+            f"{change['after']:.4f}",
+            f"{change['after'] - change['before']:+.4f}",
+        )
+        for change in facts.general
+    ]
+    if not rows:
+        return []
+    told = f"On general sets, before training and after it by {facts.config.method.type}:"
+    return [told, "", *_table(("", "", "before", "after", "change"), rows)]
 
 
 def _is_number(value: Json) -> TypeGuard[float]:

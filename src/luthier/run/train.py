@@ -17,13 +17,15 @@ from luthier.engine.trainer import Trainer
 from luthier.model import lowbit, methods
 from luthier.model.load import context_length, load_tokenizer
 from luthier.model.method import virtual_tokens
-from luthier.run.build import Run, begin, build_data, build_model, build_objective, build_trainer, describe
+from luthier.run.build import begin, build_data, build_general, build_model, build_objective, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, measured_memory
 from luthier.run.memory import within_memory
+from luthier.run.parts import Run
 from luthier.run.plan import RunPlan
 from luthier.run.report import Ending, usage, write_report
 from luthier.run.resume import Resume, find_resume, refuse_changes, stored_config
+from luthier.run.retain import Forgetting
 from luthier.run.trackers import TrackedRun, flatten, start_trackers
 from luthier.run.watch import Unwatched, Watch, duration
 
@@ -58,7 +60,11 @@ def train(config: RunConfig, console: Console) -> Path:
         with within_memory(run):
             model, fingerprint = build_model(run, tokenizer, objective.head)
         watcher = _watch(run, resume, stack) if mesh.leads else Unwatched()
-        trainer = build_trainer(run, data, model, objective, watcher)
+        general = build_general(run, objective)
+        trainer = build_trainer(run, data, model, objective, watcher, general)
+        forgetting = Forgetting(run, model, objective, general)
+        with within_memory(run):
+            forgetting.begin()
         trainer.state.fingerprints = {
             "data": data.train.fingerprint,
             "model": fingerprint,
@@ -68,7 +74,7 @@ def train(config: RunConfig, console: Console) -> Path:
             _restore(trainer, resume, config)
         _write_beginning(run)
         plan = describe(run, data, model, trainer)
-        return _fit(run, trainer, plan, watcher, started)
+        return _fit(run, trainer, plan, watcher, forgetting, started)
 
 
 def _find(config: RunConfig, console: Console, mesh: Mesh) -> Resume | None:
@@ -115,13 +121,17 @@ def _write_beginning(run: Run) -> None:
         run.directory.write_json("env.json", environment(run.config.seed, run.mesh.device))
 
 
-def _fit(run: Run, trainer: Trainer, plan: RunPlan, watcher: Watch | Unwatched, started: float) -> Path:
+def _fit(
+    run: Run, trainer: Trainer, plan: RunPlan, watcher: Watch | Unwatched, forgetting: Forgetting, started: float
+) -> Path:
     """Train, and write down how it went whatever happens."""
     watcher.started(plan)
     reason, message = "failed", ""
     try:
         with within_memory(run):
             reason = trainer.fit()
+            if reason in ("finished", "early_stopped"):
+                forgetting.end(trainer.ema)
     except LuthierError as error:
         message = str(error)
         watcher.event("failed", message, level="error", code=error.code)

@@ -1,0 +1,34 @@
+"""What every part of a run knows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.base.console import Console
+from luthier.base.rundir import RunDir
+from luthier.data.loader import Share
+from luthier.engine.mesh import Mesh
+from luthier.model.load import Model
+from luthier.run.config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What every build knows."""
+
+    config: RunConfig
+    console: Console
+    """Silent on all processes but the leading one."""
+    mesh: Mesh
+    directory: RunDir
+    max_length: int
+    """Longest sequence in tokens, after what the model can hold."""
+
+    @property
+    def per_step(self) -> int:
+        """Samples (or packs) of one optimizer step, over all devices."""
+        return self.config.train.micro_batch * self.config.train.accumulation * self.mesh.world
+
+    def share(self, micro_batch: int, model: Model) -> Share:
+        """This process's micro-batches of so many full-length samples."""
+        return Share(micro_batch * self.max_length, self.mesh.rank, self.mesh.world, padded=not model.packed)
