@@ -54,7 +54,7 @@ def forgotten(job: Any, first: Path, **flags: Any) -> tuple[float, float]:
 @pytest.mark.slow
 def test_each_remedy_forgets_less_than_plain_tuning(two_tasks: tuple[Any, Path]) -> None:
     job, first = two_tasks
-    plain, learned = forgotten(job, first)
+    plain, _ = forgotten(job, first)
     assert plain > 0.2, "plain tuning forgets"
     report = (job.runs()[-1] / "report.md").read_text()
     assert "What was forgotten" in report and "first.jsonl" in report
@@ -63,10 +63,9 @@ def test_each_remedy_forgets_less_than_plain_tuning(two_tasks: tuple[Any, Path])
         "ewc": {"ewc": 2000},
         "kl": {"kl": 1.0},
         "lwf": {"lwf": 1.0},
-        "l2sp": {"l2sp": 0.5},
+        "l2sp": {"l2sp": 2.0},
     }
     rises = {name: forgotten(job, first, **flags) for name, flags in remedies.items()}
-    print(plain, learned, rises)
     for name, (rise, loss) in rises.items():
         assert rise < 0.8 * plain, (name, rise, plain)
         assert loss < 4.0, (name, loss, "the new task is still learned")

@@ -177,6 +177,8 @@ FAMILIAR: dict[str, Familiar] = {
     "new_tokens": Means("model.vocabulary.tokens", commas=True),
     "new_special_tokens": Means("model.vocabulary.special", commas=True),
     "add_special_tokens": Means("model.vocabulary.special", commas=True),
+    "learn_tokens": Means("model.vocabulary.learn"),
+    "learn_tokens_from": Means("model.vocabulary.text", commas=True),
     "resize_vocab": Ignored("embedding and head grow when tokens are added"),
     # the data
     "dataset": Means("data.datasets", commas=True),

@@ -34,6 +34,8 @@ class Grown:
     folder: Path
     tokens: dict[str, int]
     """The new tokens and their ids."""
+    texts: tuple[str, ...]
+    """What they stand for, without those that are parts of characters."""
 
 
 def asked(settings: Vocabulary, base: str) -> str:
@@ -86,7 +88,8 @@ def grow(config: ModelConfig, settings: Vocabulary, folder: Path, texts: Callabl
     tokens = dict(zip(names, sorted(pieces), strict=True))
     told = {"tokens": tokens, "asked": asked(settings, config.path)}
     (folder / FILE).write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
-    return Grown(folder, tokens)
+    shown = [str(tokenizer.decode([token])) for token in sorted(pieces)]
+    return Grown(folder, tokens, tuple(text for text in shown if "\ufffd" not in text))
 
 
 def _listed(named: Sequence[str]) -> list[str]:

@@ -7,7 +7,8 @@ from luthier.base.errors import ConfigError
 from luthier.base.secrets import secrets_in
 from luthier.data.config import DataConfig
 from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
-from luthier.model.config import Lora, Method, ModelConfig
+from luthier.model.config import Full, Lora, Method, ModelConfig
+from luthier.model.method import Gradual, Lisa
 from luthier.objectives.config import Mlm, Objective, Pretrain, Retain, Sft, SpanCorruption
 
 
@@ -70,6 +71,12 @@ def resolve(config: RunConfig) -> RunConfig:
             "early stopping needs validation data", where="--early_stopping_patience", fix="Set --val_dataset"
         )
     _refuse_what_the_method_cannot(config)
+    if config.model.vocabulary.grows and not isinstance(config.method, Lora | Full | Gradual | Lisa):
+        raise ConfigError(
+            "the rows of new tokens would never move",
+            where=f"--train_type {config.method.type}",
+            fix="Use --train_type lora, which trains them beside its adapters, or full",
+        )
     if config.train.shard == "full":
         if not isinstance(config.objective, Pretrain | Sft):
             raise ConfigError(

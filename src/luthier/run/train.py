@@ -20,6 +20,7 @@ from luthier.model.method import virtual_tokens
 from luthier.run.build import begin, build_data, build_general, build_model, build_objective, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, measured_memory
+from luthier.run.grow import with_vocabulary
 from luthier.run.memory import within_memory
 from luthier.run.parts import Run
 from luthier.run.plan import RunPlan
@@ -43,6 +44,7 @@ def train(config: RunConfig, console: Console) -> Path:
     with open_mesh(config.device) as mesh, ExitStack() as stack:
         voice = console if mesh.leads else Console(quiet=True)
         resume = _find(config, voice, mesh)
+        config = with_vocabulary(config, mesh, voice)
         tokenizer = load_tokenizer(config.model)
         room = context_length(config.model, tokenizer) - virtual_tokens(config.method)
         max_length = min(config.data.max_length, room)
