@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import orjson
+from numpy.typing import NDArray
 
 from luthier.base.records import Json
+from luthier.prepare.frame import Frame
+from luthier.prepare.parcel import Batch, Parcel
 from luthier.prepare.scripts import is_chinese
+from luthier.prepare.tagged import looks_tagged, take_apart
+from luthier.prepare.verb import Job
 from luthier.prepare.view import Use, fields, rewrite
 
 Reword = Literal["paraphrase", "back_translate"]
 Ask = Callable[..., list[str]]
+_ASKED_AT_ONCE = 256
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -83,3 +91,48 @@ def reworded(value: Mapping[str, Json], uses: Sequence[Use], texts: Sequence[str
         return waiting.pop(0) if use in uses and text.strip() else None
 
     return rewrite(value, lambda field: change(field.use, field.text))
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of each row that may be reworded, as a line each; rows with spans have none."""
+
+    uses: tuple[Use, ...]
+
+    def __call__(self, batch: Batch) -> Parcel:
+        parcel = Parcel()
+        for item in batch.items:
+            plain = take_apart(item.value) is None and not looks_tagged(item.value)
+            texts = texts_to_reword(item.value, self.uses) if plain else []
+            parcel.keep_line(item.file, item.line, orjson.dumps(texts), "texts")
+        return parcel
+
+
+@dataclass(frozen=True)
+class Rewording:
+    """What an endpoint is asked for each row."""
+
+    methods: tuple[Reword, ...]
+    uses: tuple[Use, ...]
+    copies: int
+    pivot: str | None
+    """Language of back-translation; None as `reword` says."""
+
+    def of_rows(self, rows: Frame, job: Job) -> NDArray[Any]:
+        """For each row JSON {method: a list of texts for each copy}, object [rows]."""
+        ask = job.tool("ask")
+        found: list[str] = []
+        with job.console.progress("Rewording") as bar:
+            for parcel in rows.scan(_Texts(self.uses), "Reading rows"):
+                lines = [orjson.loads(line) for line in parcel.lines.get("texts", bytearray()).split(b"\n")[:-1]]
+                for start in range(0, len(lines), _ASKED_AT_ONCE):
+                    block = lines[start : start + _ASKED_AT_ONCE]
+                    made: list[dict[str, list[Any]]] = [{} for _ in block]
+                    for method in self.methods:
+                        flat = [text for texts in block for _ in range(self.copies) for text in texts]
+                        answers = iter(reword(flat, method, ask, self.pivot))
+                        for texts, row in zip(block, made, strict=True):
+                            row[method] = [[next(answers) for _ in texts] for _ in range(self.copies)]
+                    found += [orjson.dumps(row).decode() for row in made]
+                    bar.advance(len(block))
+        return np.array(found, object)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -22,12 +22,13 @@ from luthier.prepare.identity import key_of
 from luthier.prepare.labels import label_of
 from luthier.prepare.parcel import Batch, Item, Parcel
 from luthier.prepare.pictures import CHANGES, Change, changed, fits, pictures_of
+from luthier.prepare.pool import Pool, read_pool
 from luthier.prepare.report import Report
-from luthier.prepare.rewording import Reword, reword, reworded, texts_to_reword
+from luthier.prepare.rewording import Reword, Rewording, reworded
 from luthier.prepare.synonyms import read_synonyms
 from luthier.prepare.tagged import Block, Tagged, looks_tagged, take_apart
 from luthier.prepare.verb import Job, Outcome, Verb
-from luthier.prepare.view import Use, fields, rewrite
+from luthier.prepare.view import Use, rewrite
 from luthier.prepare.words import sentences
 
 Method = Literal[
@@ -36,12 +37,6 @@ Method = Literal[
 ]  # fmt: skip
 _WORDED = get_args(Edit)
 _BY_ENDPOINT: tuple[Reword, ...] = get_args(Reword)
-_ASKED_AT_ONCE = 256
-_POOL = 300
-"""Sentences or spans of each label that recombining draws from."""
-_LONGEST = 500
-
-Pool = Mapping[str, Sequence[Any]]
 
 
 class AugmentConfig(VerbConfig):
@@ -83,39 +78,6 @@ class AugmentConfig(VerbConfig):
         if set(_BY_ENDPOINT) & set(self.methods):
             self.endpoint.require()
         return self
-
-
-@dataclass(frozen=True)
-class _Collect:
-    """Sentences by class, and spans by kind, as lines of [key, hash, content]."""
-
-    label: str
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        for item in batch.items:
-            for key, content in _contents(item.value, self.label):
-                line = orjson.dumps(content)
-                if len(line) <= _LONGEST:
-                    parcel.keep_line(
-                        item.file, item.line, orjson.dumps([key, key_of(key.encode() + line).hex(), content]), "pool"
-                    )
-        return parcel
-
-
-def _contents(value: Mapping[str, Json], label: str) -> Iterator[tuple[str, Any]]:
-    tagged = take_apart(value)
-    if tagged is not None:
-        for block in tagged.blocks:
-            if block.kind:
-                tags: list[Json] = list(block.tags) if tagged.tags else [block.spans[0][2]]
-                yield f"{tagged.tags or tagged.spans}:{block.kind}", [list(block.tokens), tags]
-        return
-    kind = label_of(value, label)
-    if kind is not None and not looks_tagged(value):
-        for field in fields(value):
-            if field.use == "text":
-                yield f"text:{kind}", sentences(field.text)
 
 
 @dataclass(frozen=True)
@@ -253,11 +215,13 @@ def augment(rows: Frame, config: AugmentConfig, job: Job) -> Outcome:
         ConfigError, DataError, MissingExtra: synonyms that cannot be read.
     """
     read_synonyms(config.synonyms)  # what is wrong with them is told before any row is read
-    pool = _pool(rows, config.label) if "recombine" in config.methods else {}
+    pool = read_pool(rows, config.label) if "recombine" in config.methods else {}
     attached: dict[str, NDArray[Any]] = {}
     report = Report()
     if set(_BY_ENDPOINT) & set(config.methods):
-        attached["reworded"] = _reworded(rows, config, job)
+        methods = tuple(method for method in _BY_ENDPOINT if config.methods.count(method))
+        asking = Rewording(methods, config.uses, config.copies, config.pivot)
+        attached["reworded"] = asking.of_rows(rows, job)
     work = _Augment(config, job.seed, pool)
     if {"synonym", "insert"} & set(config.methods):
         report.notes.append("Synonyms are those of a word's commonest sense; look at the examples before training")
@@ -271,56 +235,6 @@ def _written(stream: Iterator[Parcel], report: Report) -> Iterator[Parcel]:
         copies += sum(n for name, n in parcel.tally.counts.items() if name in get_args(Method))
         report.summary["copies"] = copies
         yield parcel
-
-
-def _pool(rows: Frame, label: str) -> Pool:
-    """A bounded draw of sentences and spans, the same however the rows were cut into chunks."""
-    found: dict[str, dict[str, Any]] = {}
-    for parcel in rows.scan(_Collect(label), "Collecting"):
-        for line in parcel.lines.get("pool", bytearray()).split(b"\n")[:-1]:
-            key, mark, content = orjson.loads(line)
-            held = found.setdefault(key, {})
-            held[mark] = content
-            if len(held) > 4 * _POOL:
-                found[key] = {name: held[name] for name in sorted(held)[:_POOL]}
-    return {key: [held[name] for name in sorted(held)[:_POOL]] for key, held in found.items()}
-
-
-@dataclass(frozen=True)
-class _Texts:
-    """The texts of each row that may be reworded, as a line each; rows with spans have none."""
-
-    uses: tuple[Use, ...]
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        for item in batch.items:
-            plain = take_apart(item.value) is None and not looks_tagged(item.value)
-            texts = texts_to_reword(item.value, self.uses) if plain else []
-            parcel.keep_line(item.file, item.line, orjson.dumps(texts), "texts")
-        return parcel
-
-
-def _reworded(rows: Frame, config: AugmentConfig, job: Job) -> NDArray[Any]:
-    """For each row JSON {method: a list of texts for each copy}, object [rows]."""
-    ask = job.tool("ask")
-    found: list[str] = []
-    with job.console.progress("Rewording") as bar:
-        for parcel in rows.scan(_Texts(config.uses), "Reading rows"):
-            lines = [orjson.loads(line) for line in parcel.lines.get("texts", bytearray()).split(b"\n")[:-1]]
-            for start in range(0, len(lines), _ASKED_AT_ONCE):
-                block = lines[start : start + _ASKED_AT_ONCE]
-                made: list[dict[str, list[Any]]] = [{} for _ in block]
-                for method in _BY_ENDPOINT:
-                    if method not in config.methods:
-                        continue
-                    flat = [text for texts in block for _ in range(config.copies) for text in texts]
-                    answers = iter(reword(flat, method, ask, config.pivot))
-                    for texts, row in zip(block, made, strict=True):
-                        row[method] = [[next(answers) for _ in texts] for _ in range(config.copies)]
-                found += [orjson.dumps(row).decode() for row in made]
-                bar.advance(len(block))
-    return np.array(found, object)
 
 
 VERB = Verb(

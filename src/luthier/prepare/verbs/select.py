@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from luthier.base.errors import DataError
-from luthier.base.records import Json
 from luthier.prepare.frame import Frame
+from luthier.prepare.judging import Floats, Lengths, Numbers, Sketch, by_model
 from luthier.prepare.labels import read_labels
-from luthier.prepare.models import ModelVerbConfig, asked
+from luthier.prepare.models import ModelVerbConfig
 from luthier.prepare.parcel import Batch, Parcel
 from luthier.prepare.report import Chart, Report, Table
-from luthier.prepare.selection import Keep, best, k_centre, semantic_first, sketch, unit
+from luthier.prepare.selection import Keep, best, k_centre, semantic_first, unit
 from luthier.prepare.verb import Job, Outcome, Verb
-from luthier.prepare.view import column, text_of
-from luthier.prepare.words import counted
 
 By = Literal[
     "length", "answer_length", "perplexity", "loss", "ifd", "confidence", "hard", "column", "k_centre", "semantic"
 ]
-Floats = NDArray[np.float64]
 _MODEL = ("perplexity", "loss", "ifd")
 _USUAL: dict[By, Keep] = {"perplexity": "lowest", "hard": "lowest"}
-_ASKED_AT_ONCE = 256
 
 
 class SelectConfig(ModelVerbConfig):
@@ -74,63 +68,6 @@ class SelectConfig(ModelVerbConfig):
         if needed and not self.model.path:
             raise ValueError(f"{self.by} needs a model: --model FOLDER, or nano for a first look")
         return self
-
-
-@dataclass(frozen=True)
-class _Lengths:
-    """Length of each row, float64 [rows]; NaN for rows without the text that is measured."""
-
-    answer: bool
-    words: bool
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        texts = [asked(item.value).answer if self.answer else text_of(item.value) for item in batch.items]
-        sizes = [len(counted(text)) if self.words else len(text) for text in texts]
-        scores = [size if text else np.nan for size, text in zip(sizes, texts, strict=True)]
-        parcel.columns["score"] = np.array(scores, np.float64)
-        return parcel
-
-
-@dataclass(frozen=True)
-class _Numbers:
-    """The number in a column of each row, float64 [rows]; NaN where there is none."""
-
-    name: str
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        parcel.columns["score"] = np.array([_number(column(item.value, self.name)) for item in batch.items], np.float64)
-        return parcel
-
-
-def _number(value: Json) -> float:
-    try:
-        return np.nan if isinstance(value, bool) else float(cast(Any, value))
-    except (TypeError, ValueError):
-        return np.nan
-
-
-@dataclass(frozen=True)
-class _Sketch:
-    """An embedding of each row without a model, float32 [rows, D]."""
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        parcel.columns["vector"] = sketch([text_of(item.value) for item in batch.items])
-        return parcel
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Question and answer of each row, as lines for the model."""
-
-    def __call__(self, batch: Batch) -> Parcel:
-        parcel = Parcel()
-        for item in batch.items:
-            pair = asked(item.value)
-            parcel.keep_line(item.file, item.line, orjson.dumps([pair.prompt, pair.answer]), "asked")
-        return parcel
 
 
 @dataclass(frozen=True)
@@ -198,46 +135,30 @@ def select(rows: Frame, config: SelectConfig, job: Job) -> Outcome:
 def _scores(rows: Frame, config: SelectConfig, job: Job) -> Floats:
     """The score of each row, float64 [rows]; NaN where it has none."""
     if config.by in ("length", "answer_length"):
-        work = _Lengths(config.by == "answer_length", config.length_in == "words")
+        work = Lengths(config.by == "answer_length", config.length_in == "words")
         return rows.measure(work, "Measuring").columns["score"]
     if config.by not in _MODEL:
-        return rows.measure(_Numbers(config.column), "Reading scores").columns["score"]
+        return rows.measure(Numbers(config.column), "Reading scores").columns["score"]
     loss = job.tool("loss")
-    given = _by_model(rows, job, lambda prompts, answers: loss(prompts, answers))
+    given = by_model(rows, job, lambda prompts, answers: loss(prompts, answers))
     if config.by == "loss":
         return given
     if config.by == "perplexity":
         return np.exp(given)
     # Li et al., "From quantity to quality" (2023): loss of the answer behind its question over that of the answer
     # alone.  Where there is no question, both are the same and nothing is learned about difficulty.
-    alone = _by_model(rows, job, lambda prompts, answers: loss([""] * len(answers), answers))
-    asked_for = _by_model(rows, job, lambda prompts, answers: np.array([bool(prompt) for prompt in prompts], float))
+    alone = by_model(rows, job, lambda prompts, answers: loss([""] * len(answers), answers))
+    asked_for = by_model(rows, job, lambda prompts, answers: np.array([bool(prompt) for prompt in prompts], float))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where((asked_for > 0) & (alone > 0), given / alone, np.nan)
-
-
-Judge = Callable[[list[str], list[str]], NDArray[Any]]
-
-
-def _by_model(rows: Frame, job: Job, judge: Judge) -> Floats:
-    """A number for each row by its question and answer, a few hundred rows at a time."""
-    found: list[NDArray[Any]] = []
-    with job.console.progress("Judging rows") as bar:
-        for parcel in rows.scan(_Asked(), "Reading rows"):
-            lines = parcel.lines.get("asked", bytearray()).split(b"\n")[:-1]
-            for start in range(0, len(lines), _ASKED_AT_ONCE):
-                pairs = [orjson.loads(line) for line in lines[start : start + _ASKED_AT_ONCE]]
-                found.append(np.asarray(judge([pair[0] for pair in pairs], [pair[1] for pair in pairs]), np.float64))
-                bar.advance(len(pairs))
-    return np.concatenate(found) if found else np.empty(0)
 
 
 def _vectors(rows: Frame, config: SelectConfig, job: Job) -> NDArray[np.float32]:
     """Embeddings of all rows, of length 1, [N, D]; they are held in memory."""
     if config.embedding == "words":
-        return rows.measure(_Sketch(), "Embedding").columns["vector"]
+        return rows.measure(Sketch(), "Embedding").columns["vector"]
     embed = job.tool("embed")
-    return unit(np.asarray(_by_model(rows, job, lambda prompts, answers: embed(_joined(prompts, answers))), np.float32))
+    return unit(np.asarray(by_model(rows, job, lambda prompts, answers: embed(_joined(prompts, answers))), np.float32))
 
 
 def _joined(prompts: list[str], answers: list[str]) -> list[str]:
