@@ -73,7 +73,7 @@ def deploy(options: DeployConfig, console: Console) -> None:
 
     model, named = split_named(options.model)
     engine, manner, base = _engine(options, model, named, console)
-    name = options.server.served_model_name or base_name(options.model.path or base.path)
+    name = options.server.served_model_name or base_name(options.model.path or [base.path, *manner.folders][-1])
     registered = {name: Path(folder) for name, folder in named.items()}
     registered |= {
         known: folder for known, folder in adapters_in(options.adapter_dir).items() if known not in registered

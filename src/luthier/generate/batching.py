@@ -191,7 +191,8 @@ class Batching:
     def _run(self, row: Sequence[tuple[_Running, Part]]) -> Tensor:
         """hidden_TD of a row."""
         model = self.model
-        model.network.eval()
+        if model.network.training:  # asking thousands of modules to stay as they are is a tenth of a small step
+            model.network.eval()
         ids = [token for running, part in row for token in running.ids[part.start : part.start + part.length]]
         continued = sum(running.waiting == 1 for running, _ in row)
         parts = [part for _, part in row]
