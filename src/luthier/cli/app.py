@@ -155,6 +155,28 @@ def evaluate(context: typer.Context) -> None:
         evaluate(options, context.obj)
 
 
+@app.command("parity", context_settings=_RAW, add_help_option=False)
+def parity(context: typer.Context) -> None:
+    """Prove that what is served is what was trained."""
+    from luthier.cli.parity import ParityConfig, parity
+
+    words = context.args
+    if words and not words[0].startswith("-"):  # the run may come first, without a flag
+        words.insert(0, "--run")
+    options = _options(
+        context,
+        ParityConfig,
+        "Compare prompts and greedy answers of a run across training, infer, deploy, exports and other engines.",
+        (
+            "luthier parity runs/luthier/v1-20260101-120000",
+            "luthier parity RUN --exported RUN/exports/step-00000100-merged-bnb-4bit",
+            "luthier parity RUN --infer_backend vllm --engine_command /opt/vllm/bin/vllm",
+        ),
+    )
+    if options:
+        parity(options, context.obj)
+
+
 @app.command("preview", context_settings=_RAW, add_help_option=False)
 def preview(context: typer.Context) -> None:
     """Show rendered rows with the trained tokens coloured."""

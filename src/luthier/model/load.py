@@ -108,6 +108,10 @@ def load_model(
             weight.data = weight.data.to(dtype)
     elif stored == "bitsandbytes":
         held = lowbit.adopt(network, device, dtype)
+    if stored is not None:  # what is not rounded is left in the type it is stored in
+        for weight in network.parameters():
+            if type(weight.data) is torch.Tensor and weight.is_floating_point():
+                weight.data = weight.data.to(dtype)
     network.to(device)  # pyright: ignore[reportArgumentType]
     embedding: Any = network.get_input_embeddings()
     rows = embedding.weight.shape[0]
