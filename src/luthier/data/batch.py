@@ -69,6 +69,11 @@ class Group:
     bare: int | None = None
     """Where control tokens come only when the group is used: the most tokens of a piece, which may end anywhere."""
 
+    def scaled(self, factor: float) -> Group:
+        """With all weights multiplied."""
+        scaled = (replace(tokens, weights=tokens.weights * np.float32(factor)) for tokens in self.sequences)
+        return replace(self, sequences=tuple(scaled))
+
     def __len__(self) -> int:
         """Tokens in all sequences."""
         return sum(len(tokens) for tokens in self.sequences)

@@ -55,6 +55,13 @@ class DataConfig(Config):
     """A step counts packs of max_length tokens instead of samples. Unset: true for pre-training, else false."""
     shuffle: bool = True
     """Shuffle the training rows anew in each epoch."""
+    order: Literal["random", "weighted", "short_first", "easy_first"] = "random"
+    """random: each row once; weighted: rows as often as their column weight says, which then does not scale their
+    loss; short_first, easy_first: from short to long, or by the column difficulty, in the first curriculum_epochs."""
+    curriculum_epochs: int = Field(default=1, ge=1)
+    """Epochs that go from easy to hard; later ones are in random order."""
+    combine: bool = False
+    """Join neighbouring texts and chats to sequences of up to max_length tokens, whose parts see what is before them."""
     streaming: bool = False
     """Tokenise while training instead of before; needs max_steps."""
     shuffle_buffer: int = Field(default=10_000, ge=1)

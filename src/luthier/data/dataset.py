@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, count, islice
 from typing import Literal
 
@@ -39,6 +39,8 @@ class Prepared:
     validation: Groups | None
     report: DataReport
     rejected: list[Rejected]
+    measures: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 2), np.float32))
+    """Weight and difficulty of the row of each group that is trained on, [groups, 2]."""
 
 
 def encoding_of(
@@ -90,7 +92,8 @@ def prepare(
         totals={use: totals(reports, use) for use in ("train", "validation")},
     )
     rejected = [row for part, _ in (*train, *held) for row in part.facts.rejected]
-    return Prepared(Selected([part for part, _ in train], picks), validation, report, rejected)
+    chosen = Selected([part for part, _ in train], picks)
+    return Prepared(chosen, validation, report, rejected, _measures(train, picks))
 
 
 def _with_replay(
@@ -167,6 +170,15 @@ def _picks(parts: Sequence[Encoded]) -> NDArray[np.int64]:
     """Every used group of every set: int64 [N, 2] of (set, group)."""
     pairs = [np.stack([np.full(len(order), number), order], axis=1) for number, (_, order) in enumerate(parts)]
     return np.concatenate([np.empty((0, 2), np.int64), *pairs]).astype(np.int64)
+
+
+def _measures(parts: Sequence[Encoded], picks: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Weight and difficulty of each picked group's row, float32 [N, 2]."""
+    found = np.zeros((len(picks), 2), dtype=np.float32)
+    for number, (part, _) in enumerate(parts):
+        mine = picks[:, 0] == number
+        found[mine] = part.measures[picks[mine, 1]]
+    return found
 
 
 def _names(parts: Sequence[Encoded], picks: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from luthier.data.config import Overlong
 from luthier.data.overlong import fit
 from luthier.data.row import Row
 
-FORMAT = 2
+FORMAT = 3
 """Part of every fingerprint: raise it when the meaning of encoded numbers changes."""
 TEXT_KEPT = 2000
 """Characters of a rejected row that are kept for people to read."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from luthier.base.errors import ConfigError
 from luthier.data.batch import Batch, Group, collate
@@ -100,6 +101,8 @@ class Shuffled:
     Args:
         per_step: units of one optimizer step; a unit is a sample, or a pack of up to `pack_length` tokens.
         vary: done to each group whenever it is drawn.
+        order: the samples of an epoch, perhaps some of them more than once; None takes each once.
+        shares: what the weights of each sample are divided by, where it is drawn that often instead.
     """
 
     def __init__(
@@ -111,14 +114,20 @@ class Shuffled:
         pack_length: int | None = None,
         shuffle: bool = True,
         vary: Vary | None = None,
+        order: Callable[[int], NDArray[np.int64]] | None = None,
+        shares: NDArray[np.float32] | None = None,
     ):
         self.groups, self.seed, self.per_step = groups, seed, per_step
         self.pack_length, self.shuffle, self.vary = pack_length, shuffle, vary
+        self.order, self.shares = order, shares
 
     def units(self, epoch: int) -> Sequence[Sequence[int]]:
         """The epoch's units in order, each a list of sample ids."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(len(self.groups)) if self.shuffle else np.arange(len(self.groups))
+        if self.order is not None:
+            order = self.order(epoch)
+        else:
+            order = rng.permutation(len(self.groups)) if self.shuffle else np.arange(len(self.groups))
         if self.pack_length is None:
             return order.reshape(-1, 1).tolist()
         return epoch_packs(self.groups.lengths, order, self.pack_length, rng if self.shuffle else None)
@@ -154,6 +163,8 @@ class Shuffled:
 
     def _read(self, sample: int, epoch: int) -> Group:
         group = self.groups[sample]
+        if self.shares is not None:
+            group = group.scaled(1 / float(self.shares[sample]))
         return group if self.vary is None else self.vary(group, np.random.default_rng([self.seed, epoch, sample]))
 
 

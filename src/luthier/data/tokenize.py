@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import multiprocessing
 import os
 import signal
@@ -21,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.base.errors import DataError
+from luthier.base.records import Fault
 from luthier.data.batch import Group
 from luthier.data.checks import identity_key, normalised_key
 from luthier.data.encode import Encoding, Facts
-from luthier.data.row import Rows
+from luthier.data.row import Row, Rows
 from luthier.data.tokens import Shard, TokenSet, is_whole, more_arrays, publish
 
 SHARD_ROWS = 4096
@@ -131,18 +133,26 @@ def _work(task: Task) -> int:
     return _write_shard(*_job, task)
 
 
+def _difficulty(row: Row) -> float:
+    """What the row's column `difficulty` says; NaN without one."""
+    value = None if isinstance(row.value, Fault) else row.value.get("difficulty")
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
 def _write_shard(rows: Rows, encoding: Encoding, task: Task) -> int:
     part, folder = task
     facts = Facts()
     groups: list[Group] = []
     origins: list[int] = []
     names: list[bytes] = []
+    measures: list[tuple[float, float]] = []
     for position, index in enumerate(part.tolist()):
         made, record = encoding.groups(rows[index], facts)
         if record is not None:
             groups += made
             origins += [position] * len(made)
             names += [identity_key(record) + normalised_key(record)] * len(made)
+            measures += [(record.weight, _difficulty(rows[index]))] * len(made)
     sequences = [tokens for group in groups for tokens in group.sequences]
     arrays: dict[str, NDArray[Any]] = {
         "ids": np.concatenate([np.empty(0, np.int32), *(tokens.ids for tokens in sequences)]),
@@ -151,6 +161,7 @@ def _write_shard(rows: Rows, encoding: Encoding, task: Task) -> int:
         "members": np.array([len(group.sequences) for group in groups], dtype=np.int64),
         "rows": np.array(origins, dtype=np.int64),
         "names": np.frombuffer(b"".join(names), dtype=np.uint8).reshape(-1, 32),
+        "measures": np.array(measures, dtype=np.float32).reshape(-1, 2),
         **more_arrays(sequences),
     }
     publish(folder, arrays, facts)

@@ -1,6 +1,6 @@
 """Tokenised groups on disk, kept under the hash of what they were made from and memory-mapped.
 
-    <cache>/tokens/<key>/ids.npy weights.npy lengths.npy members.npy rows.npy names.npy facts.json    (one shard)
+    <cache>/tokens/<key>/ids.npy weights.npy lengths.npy members.npy rows.npy names.npy measures.npy facts.json  (shard)
 
 where the task needs them also targets.npy, segments.npy, and values.npy with value_ends.npy.
 A shard is written in a temporary folder and renamed, so it is whole or absent.
@@ -62,6 +62,8 @@ class Shard:
         """Which of the shard's rows each group came from."""
         self.names: NDArray[np.uint8] = np.load(folder / "names.npy", allow_pickle=False)
         """Identity and normalised key of each group's row, uint8 [groups, 32]."""
+        self.measures: NDArray[np.float32] = np.load(folder / "measures.npy", allow_pickle=False)
+        """Weight and difficulty of each group's row, float32 [groups, 2]; the latter NaN where it has none."""
 
     def __len__(self) -> int:
         return len(self._members)
@@ -124,6 +126,11 @@ class TokenSet:
     def names(self) -> NDArray[np.uint8]:
         """Identity and normalised key of each group's row, uint8 [groups, 32]."""
         return np.concatenate([np.empty((0, 32), np.uint8), *(shard.names for shard in self.shards)])
+
+    @cached_property
+    def measures(self) -> NDArray[np.float32]:
+        """Weight and difficulty of each group's row, float32 [groups, 2]; the latter NaN where it has none."""
+        return np.concatenate([np.empty((0, 2), np.float32), *(shard.measures for shard in self.shards)])
 
     @cached_property
     def facts(self) -> Facts:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import orjson
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from luthier.base.config import to_yaml
+from luthier.base.errors import DataError
 from luthier.base.rundir import write_atomic
-from luthier.data import preview, report
+from luthier.data import order, preview, report
 from luthier.data.dataset import Prepared, encoding_of, prepare, stream
 from luthier.data.encode import Encoding
+from luthier.data.joined import Joined
 from luthier.data.loader import Shuffled, Source, Streamed, Varied
 from luthier.data.tokens import Groups
 from luthier.engine.checkpoint import Checkpoints
@@ -67,7 +72,7 @@ def build_data(run: Run, objective: Learnable, tokenizer: PreTrainedTokenizerFas
         run.mesh.wait()
         _show_data(run, prepared, tokenizer)
     report.refuse(prepared.report, config.data, prepared.rejected, str(run.directory.path / "rejected.jsonl"))
-    return prepared
+    return replace(prepared, train=Joined(prepared.train, run.max_length)) if config.data.combine else prepared
 
 
 def begin(run: Run, objective: Learnable, data: Prepared) -> None:
@@ -226,7 +231,34 @@ def _source(run: Run, data: Prepared, objective: Learnable) -> Source:
         pack_length=run.max_length if config.data.packing else None,
         shuffle=config.data.shuffle,
         vary=objective.vary,
+        order=_order(config, data),
+        shares=data.measures[:, 0] if config.data.order == "weighted" else None,
     )
+
+
+def _order(config: RunConfig, data: Prepared) -> Callable[[int], NDArray[np.int64]] | None:
+    """The samples of an epoch by what is known of them; None leaves them in random order.
+
+    Raises:
+        DataError: rows without the column that says how difficult they are.
+    """
+    kind, seed = config.data.order, config.seed
+    if kind == "random":
+        return None
+    if kind == "weighted":
+        weights_N = data.measures[:, 0].astype(np.float64)
+        return lambda epoch: order.weighted(weights_N, seed, epoch)
+    hardness_N = data.train.lengths if kind == "short_first" else data.measures[:, 1]
+    unknown = int(np.isnan(hardness_N).sum())
+    if unknown:
+        raise DataError(
+            f"{unknown} rows do not say how difficult they are",
+            where="--order easy_first",
+            fix="Give every row a number in a column difficulty, or use --order short_first",
+            code="no_difficulty",
+        )
+    epochs = config.data.curriculum_epochs
+    return lambda epoch: order.easy_first(hardness_N.astype(np.float64), seed, epoch, epochs)
 
 
 def _judged(groups: Groups | None, objective: Learnable, seed: int) -> Groups | None:

@@ -9,7 +9,7 @@ from luthier.data.config import DataConfig
 from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.method import Gradual, Lisa
-from luthier.objectives.config import Mlm, Objective, Pretrain, Retain, Sft, SpanCorruption
+from luthier.objectives.config import Distill, Mlm, Objective, Pretrain, Retain, Sft, SpanCorruption
 
 
 class RunConfig(Config):
@@ -66,6 +66,14 @@ def resolve(config: RunConfig) -> RunConfig:
         raise ConfigError("packing looks at a whole epoch, streaming never sees one", where="--packing")
     if config.data.streaming and (config.data.split_ratio or config.data.interleave):
         raise ConfigError("a streamed set cannot be split or interleaved", where="--streaming")
+    if config.data.order != "random" and config.data.streaming:
+        raise ConfigError("a streamed set has the order of its files", where="--order", fix="Leave --streaming out")
+    if config.data.combine and (config.data.streaming or config.data.order != "random"):
+        raise ConfigError(
+            "samples are joined once, before training", where="--combine", fix="Leave --order and --streaming out"
+        )
+    if config.data.combine and not isinstance(config.objective, Pretrain | Sft | Distill):
+        raise ConfigError("only texts and chats can be joined", where="--combine", fix="Leave it out")
     if config.eval.patience and not (config.data.validation or config.data.split_ratio):
         raise ConfigError(
             "early stopping needs validation data", where="--early_stopping_patience", fix="Set --val_dataset"
