@@ -61,7 +61,7 @@ class DataConfig(Config):
     curriculum_epochs: int = Field(default=1, ge=1)
     """Epochs that go from easy to hard; later ones are in random order."""
     combine: bool = False
-    """Join neighbouring texts and chats to sequences of up to max_length tokens, whose parts see what is before them."""
+    """Join neighbouring texts and chats to sequences of up to max_length tokens, whose parts see what comes before."""
     streaming: bool = False
     """Tokenise while training instead of before; needs max_steps."""
     shuffle_buffer: int = Field(default=10_000, ge=1)
