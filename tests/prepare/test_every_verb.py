@@ -208,6 +208,27 @@ def test_d4_d5_faults_of_shape_are_named(
 
 
 @pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    ("code", "path", "row"),
+    [
+        ("identical_sides", "", {"prompt": "q", "chosen": "a", "rejected": "a"}),
+        ("empty_side", "rejected", {"prompt": "q", "chosen": "a", "rejected": ""}),
+        ("label_not_boolean", "label", {"prompt": "q", "completion": "a", "label": 3}),
+    ],
+)
+def test_d9_faults_of_preferences_are_named(
+    verb: str, code: str, path: str, row: Any, tmp_path: Path, capsys: Any
+) -> None:
+    bad = spoilt(tmp_path / "bad.jsonl", 12, json.dumps(row).encode())
+    done = run(verb, capsys, tmp_path / "out", bad)
+    assert done.code == 0, done.said
+    named = done.report["faulty"]["examples"].get(code) or [row for row in done.rejected if row["code"] == code]
+    assert [(row["line"], row["path"]) for row in named] == [(12, path)]
+    drop = run(verb, capsys, tmp_path / "drop", bad, flags=[*_sample(verb), "--bad_rows", "drop"])
+    assert [(row["line"], row["code"], row["path"]) for row in drop.rejected] == [(12, code, path)]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_d11_too_few_rows_and_mixed_columns(verb: str, good: Path, tmp_path: Path, capsys: Any) -> None:
     few = run(verb, capsys, tmp_path / "few", good, flags=[*_sample(verb), "--min_rows", "25"])
     assert (few.code, few.error["code"]) == (3, "too_few_rows")

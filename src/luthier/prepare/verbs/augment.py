@@ -219,7 +219,7 @@ def augment(rows: Frame, config: AugmentConfig, job: Job) -> Outcome:
     attached: dict[str, NDArray[Any]] = {}
     report = Report()
     if set(_BY_ENDPOINT) & set(config.methods):
-        methods = tuple(method for method in _BY_ENDPOINT if config.methods.count(method))
+        methods = cast(tuple[Reword, ...], tuple(name for name in _BY_ENDPOINT if name in config.methods))
         asking = Rewording(methods, config.uses, config.copies, config.pivot)
         attached["reworded"] = asking.of_rows(rows, job)
     work = _Augment(config, job.seed, pool)
