@@ -217,6 +217,30 @@ def test_a_judge_scores_and_chooses(
     assert rows["judge-unreadable"] == pytest.approx(1 / 10)
 
 
+def test_labels_texts_and_documents_are_scored(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    texts = [f"the violin maker number {n}" for n in range(6)]
+    rows = [{"text": text, "label": "odd" if n % 2 else "even"} for n, text in enumerate(texts)]
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for name, keys in (("corpus", "d"), ("queries", "q")):
+        lines = [json.dumps({"_id": f"{keys}{n}", "title": "", "text": text}) for n, text in enumerate(texts)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    judged = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(6))]
+    (folder / "qrels.tsv").write_text("\n".join(judged) + "\n", encoding="utf-8")
+    args = {
+        "classification": {"local_path": str(tmp_path / "labels.jsonl")},
+        "perplexity": {"local_path": str(tmp_path / "labels.jsonl")},
+        "retrieval": {"local_path": str(folder)},
+    }
+    found = run(tiny_model_dir("qwen2"), tmp_path, tmp_path / "out", eval_dataset=tuple(args), dataset_args=args)
+    rows_of = {(row.dataset, row.metric): row.score for row in found.measured.scores()}
+    assert rows_of["retrieval", "ndcg@10"] == rows_of["retrieval", "mrr@10"] == 1.0  # each query is its document
+    assert 0 <= rows_of["classification", "macro-f1"] <= 1
+    assert (found.folder / "plots/confusion-classification-labels.png").is_file()
+    assert 1 < rows_of["perplexity", "bits_per_byte"] < 30 and rows_of["perplexity", "perplexity"] > 1
+
+
 def test_bad_input_says_what_is_wrong(tiny_model_dir: Callable[..., Path], sets: Path, tmp_path: Path) -> None:
     model = tiny_model_dir("qwen2")
     with pytest.raises(ConfigError, match="Did you mean 'general_mcq'"):
