@@ -189,25 +189,82 @@ def test_data_that_cannot_be_classified(
         made(folder_of("bert"), path, **settings)
 
 
-def test_a_run_leaves_what_plain_transformers_opens(folder_of: Callable[[str], Path], tmp_path: Path):
+def trained(folder: Path, tmp_path: Path, rows: Path, **more: Any) -> Path:
+    """A finished run's best checkpoint."""
     from luthier.cli.app import main
 
-    rows = tmp_path / "rows.jsonl"
-    texts = [("I am a small model" if n % 2 else "The violin maker planes") + f" {n}" for n in range(24)]
-    rows.write_text("\n".join(json.dumps({"text": t, "label": "no" if n % 2 else "yes"}) for n, t in enumerate(texts)))
     flags = {
-        "model": folder_of("bert"), "dataset": rows, "val_dataset": rows, "train_type": "full", "num_train_epochs": 4,
+        "model": folder, "dataset": rows, "val_dataset": rows, "train_type": "full", "num_train_epochs": 4,
         "learning_rate": 3e-3, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1,
-        "output_dir": tmp_path / "run", "cache_dir": tmp_path / "cache", "device": "cpu",
+        "output_dir": tmp_path / "run", "cache_dir": tmp_path / "cache", "device": "cpu", **more,
     }  # fmt: skip
     assert main(["train", *(str(word) for name, value in flags.items() for word in (f"--{name}", value))]) == 0
     (run,) = (tmp_path / "run").glob("v*")
+    return run / "checkpoints" / (run / "checkpoints" / "BEST").read_text().strip()
+
+
+YES_OR_NO = [("I am a small model" if n % 2 else "The violin maker planes") + f" {n}" for n in range(24)]
+ANSWERS = ["no" if n % 2 else "yes" for n in range(24)]
+
+
+# PEFT asks transformers for an attribute under a name that has since changed.
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_run_is_judged_used_and_opened_by_plain_libraries(
+    method: str, folder_of: Callable[[str], Path], tmp_path: Path
+):
+    from luthier.cli.app import main
+
+    rows = tmp_path / "rows.jsonl"
+    lines = [json.dumps({"text": t, "label": label}) for t, label in zip(YES_OR_NO, ANSWERS, strict=True)]
+    rows.write_text("\n".join(lines))
+    settings = {"learning_rate": 5e-3, "num_train_epochs": 10} if method == "lora" else {}
+    checkpoint = trained(folder_of("bert"), tmp_path, rows, train_type=method, **settings)
+    run = checkpoint.parents[1]
     evaluated = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["eval_macro_f1"] for row in evaluated if "eval_loss" in row][-1] == 1.0
-    checkpoint = run / "checkpoints" / (run / "checkpoints" / "BEST").read_text().strip()
-    network = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    classes = json.loads((run / "classes.json").read_text())
+    assert classes["confusion"] == [[12, 0], [0, 12]]
+    assert [row["support"] for row in classes["classes"]] == [12, 12]
+    assert (run / "plots/confusion.png").stat().st_size > 1000
+    assert "| yes | 1.000 | 1.000 | 1.000 | 12 |" in (run / "report.md").read_text()
+    found = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [row["label"] for row in found] == [row["reference"] for row in found] == ANSWERS
+
+    questions, answers = tmp_path / "new.jsonl", tmp_path / "out" / "answers.jsonl"
+    questions.write_text("\n".join([*(json.dumps({"text": text}) for text in YES_OR_NO), '{"nothing": 1}']))
+    flag = "--adapters" if method == "lora" else "--model"
+    words = ["infer", flag, str(checkpoint), "--val_dataset", str(questions), "--result_path", str(answers)]
+    assert main([*words, "--device", "cpu"]) == 0
+    told = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [row.get("label") for row in told] == [*ANSWERS, None] and "error" in told[-1]
+
+    if method == "lora":
+        from peft import AutoPeftModelForSequenceClassification
+
+        network = AutoPeftModelForSequenceClassification.from_pretrained(checkpoint, num_labels=2).eval()
+    else:
+        network = AutoModelForSequenceClassification.from_pretrained(checkpoint).eval()
+        assert network.config.id2label == {0: "no", 1: "yes"}
     with torch.no_grad():
-        scores = network(**tokenizer(texts, padding=True, return_tensors="pt")).logits
-    named = [network.config.id2label[number] for number in scores.argmax(1).tolist()]
-    assert named == ["no" if n % 2 else "yes" for n in range(24)]
+        inputs = AutoTokenizer.from_pretrained(checkpoint)(YES_OR_NO, padding=True, return_tensors="pt")
+        shares = network(**inputs).logits.softmax(1)
+    assert [row["probabilities"]["yes"] for row in told[:-1]] == pytest.approx(shares[:, 1].tolist(), abs=1e-5)
+
+
+def test_a_classifier_does_not_talk(folder_of: Callable[[str], Path], tmp_path: Path, capsys: Any):
+    from luthier.cli.app import main
+
+    folder = save_encoder(tmp_path / "model", "bert", auto="AutoModelForSequenceClassification")
+    assert main(["infer", "--model", str(folder)]) == 2
+    assert "classifies" in capsys.readouterr().err
+
+
+def test_numbers_are_learned_from_input_and_reward(folder_of: Callable[[str], Path], tmp_path: Path):
+    rows = tmp_path / "rows.csv"
+    rows.write_text("Input,Reward\n" + "\n".join(f"{text},{float(n % 2)}" for n, text in enumerate(YES_OR_NO)))
+    checkpoint = trained(folder_of("bert"), tmp_path, rows, num_train_epochs=12, learning_rate=2e-3)
+    network = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    assert network.config.problem_type == "regression" and network.config.num_labels == 1
+    found = [json.loads(line) for line in (checkpoint.parents[1] / "predictions.jsonl").read_text().splitlines()]
+    assert [round(row["value"]) for row in found] == [row["reference"] for row in found]

@@ -65,6 +65,10 @@ def infer(options: InferConfig, console: Console) -> None:
         )
     form = form_of(options.json_schema, options.regex)
     # A page of help must not wait for torch.
+    from luthier.cli.predict import predicts
+
+    if predicts(options.model, options.val_dataset, options.result_path, options.device, console):
+        return
     from luthier.cli.answers import answer_file
     from luthier.cli.conversation import WORDS, Conversation, show, typed
 

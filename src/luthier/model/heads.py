@@ -9,9 +9,11 @@ Legend: T packed tokens, S sequences, L tokens of the longest sequence, R rows, 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -51,6 +53,9 @@ class Head:
 
 
 CAUSAL = Head()
+LABELS = "labels.json"
+ENDINGS: dict[Kind, str] = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification"}
+"""How architectures that classify are called."""
 
 # The mappings' own types list every architecture.
 _WRITTEN_FOR: dict[Kind, Any] = {
@@ -118,9 +123,40 @@ def configure(settings: PreTrainedConfig, head: Head, pad: int | None) -> None:
 
 def own_labels(config: ModelConfig) -> tuple[str, ...]:
     """The classes that a model's files name, in order; none where it has only transformers' placeholders."""
-    named: dict[str, str] = read_json(model_folder(config) / "config.json").get("id2label") or {}
-    labels = tuple(named[number] for number in sorted(named, key=int))
+    labels = _named(read_json(model_folder(config) / "config.json"))
+    for adapter in config.adapters:
+        file = Path(adapter).expanduser() / LABELS
+        labels = _named(read_json(file)) if file.exists() else labels
     return () if all(label.startswith("LABEL_") for label in labels) else labels
+
+
+def _named(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    named: dict[str, str] = settings.get("id2label") or {}
+    return tuple(named[number] for number in sorted(named, key=int))
+
+
+def learned_head(config: ModelConfig) -> Head | None:
+    """The head that a model, or the last adapter over it, was trained to classify with; None where it was not.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    adapter = Path(config.adapters[-1]).expanduser() / LABELS if config.adapters else None
+    if adapter is not None and adapter.exists():
+        settings = read_json(adapter)
+        return Head(settings["kind"], _named(settings), settings.get("problem_type"))
+    file = model_folder(config) / "config.json"
+    settings = read_json(file) if file.exists() else {}
+    for kind, ending in ENDINGS.items():
+        if any(name.endswith(ending) for name in settings.get("architectures") or ()):
+            return Head(kind, _named(settings) or ("LABEL_0", "LABEL_1"), settings.get("problem_type"))
+    return None
+
+
+def write_labels(folder: Path, head: Head) -> None:
+    """Write beside an adapter what its head means, which its base does not know."""
+    settings = {"kind": head.kind, "id2label": dict(enumerate(head.labels)), "problem_type": head.problem}
+    (folder / LABELS).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def backbone(network: PreTrainedModel, head: Head) -> nn.Module:
@@ -131,13 +167,16 @@ def backbone(network: PreTrainedModel, head: Head) -> nn.Module:
 
 
 def modules(network: PreTrainedModel, head: Head) -> list[str]:
-    """Names of the modules with weights that stand on the backbone, of a head that may be new."""
+    """Names of the modules with weights that stand on the backbone, of a head that may be new.
+
+    A pooler counts: models that were trained to fill gaps come without one, and it is then as new as the head.
+    """
     if not head.is_new:
         return []
     below = network.base_model
-    return [
-        name for name, part in network.named_children() if part is not below and any(True for _ in part.parameters())
-    ]
+    pooler = ["pooler"] if head.kind == "sequence" and isinstance(getattr(below, "pooler", None), nn.Module) else []
+    above = [name for name, part in network.named_children() if part is not below and list(part.parameters())]
+    return [*above, *pooler]
 
 
 def belongs(name: str, network: PreTrainedModel, head: Head) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from luthier.base.errors import ConfigError
 from luthier.model import adapters as lora
-from luthier.model import lowbit
+from luthier.model import heads, lowbit
 from luthier.model.adapters import is_lora_b, load_adapter
 from luthier.model.causal import Model
 from luthier.model.config import Freeze, Method, ModelConfig
@@ -103,6 +103,8 @@ def save(model: Model, folder: Path, whole: Callable[[Tensor], Tensor] = Tensor.
     folder.mkdir(parents=True, exist_ok=True)
     if model.adapted:
         lora.save_adapter(model, folder, whole)
+        if model.kind.is_new:
+            heads.write_labels(folder, model.kind)
     else:
         _save_whole(model, folder, whole)
     model.tokenizer.save_pretrained(folder)

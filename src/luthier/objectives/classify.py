@@ -14,6 +14,7 @@ Legend: S sequences, C classes, K values of a sequence.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,7 +25,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from luthier.base.errors import ConfigError, DataError
-from luthier.base.records import BadRow, Chat, Fault, Label, Labelled, Record, Task
+from luthier.base.records import BadRow, Chat, Fault, Json, Label, Labelled, Record, Task
 from luthier.data.batch import Batch, Group, whole
 from luthier.data.loader import Vary
 from luthier.data.plain import Plain, Words
@@ -35,7 +36,7 @@ from luthier.model.heads import Head, own_labels
 from luthier.model.load import Model
 from luthier.objectives.config import SeqCls
 from luthier.objectives.setting import Setting
-from luthier.score.labels import classified, regressed
+from luthier.score.labels import Flags, classified, regressed
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -207,11 +208,34 @@ class Classification:
         scores_SC, references = outputs["scores"].double().numpy(), outputs["reference"].numpy()
         if self.problem == "regression":
             return regressed(scores_SC[:, 0], references[:, 0])
+        return classified(*self.flags(outputs))
+
+    def flags(self, outputs: Mapping[str, Tensor]) -> tuple[Flags, Flags]:
+        """Which classes were predicted and which were wanted, each bool [S, C]."""
+        scores_SC, references = outputs["scores"].double().numpy(), outputs["reference"].numpy()
         if self.problem == "single_label_classification":
-            hits_SC, wanted_SC = (np.eye(len(self.labels), dtype=bool)[x] for x in (scores_SC.argmax(1), references))
-        else:
-            hits_SC, wanted_SC = scores_SC > np.log(self.config.threshold / (1 - self.config.threshold)), references > 0
-        return classified(hits_SC, wanted_SC)
+            one = np.eye(len(self.labels), dtype=bool)
+            return one[scores_SC.argmax(1)], one[references]
+        return scores_SC > self._threshold, references > 0
+
+    @property
+    def _threshold(self) -> float:
+        """The score from which on a class is predicted."""
+        return math.log(self.config.threshold / (1 - self.config.threshold))
+
+    def answer(self, scores_C: Tensor) -> dict[str, Json]:
+        """What is predicted for one row: a label with the probability of each, several, or a value."""
+        if self.problem == "regression":
+            return {"value": round(float(scores_C[0]), 6)}
+        several = self.problem == "multi_label_classification"
+        shares: list[float] = (scores_C.double().sigmoid() if several else scores_C.double().softmax(0)).tolist()
+        probabilities: dict[str, Json] = {
+            name: round(share, 6) for name, share in zip(self.labels, shares, strict=True)
+        }
+        if several:
+            chosen = [name for name, share in zip(self.labels, shares, strict=True) if share > self.config.threshold]
+            return {"labels": list[Json](chosen), "probabilities": probabilities}
+        return {"label": self.labels[int(scores_C.argmax())], "probabilities": probabilities}
 
     def _classes(self, batch: Batch) -> Tensor:
         """classes_S, int64."""

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast
 
 from luthier.base.errors import DataError
-from luthier.base.records import BadRow, Fault, Record, Tagged, Task
+from luthier.base.records import BadRow, Fault, Json, Record, Tagged, Task
 from luthier.data.batch import Batch, Group, Tokens
 from luthier.data.loader import Vary
 from luthier.data.plain import Plain
@@ -107,16 +107,30 @@ class Tagging:
         unknown = [tag for tag in record.tags if tag not in self._numbers]
         if unknown:
             raise BadRow(Fault("unknown_label", record.where, f"the tag {unknown[0]!r} is none of the known", "tags"))
+        group = self._group(record, [self._numbers[tag] for tag in record.tags])
+        return group if group.sequences[0].weights.any() else None
+
+    def untagged(self, record: Tagged) -> Group:
+        """The sequence of words whose tags do not matter."""
+        return self._group(record, [0] * len(record.tokens))
+
+    def _group(self, record: Tagged, numbers: Sequence[int]) -> Group:
         pieces = words_of(self.plain, record.tokens)
         weights = np.zeros(len(pieces.ids), dtype=np.float32)
         targets = np.zeros(len(pieces.ids), dtype=np.int32)
         for position, word in enumerate(pieces.firsts):
             if word is not None:
                 weights[position] = record.weight
-                targets[position] = self._numbers[record.tags[word]]
-        if not weights.any():
-            return None
+                targets[position] = numbers[word]
         return Group((Tokens(pieces.ids, weights, targets, pieces.segments),), pieces.cut)
+
+    def answer(self, tags: Sequence[str]) -> dict[str, Json]:
+        """What is predicted for one row: a tag for each word, and the entities they make: type, first and last word."""
+        found: dict[str, Json] = {"tags": list[Json](tags)}
+        if self.scheme != "none":
+            spans = entities.entities(tags)
+            found["entities"] = [{"type": kind, "first": first, "last": last} for kind, first, last in spans]
+        return found
 
     @cached_property
     def _numbers(self) -> dict[str, int]:

@@ -25,6 +25,8 @@ from luthier.run.plots import Rows, curve, draw, sparkline
 from luthier.run.watch import EVENTS, METRICS, duration
 
 PICTURES = ("loss", "token_accuracy", "evaluation", "learning_rate", "grad_norm")
+AUTO = {"seq_cls": "AutoModelForSequenceClassification", "token_cls": "AutoModelForTokenClassification"}
+"""What opens a model that was trained for another task than language modelling."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,7 @@ def compose(facts: Facts) -> str:
         "How it went": _results,
         "Before and after": _before_after,
         "What was forgotten": _forgotten,
+        "Classes": _classes,
         "What to be careful about": _cautions,
         "How to use the result": _usage,
         "Data": _data,
@@ -209,6 +212,21 @@ def _forgotten(facts: Facts) -> list[str]:
     return [told, "", *_table(("", "", "before", "after", "change"), rows)]
 
 
+def _classes(facts: Facts) -> list[str]:
+    """The scores of each class, and a picture of which is taken for which."""
+    classes: Any = _read_json(facts.run / "classes.json").get("classes") or []
+    if not classes:
+        return []
+    rows = [
+        (row["name"], *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")), str(row["support"]))
+        for row in classes
+    ]
+    lines = ["On the evaluation set, by the best checkpoint; each row's prediction is in predictions.jsonl.", ""]
+    lines += _table(("class", "precision", "recall", "F1", "rows"), rows)
+    picture = ["", "![confusion](plots/confusion.png)"] if (facts.run / "plots/confusion.png").exists() else []
+    return lines + picture
+
+
 def _is_number(value: Json) -> TypeGuard[float]:
     return isinstance(value, int | float)
 
@@ -238,20 +256,29 @@ def _usage(facts: Facts) -> list[str]:
 def python_lines(config: RunConfig, checkpoint: Path) -> list[str]:
     """A checkpoint opened by plain transformers (and peft), an adapter also merged into its base."""
     folder = repr(str(checkpoint))
+    kind = AUTO.get(config.objective.type, "AutoModelForCausalLM")
     if not isinstance(config.method, Lora):
         return [
-            "from transformers import AutoModelForCausalLM, AutoTokenizer",
-            f"model = AutoModelForCausalLM.from_pretrained({folder})",
+            f"from transformers import {kind}, AutoTokenizer",
+            f"model = {kind}.from_pretrained({folder})",
             f"tokenizer = AutoTokenizer.from_pretrained({folder})",
         ]
+    peft = kind.replace("AutoModel", "AutoPeftModel")
+    # The base does not know how many classes the adapter's head has.
+    labels = f", num_labels={len(_labels(checkpoint))}" if config.objective.type in ("seq_cls", "token_cls") else ""
     return [
-        "from peft import AutoPeftModelForCausalLM",
+        f"from peft import {peft}",
         "from transformers import AutoTokenizer",
-        f"model = AutoPeftModelForCausalLM.from_pretrained({folder})",
+        f"model = {peft}.from_pretrained({folder}{labels})",
         f"tokenizer = AutoTokenizer.from_pretrained({folder})",
         'model.merge_and_unload().save_pretrained("merged")  # one plain model, the adapter inside',
         'tokenizer.save_pretrained("merged")',
     ]
+
+
+def _labels(checkpoint: Path) -> Mapping[str, Json]:
+    named = _read_json(checkpoint / "labels.json").get("id2label")
+    return named if isinstance(named, dict) else {}
 
 
 def usage(run: Path, config: RunConfig, ending: Ending) -> dict[str, str]:
@@ -269,6 +296,9 @@ def usage(run: Path, config: RunConfig, ending: Ending) -> dict[str, str]:
     talks = config.objective.type in ("sft", "pretrain")
     if talks:
         commands["Talk to it"] = shlex.join(["luthier", "infer", flag, str(checkpoint)])
+    elif config.objective.type in ("seq_cls", "token_cls"):
+        use = shlex.join(["luthier", "infer", flag, str(checkpoint)])
+        commands["Classify a file"] = f"{use} --val_dataset ROWS.jsonl --result_path predicted.jsonl"
     base = ["--model", config.model.path, "--adapters", str(checkpoint)] if adapter else ["--model", str(checkpoint)]
     command = [config.objective.type] if talks else ["sft", "--task_type", config.objective.type]
     teach = ["luthier", *command, *base, *_quant_flags(config), "--train_type", config.method.type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from luthier.model.method import virtual_tokens
 from luthier.run.build import begin, build_data, build_general, build_model, build_objective, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, measured_memory
+from luthier.run.findings import write_findings
 from luthier.run.grow import with_vocabulary
 from luthier.run.memory import within_memory
 from luthier.run.parts import Run
@@ -76,7 +78,12 @@ def train(config: RunConfig, console: Console) -> Path:
             _restore(trainer, resume, config)
         _write_beginning(run)
         plan = describe(run, data, model, trainer)
-        return _fit(run, trainer, plan, watcher, forgetting, started)
+
+        def finish() -> None:
+            if data.validation is not None:
+                write_findings(directory, objective, trainer.outputs, data.validation, tokenizer)
+
+        return _fit(run, trainer, plan, watcher, forgetting, started, finish)
 
 
 def _find(config: RunConfig, console: Console, mesh: Mesh) -> Resume | None:
@@ -124,7 +131,13 @@ def _write_beginning(run: Run) -> None:
 
 
 def _fit(
-    run: Run, trainer: Trainer, plan: RunPlan, watcher: Watch | Unwatched, forgetting: Forgetting, started: float
+    run: Run,
+    trainer: Trainer,
+    plan: RunPlan,
+    watcher: Watch | Unwatched,
+    forgetting: Forgetting,
+    started: float,
+    finish: Callable[[], None],
 ) -> Path:
     """Train, and write down how it went whatever happens."""
     watcher.started(plan)
@@ -148,7 +161,7 @@ def _fit(
             message,
         )
         if run.mesh.leads:
-            _write_end(run, plan, ending)
+            _write_end(run, plan, ending, finish)
     if ending.complete:
         took = duration(ending.seconds)
         watcher.event("finished", f"{reason} after {ending.step} steps in {took}", step=ending.step, reason=reason)
@@ -162,9 +175,10 @@ def _fit(
     return run.directory.path
 
 
-def _write_end(run: Run, plan: RunPlan, ending: Ending) -> None:
+def _write_end(run: Run, plan: RunPlan, ending: Ending, finish: Callable[[], None]) -> None:
     """The report must not hide how the run ended: what cannot be written is said and left."""
     try:
+        finish()
         run.directory.write_json("memory.json", measured_memory(run.mesh.device, plan.predicted_gib))
         report = write_report(run.directory, run.config, plan, ending)
         run.console.say(f"Report: {report}")

@@ -1,0 +1,49 @@
+"""Writing down what a classifier did on its validation set: predictions.jsonl, classes.json, plots/confusion.png."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from luthier.base.rundir import RunDir, write_atomic
+from luthier.data.tokens import Groups
+from luthier.objectives.findings import find
+from luthier.run.plots import matrix
+
+PREDICTIONS, CLASSES = "predictions.jsonl", "classes.json"
+_DRAWN = 100
+"""Most classes of a picture; beyond, nothing could be read."""
+
+
+def write_findings(
+    run: RunDir, objective: object, outputs: Mapping[str, Tensor], groups: Groups, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Write the findings of the best evaluation, if the objective has any.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    found = find(objective, outputs)
+    if found is None:
+        return
+    lines: list[bytes] = []
+    for sample, row in found.predictions.items():
+        text = tokenizer.decode(groups[sample].sequences[0].ids.tolist(), skip_special_tokens=True)
+        lines.append(orjson.dumps({"text": text, **row}, option=orjson.OPT_APPEND_NEWLINE))
+    write_atomic(run.file(PREDICTIONS), b"".join(lines))
+    if not found.classes:
+        return
+    written: dict[str, Any] = {"classes": [asdict(row) for row in found.classes], "confusion": None}
+    if found.confusion_CC is not None:
+        table: NDArray[np.int64] = found.confusion_CC
+        written["confusion"] = table.tolist()
+        if len(table) <= _DRAWN:
+            write_atomic(run.file("plots/confusion.png"), matrix(table, [row.name for row in found.classes]))
+    write_atomic(run.file(CLASSES), orjson.dumps(written))
