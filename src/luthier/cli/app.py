@@ -57,6 +57,24 @@ def train(context: typer.Context) -> int:
     return _train(context, None)
 
 
+@app.command("soup", context_settings=_RAW, add_help_option=False)
+def soup(context: typer.Context) -> None:
+    """Average models weight by weight, or go part of the way from a base to a tuned model."""
+    from luthier.cli.soup import SoupConfig, soup
+
+    options = _options(
+        context,
+        SoupConfig,
+        "Average models that were tuned from one base (model soup), or base and tuned model (WiSE-FT).",
+        (
+            "luthier soup --model base --tuned runs/a runs/b --output_dir soup",
+            "luthier soup --model base --tuned runs/a --share 0.5 --output_dir half-way",
+        ),
+    )
+    if options:
+        soup(options, context.obj)
+
+
 @app.command("init", context_settings=_RAW, add_help_option=False)
 def init(context: typer.Context) -> None:
     """Make a new model: a tokenizer from your text, random weights."""
