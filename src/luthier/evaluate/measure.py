@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from luthier.base.records import Json
-from luthier.base.rundir import RunDir, write_atomic
+from luthier.base.rundir import RunDir
 from luthier.evaluate.likelihood import likelihood
 from luthier.evaluate.mcq import ACCURACY
 from luthier.evaluate.retrieval import mark_ranking
@@ -26,17 +26,13 @@ def measure(subject: Subject, task: Task, kept: Path, progress: Callable[[int], 
     """The results of a task: first those kept from an earlier run, then each chunk's as it is done.
 
     Args:
-        kept: JSON-lines file of results, continued where it ends; lines of other questions are dropped from it.
+        kept: JSON-lines file of results, continued where it ends; lines of questions that were asked otherwise stay.
         progress: told how many questions have been dealt with.
     """
     hashes = [_hash(subject, task, item) for item in task.items]
     wanted = dict(zip([item.key for item in task.items], hashes, strict=True))
     folder = RunDir(kept.parent)
     found = {line.key: line for line in _lines(folder, kept.name) if wanted.get(line.key) == line.asked}
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(kept, b"")
-    for result in found.values():
-        folder.append_json(kept.name, result.line())
     progress(len(found))
     yield list(found.values())
     waiting = [number for number, item in enumerate(task.items) if item.key not in found]
