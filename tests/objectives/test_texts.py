@@ -156,3 +156,18 @@ def test_models_that_cannot_are_refused_at_once(tmp_path: Path):
         learnable(SpanCorruption(), folder)
     with pytest.raises(ConfigError, match="no decoder_start_token_id"):
         learnable(Seq2Seq(), folder)
+
+
+def test_answers_are_written_and_scored(t5_dir: Path):
+    objective = learnable(Seq2Seq(max_new_tokens=6), t5_dir, max_length=128)
+    model = opened(objective, t5_dir, dropout=False)
+    chats = [Chat((Message("user", line), Message("assistant", line[:20])), HERE) for line in LINES[:3]]
+    batch = cut(encoded(objective, chats), [range(3)])[0]
+    with torch.no_grad():
+        outputs = objective.sums(model, batch).outputs
+    source = model.tokenizer(LINES[0], return_tensors="pt")
+    theirs = model.base.generate(**source, max_new_tokens=6, do_sample=False)[0, 1:].tolist()
+    assert outputs["written"][0].tolist()[: len(theirs)] == theirs
+    perfect = objective.measure({"written": outputs["wanted"], "wanted": outputs["wanted"]})
+    assert perfect["exact_match"] == perfect["f1"] == 1.0 and perfect["rouge-l"] == pytest.approx(1.0)
+    assert objective.measure(outputs)["exact_match"] < 1.0

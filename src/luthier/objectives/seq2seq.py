@@ -29,6 +29,7 @@ from luthier.model.load import Model
 from luthier.objectives.config import Seq2Seq
 from luthier.objectives.setting import Setting
 from luthier.objectives.spans import source_and_target, start_token
+from luthier.score.text import bleu, exact_match, f1, rouge
 
 NOTHING = -1
 """Stands behind the end of what is written or wanted."""
@@ -123,10 +124,18 @@ class Translation:
         return {"written": written_GN, "wanted": wanted_GN}
 
     def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """Share of the answers that are, word for word, what was wanted."""
-        pairs = zip(self._texts(outputs["written"]), self._texts(outputs["wanted"]), strict=True)
-        same = [written == wanted for written, wanted in pairs]
-        return {"exact_match": sum(same) / len(same)} if same else {}
+        """Means over the set: exact match, F1 of words, ROUGE-L and BLEU-4."""
+        pairs = list(zip(self._texts(outputs["written"]), self._texts(outputs["wanted"]), strict=True))
+        scores: dict[str, float] = {}
+        for written, wanted in pairs:
+            found = {
+                "exact_match": exact_match(written, [wanted]),
+                "f1": f1(written, [wanted]),
+                "rouge-l": rouge(written, wanted)["rouge-l-f"],
+                "bleu-4": bleu(written, wanted)["bleu-4"],
+            }
+            scores |= {name: scores.get(name, 0.0) + value / len(pairs) for name, value in found.items()}
+        return scores
 
     def _texts(self, ids_GN: Tensor) -> list[str]:
         rows = [[token for token in row if token != NOTHING] for row in ids_GN.tolist()]
