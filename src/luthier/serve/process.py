@@ -48,7 +48,7 @@ class Process:
         self._recovered, self._patience, self._pause = recovered, patience, pause
         handle, name = tempfile.mkstemp(prefix=f"luthier-{serving.peer}-", suffix=".log")
         os.close(handle)
-        self.log = Path(name)
+        self.log, self._tells = Path(name), False
         self._process: asyncio.subprocess.Process | None = None
         self._watcher: asyncio.Task[None] | None = None
 
@@ -89,7 +89,8 @@ class Process:
                 await self._watcher
         self.why = "it has been ended"
         await self._end()
-        self.log.unlink(missing_ok=True)
+        if not self._tells:
+            self.log.unlink(missing_ok=True)
 
     async def _start(self) -> None:
         serving = self.serving
@@ -178,12 +179,13 @@ class Process:
         self._process = None
 
     def _failed(self, how: str) -> RunError:
+        self._tells = True  # the log says more than its last lines
         tail = self.log.read_bytes()[-4000:].decode(errors="replace").strip().splitlines()[-5:]
         said = redact(" | ".join(line.strip() for line in tail))
         return RunError(
             f"{self.serving.peer} {how}" + (f": {said}" if said else ""),
             code="engine_failed",
-            fix="Its arguments are set with --engine_args",
+            fix=f"{self.log} has all that it wrote; its arguments are set with --engine_args",
         )
 
 
