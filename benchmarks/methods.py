@@ -2,9 +2,9 @@
 
     python benchmarks/methods.py --work /tmp/methods [--steps 30] [--only lora prefix]
 
-Each is one `luthier sft` of the bundled model on a CPU: the same rows of dolly in the same order, judged before and after
-on 64 of those rows (draws of one file share a seed), with a learning rate of its own that is usual for it; the general
-set is Chinese instructions that nobody trains on.  Processor seconds are those of the whole command, its start included.
+Each is one `luthier sft` of the bundled model on a CPU: the same rows of dolly in the same order, judged before and
+after on 64 of those rows (draws of one file share a seed), with a learning rate of its own that is usual for it.  The
+general set is Chinese instructions that nobody trains on.  Processor seconds are those of the whole command.
 """
 
 from __future__ import annotations
