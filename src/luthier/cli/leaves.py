@@ -102,10 +102,11 @@ def leaves(kind: type[Config], prefix: str = "", owner: str | None = None) -> di
 
 
 def _join(one: Leaf, other: Leaf) -> Leaf:
-    """One setting of several union members; `type` takes the words of all of them."""
+    """One setting of several union members; where words are listed, it takes those of all of them."""
     annotation = one.annotation
-    if one.name == "type":
-        annotation = Literal[(*one.choices, *other.choices)]  # pyright: ignore[reportInvalidTypeForm]
+    if one.choices and other.choices and one.annotation != other.annotation:
+        words: Any = Literal[(*one.choices, *other.choices)]
+        annotation = words | None if one.optional or other.optional else words
     return Leaf(one.path, annotation, one.default, one.description, one.constraints, one.owners + other.owners)
 
 
