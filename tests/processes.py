@@ -78,6 +78,10 @@ def fork(words: list[str], output: Path, before: Callable[[], object] | None = N
     code = 70
     try:
         os.setsid()
+        # A new process hears signals as Python sets them up, whatever earlier tests of this one have left behind.
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         handle = os.open(output, os.O_WRONLY | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
