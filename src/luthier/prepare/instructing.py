@@ -16,6 +16,7 @@ import orjson
 from luthier.base.records import Json
 from luthier.prepare.models import asked
 from luthier.prepare.words import counted
+from luthier.score.text import longest_common
 
 _TASK = {
     "type": "object",
@@ -91,14 +92,7 @@ def rouge_l(one: Sequence[str], other: Sequence[str]) -> float:
     """F1 of the longest common subsequence of words (Lin, 2004)."""
     if not one or not other:
         return 0.0
-    row = [0] * (len(other) + 1)
-    for word in one:
-        diagonal = 0
-        for place, known in enumerate(other, 1):
-            above = row[place]
-            row[place] = diagonal + 1 if word == known else max(above, row[place - 1])
-            diagonal = above
-    return 2 * row[-1] / (len(one) + len(other))
+    return 2 * longest_common(one, other) / (len(one) + len(other))
 
 
 @dataclass

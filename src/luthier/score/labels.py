@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.score.ranking import pearson, spearman
+
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 
@@ -74,23 +76,13 @@ def regressed(predicted_S: Numbers, wanted_S: Numbers) -> dict[str, float]:
         "mse": float((errors**2).mean()),
         "mae": float(np.abs(errors).mean()),
         "r2": 1.0 - float((errors**2).sum()) / spread if spread > 0 else 0.0,
-        "pearson": correlation(predicted_S, wanted_S),
-        "spearman": correlation(ranks(predicted_S), ranks(wanted_S)),
+        "pearson": _or_zero(pearson(predicted_S, wanted_S)),
+        "spearman": _or_zero(spearman(predicted_S, wanted_S)),
     }
 
 
-def correlation(left_S: Numbers, right_S: Numbers) -> float:
-    """Pearson's correlation; 0 with a constant."""
-    left_S, right_S = left_S - left_S.mean(), right_S - right_S.mean()
-    scale = float(np.sqrt((left_S**2).sum() * (right_S**2).sum()))
-    return float((left_S * right_S).sum()) / scale if scale > 0 else 0.0
-
-
-def ranks(values_S: Numbers) -> Numbers:
-    """Ranks from 1; equal values share the mean of theirs."""
-    _, which, counts = np.unique(values_S, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return (ends - (counts - 1) / 2.0)[which]
+def _or_zero(correlation: float) -> float:
+    return 0.0 if np.isnan(correlation) else correlation
 
 
 def confusion(predicted_S: NDArray[np.int64], wanted_S: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
