@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from luthier.evaluate.compare import Change
 from luthier.evaluate.task import Result, Score
@@ -89,22 +90,33 @@ def confusion(results: Sequence[Result]) -> bytes | None:
     often = Counter(result.reference for result in results)
     labels = sorted(label for label, _ in often.most_common(_MOST_CLASSES))
     place = {label: number for number, label in enumerate(labels)}
-    table = np.zeros((len(labels), len(labels)))
+    table = np.zeros((len(labels), len(labels)), dtype=np.int64)
     for result in results:
         if result.reference in place and result.prediction in place:
             table[place[result.reference], place[result.prediction]] += 1
-    figure, axes = _figure(max(10, len(labels)))
-    shares = table / np.maximum(1, table.sum(axis=1, keepdims=True))
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(labels)), labels, fontsize=7)
-    axes.set_xlabel("found", color=_INK)
-    axes.set_ylabel("right", color=_INK)
-    axes.grid(False)
-    if len(labels) <= 15:
-        for row, column in np.ndindex(*table.shape):
-            ink = "white" if shares[row, column] > 0.5 else _INK
-            axes.text(column, row, f"{table[row, column]:.0f}", ha="center", va="center", fontsize=7, color=ink)
+    return matrix(table, labels)
+
+
+def matrix(counts_CC: NDArray[np.int64], names: Sequence[str]) -> bytes:
+    """Counts of classes: rows are what was wanted, columns what was predicted, shades shares of the row."""
+    from matplotlib.figure import Figure
+
+    classes = len(names)
+    side = min(24.0, 3.0 + 0.45 * classes)
+    figure = Figure(figsize=(side, side), dpi=100, layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    totals_C1 = counts_CC.sum(1, keepdims=True)
+    axes.imshow(counts_CC / np.maximum(totals_C1, 1), cmap="Blues", vmin=0, vmax=1)
+    shown = [name if len(name) < 25 else name[:23] + "…" for name in names]
+    axes.set_xticks(range(classes), shown, rotation=90)
+    axes.set_yticks(range(classes), shown)
+    axes.set_xlabel("predicted", color=_INK)
+    axes.set_ylabel("wanted", color=_INK)
+    if classes <= 30:
+        for row, column in np.argwhere(counts_CC > 0).tolist():
+            dark = counts_CC[row, column] * 2 > totals_C1[row, 0]
+            text = str(counts_CC[row, column])
+            axes.text(column, row, text, ha="center", va="center", color="white" if dark else _INK, fontsize=8)
     return _png(figure)
 
 

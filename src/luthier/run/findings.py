@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.base.rundir import RunDir, write_atomic
 from luthier.data.tokens import Groups
+from luthier.evaluate.pictures import matrix
 from luthier.objectives.findings import find
-from luthier.run.plots import matrix
 
 PREDICTIONS, CLASSES = "predictions.jsonl", "classes.json"
 _DRAWN = 100

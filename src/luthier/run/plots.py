@@ -11,14 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from luthier.base.records import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 Rows = Sequence[Mapping[str, Json]]
 Curve = tuple[list[float], list[float]]
@@ -147,26 +144,3 @@ def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def matrix(counts_CC: NDArray[np.int64], names: Sequence[str]) -> bytes:
-    """A confusion matrix as a PNG: rows are what was wanted, columns what was predicted, shades shares of the row."""
-    from matplotlib.figure import Figure
-
-    classes = len(names)
-    side = min(24.0, 3.0 + 0.45 * classes)
-    figure = Figure(figsize=(side, side), dpi=100, layout="constrained", facecolor="white")
-    axes = figure.subplots()
-    totals_C1 = counts_CC.sum(1, keepdims=True)
-    axes.imshow(counts_CC / np.maximum(totals_C1, 1), cmap="Blues", vmin=0, vmax=1)
-    shown = [name if len(name) < 25 else name[:23] + "…" for name in names]
-    axes.set_xticks(range(classes), shown, rotation=90)
-    axes.set_yticks(range(classes), shown)
-    axes.set_xlabel("predicted", color=INK)
-    axes.set_ylabel("wanted", color=INK)
-    if classes <= 30:
-        for row, column in np.argwhere(counts_CC > 0).tolist():
-            dark = counts_CC[row, column] * 2 > totals_C1[row, 0]
-            text = str(counts_CC[row, column])
-            axes.text(column, row, text, ha="center", va="center", color="white" if dark else INK, fontsize=8)
-    return _png(figure)
