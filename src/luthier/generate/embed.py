@@ -15,6 +15,7 @@ from torch import Tensor
 from luthier.base.errors import DataError
 from luthier.data.batch import Group, Tokens, collate
 from luthier.model.causal import Model
+from luthier.model.heads import pooled
 
 Pooling = Literal["last", "mean"]
 
@@ -47,10 +48,8 @@ def embed(model: Model, prompts: Sequence[Sequence[int]], pooling: Pooling) -> l
 def _pooled(model: Model, groups: Sequence[Group], pooling: Pooling) -> Tensor:
     """vectors_SD of some texts."""
     batch = collate(groups, range(len(groups))).to(model.device)
-    hidden_TD = model.hidden(batch).float()
-    texts = hidden_TD.split(batch.lengths)
-    pooled = [text_LD[-1] if pooling == "last" else text_LD.mean(0) for text_LD in texts]
-    return torch.nn.functional.normalize(torch.stack(pooled), dim=-1)
+    rows_SD = pooled(model.hidden(batch).float(), batch.lengths, batch.offsets, pooling)
+    return torch.nn.functional.normalize(rows_SD, dim=-1)
 
 
 def _tokens(prompt: Sequence[int]) -> Tokens:

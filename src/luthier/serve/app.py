@@ -63,16 +63,21 @@ def routes(house: House) -> FastAPI:
     app.add_exception_handler(Exception, _bug)
     for kind, told in ((Refusal, _refusal), (LuthierError, _luthier), (EngineFailed, _failed), (ClientGone, _gone)):
         app.add_exception_handler(kind, told)
-    post, get = _routes(house)
-    for path, handler in post.items():
+    for path, handler in {**_answers(house), **_words(house)}.items():
         app.add_api_route(path, handler, methods=["POST"], response_model=None)
-    for path, handler in get.items():
+    for path, handler in _state(house).items():
         app.add_api_route(path, handler, methods=["GET"], response_model=None)
+
+    async def load(request: HttpRequest) -> Response:
+        body = read(AdapterRequest, await request.body())
+        await house.voices.load(body.name)
+        return Json({"name": body.name, "loaded": True})
 
     async def unload(name: str) -> Response:
         await house.voices.unload(name)
         return Json({"name": name, "loaded": False})
 
+    app.add_api_route("/v1/adapters", load, methods=["POST"], response_model=None)
     app.add_api_route("/v1/adapters/{name}", unload, methods=["DELETE"], response_model=None)
     return app
 
@@ -80,7 +85,8 @@ def routes(house: House) -> FastAPI:
 Handler = Callable[[HttpRequest], Awaitable[Response]]
 
 
-def _routes(house: House) -> tuple[dict[str, Handler], dict[str, Handler]]:
+def _answers(house: House) -> dict[str, Handler]:
+    """What the model is run for."""
     voices, engine = house.voices, house.engine
 
     async def chat(request: HttpRequest) -> Response:
@@ -90,8 +96,7 @@ def _routes(house: House) -> tuple[dict[str, Handler], dict[str, Handler]]:
         asked = await asyncio.to_thread(asking.chat, body, voice, adapter, house.defaults)
         if body.stream:
             frame = Frame(body.model, "chat.completion.chunk")
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return await _stream(house, request, voice, frame, asked, answering.chat_stream, with_usage)
+            return await _stream(house, request, voice, frame, asked, answering.chat_stream, body.with_usage)
         return await _whole(house, request, voice, Frame(body.model, "chat.completion"), asked, answering.chat_answer)
 
     async def completion(request: HttpRequest) -> Response:
@@ -101,8 +106,7 @@ def _routes(house: House) -> tuple[dict[str, Handler], dict[str, Handler]]:
         asked = await asyncio.to_thread(asking.completion, body, voice, adapter, house.defaults)
         frame = Frame(body.model, "text_completion")
         if body.stream:
-            with_usage = body.stream_options is not None and body.stream_options.include_usage
-            return await _stream(house, request, voice, frame, asked, answering.completion_stream, with_usage)
+            return await _stream(house, request, voice, frame, asked, answering.completion_stream, body.with_usage)
         return await _whole(house, request, voice, frame, asked, answering.completion_answer)
 
     async def embeddings(request: HttpRequest) -> Response:
@@ -117,6 +121,19 @@ def _routes(house: House) -> tuple[dict[str, Handler], dict[str, Handler]]:
         body = read(ScoreRequest, await request.body())
         return await _vectors(house, request, vectors.score(body, voices, engine))
 
+    return {
+        "/v1/chat/completions": chat,
+        "/v1/completions": completion,
+        "/v1/embeddings": embeddings,
+        "/v1/rerank": rerank,
+        "/v1/score": score,
+    }
+
+
+def _words(house: House) -> dict[str, Handler]:
+    """Texts as tokens and back."""
+    voices = house.voices
+
     async def tokenize(request: HttpRequest) -> Response:
         body = read(TokenizeRequest, await request.body())
         voice, _ = voices.find(body.model or voices.base)
@@ -126,7 +143,7 @@ def _routes(house: House) -> tuple[dict[str, Handler], dict[str, Handler]]:
             ids = await asyncio.to_thread(asking.chat_prompt, voice, body.messages, body.tools)
         else:
             ids = (await asyncio.to_thread(asking.prompts_of, voice, body.prompt or ""))[0]
-        return Json({"tokens": ids, "count": len(ids), "max_model_len": engine.max_length})
+        return Json({"tokens": ids, "count": len(ids), "max_model_len": house.engine.max_length})
 
     async def detokenize(request: HttpRequest) -> Response:
         body = read(DetokenizeRequest, await request.body())
@@ -134,45 +151,35 @@ def _routes(house: House) -> tuple[dict[str, Handler], dict[str, Handler]]:
         ids = asking.prompts_of(voice, body.tokens)[0]
         return Json({"prompt": voice.renderer.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)})
 
-    async def load(request: HttpRequest) -> Response:
-        body = read(AdapterRequest, await request.body())
-        await voices.load(body.name)
-        return Json({"name": body.name, "loaded": True})
+    return {"/tokenize": tokenize, "/detokenize": detokenize}
+
+
+def _state(house: House) -> dict[str, Handler]:
+    """What there is, and how it fares."""
 
     async def models(request: HttpRequest) -> Response:
-        return Json({"object": "list", "data": voices.listed()})
+        return Json({"object": "list", "data": house.voices.listed()})
 
     async def adapters(request: HttpRequest) -> Response:
-        return Json({"object": "list", "data": voices.adapters()})
+        return Json({"object": "list", "data": house.voices.adapters()})
 
     async def live(request: HttpRequest) -> Response:
         return Json({"status": "alive"})
 
     async def ready(request: HttpRequest) -> Response:
-        why = "the server is stopping" if house.gate.draining else engine.trouble()
+        why = "the server is stopping" if house.gate.draining else house.engine.trouble()
         return Json({"status": why or "ready"}, status_code=503 if why else 200)
 
     async def metrics(request: HttpRequest) -> Response:
         return Response(house.metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    post: dict[str, Handler] = {
-        "/v1/chat/completions": chat,
-        "/v1/completions": completion,
-        "/v1/embeddings": embeddings,
-        "/v1/rerank": rerank,
-        "/v1/score": score,
-        "/tokenize": tokenize,
-        "/detokenize": detokenize,
-        "/v1/adapters": load,
-    }
-    get: dict[str, Handler] = {
+    return {
         "/v1/models": models,
         "/v1/adapters": adapters,
         "/health/live": live,
         "/health/ready": ready,
         "/metrics": metrics,
     }
-    return post, get
 
 
 async def _whole(

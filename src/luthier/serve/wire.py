@@ -75,6 +75,11 @@ class Asking(Wire):
     user: Text | None = None
     metadata: Object | None = None
 
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with what it used."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
 
 class FunctionName(Wire):
     """The name of a function."""
