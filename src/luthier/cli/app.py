@@ -178,9 +178,6 @@ def parity(context: typer.Context) -> None:
     """Prove that what is served is what was trained."""
     from luthier.cli.parity import ParityConfig, parity
 
-    words = context.args
-    if words and not words[0].startswith("-"):  # the run may come first, without a flag
-        words.insert(0, "--run")
     options = _options(
         context,
         ParityConfig,
@@ -190,6 +187,7 @@ def parity(context: typer.Context) -> None:
             "luthier parity RUN --exported RUN/exports/step-00000100-merged-bnb-4bit",
             "luthier parity RUN --infer_backend vllm --engine_command /opt/vllm/bin/vllm",
         ),
+        first="--run",
     )
     if options:
         parity(options, context.obj)
@@ -200,9 +198,6 @@ def preview(context: typer.Context) -> None:
     """Show rendered rows with the trained tokens coloured."""
     from luthier.cli.preview import PreviewConfig, preview
 
-    words = context.args
-    if words and not words[0].startswith("-"):  # the data may come first, without a flag
-        words.insert(0, "--dataset")
     options = _options(
         context,
         PreviewConfig,
@@ -212,6 +207,7 @@ def preview(context: typer.Context) -> None:
             "luthier preview my.jsonl --model ./base --html preview.html --rows 50",
             "luthier preview notes.txt --model ./base --stage pretrain",
         ),
+        first="--dataset",
     )
     if options:
         preview(options, context.obj)
@@ -270,8 +266,14 @@ def _train(context: typer.Context, objective: Literal["sft", "pretrain"] | None)
     return run_command(command, context.args, objective, context.obj)
 
 
-def _options(context: typer.Context, kind: type[C], about: str, examples: tuple[str, ...]) -> C | None:
-    """The settings of a command; None when its help was asked for and printed."""
+def _options(
+    context: typer.Context, kind: type[C], about: str, examples: tuple[str, ...], first: str | None = None
+) -> C | None:
+    """The settings of a command; None when its help was asked for and printed.
+
+    Args:
+        first: the flag that a first word without one stands behind.
+    """
     from luthier.cli.flags import choose_members, parse
     from luthier.cli.help import Command, page
 
@@ -283,7 +285,10 @@ def _options(context: typer.Context, kind: type[C], about: str, examples: tuple[
         }
         console.result(page(Command(str(context.info_name), "[flags]", about, examples, switches), kind))
         return None
-    parsed = parse(context.args, kind)
+    words = context.args
+    if first is not None and words and not words[0].startswith("-"):
+        words = [first, *words]
+    parsed = parse(words, kind)
     choose_members(parsed.tree, kind)
     for note in parsed.notes:
         console.warn(note)

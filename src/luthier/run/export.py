@@ -24,7 +24,7 @@ from luthier.export.gguf import Speech, write_gguf
 from luthier.export.measure import perplexity
 from luthier.export.merge import Unstreamable, merge_files
 from luthier.export.ollama import adds_bos, modelfile
-from luthier.export.output import refuse_existing, size_of, staged
+from luthier.export.output import size_of, staged
 from luthier.export.quantize import Rounded, quantize
 from luthier.model import methods
 from luthier.model.adapters import SETTINGS, adapter_folder
@@ -50,7 +50,6 @@ def export(options: ExportConfig, console: Console) -> Path:
     hub = hubs.open_hub(options.model.hub) if options.push_to_hub else None  # a missing token is known at once
     job = open_job(options, console)
     folder = place(job)
-    refuse_existing(folder)
     with staged(folder) as out:
         kind, made = _make(job, out, folder)
         write_card(job, out, kind, made)
