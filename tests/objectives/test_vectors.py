@@ -24,7 +24,6 @@ from luthier.model.vectors import files, pooling_of
 from luthier.objectives.config import Distill, Embed, GenerativeRerank, Rerank
 from luthier.objectives.distil import Distillation
 from luthier.objectives.embedding import Embedding, facts
-from luthier.objectives.registry import files as more_files
 from luthier.objectives.reranking import listwise
 from luthier.objectives.teacher import Stored, ask, load_teacher
 
@@ -152,7 +151,7 @@ def test_artefacts_give_the_same_vectors_in_sentence_transformers(tmp_path: Path
                 weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)) * 0.05)
         made = tmp_path / "made"
         methods.save(model, made)
-        for name, text in more_files(objective, model).items():
+        for name, text in objective.files(model).items():
             (made / name).parent.mkdir(exist_ok=True)
             (made / name).write_text(text)
         theirs = library.SentenceTransformer(str(made), device="cpu").encode(LINES)

@@ -246,6 +246,7 @@ def test_the_command_of_other_tools_runs_on_real_data(job: Any, test_data: Path,
     ours += ["--system", "You are a helpful assistant.", "--output_dir", job.output_dir]
     said = job.call("sft", "--model", model, "--dataset", *sets, *words.split(), *ours)
     assert "Talk to it" in said and (job.runs()[-1] / "report.md").exists()
+    assert "teacher" not in said
     before, after = (row["eval_loss"] for row in evaluations(job).values())
     assert after < before
     report = json.loads((job.runs()[-1] / "data_report.json").read_text())

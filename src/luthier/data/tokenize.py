@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -164,5 +165,5 @@ def _write_shard(rows: Rows, encoding: Encoding, task: Task) -> int:
         "measures": np.array(measures, dtype=np.float32).reshape(-1, 2),
         **more_arrays(sequences),
     }
-    publish(folder, arrays, facts)
+    publish(folder, arrays, asdict(facts))
     return len(part)

@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -184,19 +183,19 @@ def more_arrays(sequences: Sequence[Tokens]) -> dict[str, NDArray[Any]]:
     return arrays
 
 
-def publish(folder: Path, arrays: dict[str, NDArray[Any]], facts: Facts) -> None:
-    """Write a shard, whole or not at all.  Raises RunError."""
+def publish(folder: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+    """Write arrays and facts.json, whole or not at all.  Raises RunError."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         try:
             for name, array in arrays.items():
                 np.save(staging / f"{name}.npy", array, allow_pickle=False)
-            (staging / "facts.json").write_bytes(orjson.dumps(asdict(facts)))
+            (staging / "facts.json").write_bytes(orjson.dumps(dict(facts)))
             staging.rename(folder)
         except OSError:
             shutil.rmtree(staging, ignore_errors=True)
-            if not folder.exists():  # else another process has just published the same shard
+            if not folder.exists():  # else another process has just published the same
                 raise
     except OSError as error:
         raise _cache_error(error, folder.parent) from error

@@ -94,6 +94,15 @@ class Mesh:
             dist.all_gather(everyone, room)
         return torch.cat([part[: int(size)] for part, size in zip(everyone, sizes, strict=True)]).cpu()
 
+    @contextmanager
+    def leader_first(self) -> Generator[None]:
+        """The leading process goes through the block alone; then the others do, and find what it has made."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -35,7 +36,7 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import Head, own_labels
 from luthier.model.load import Model
 from luthier.objectives.config import SeqCls
-from luthier.objectives.setting import Setting
+from luthier.objectives.setting import Plainly, Setting
 from luthier.score.labels import Flags, classified, regressed
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -119,7 +120,7 @@ def _class_weights(config: SeqCls, setting: Setting, names: tuple[str, ...], pro
 
 
 @dataclass(frozen=True)
-class Classification:
+class Classification(Plainly):
     """Classification of texts, pairs of texts and conversations."""
 
     config: SeqCls
@@ -176,15 +177,16 @@ class Classification:
         names = names_of(record.label)
         if self.problem == "single_label_classification" and len(names) != 1:
             raise BadRow(Fault("several_labels", record.where, f"{len(names)} labels where one is expected", "label"))
-        unknown = [name for name in names if name not in self.labels]
+        unknown = [name for name in names if name not in self._numbers]
         if unknown:
             raise BadRow(
                 Fault("unknown_label", record.where, f"the label {unknown[0]!r} is none of the known", "label")
             )
-        return [float(self.labels.index(name)) for name in names]
+        return [float(self._numbers[name]) for name in names]
 
-    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
-        """Nothing to do: rows are judged alone."""
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.labels)}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         weights_S = batch.weights_S

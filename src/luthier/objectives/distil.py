@@ -11,7 +11,7 @@ Legend: T packed tokens, R trained positions, V vocabulary, K known tokens, D wi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.base.records import Record, Task
 from luthier.data.batch import Batch, Group
 from luthier.data.loader import Vary
+from luthier.data.textfile import cache_root
 from luthier.data.tokens import Groups
 from luthier.engine.objective import Terms
 from luthier.model.config import ModelConfig
@@ -33,7 +35,7 @@ from luthier.model.logprobs import chunk_rows
 from luthier.objectives.config import Distill, Sft
 from luthier.objectives.divergence import divergences, sparse_divergences
 from luthier.objectives.language import Language
-from luthier.objectives.setting import Setting
+from luthier.objectives.setting import Plainly, Setting
 from luthier.objectives.teacher import Live, Stored, Teacher, ask, load_teacher
 
 
@@ -54,48 +56,45 @@ def distillation(config: Distill, setting: Setting) -> Distillation:
             fix="Take a teacher of the same family; from others, learn their written answers by luthier sft",
         )
     language = Language(Sft(train_on=config.train_on), setting.renderer)
-    return Distillation(config, language, Live(model))
+    return Distillation(config, language, Live(model), setting)
 
 
-class Distillation:
+class Distillation(Plainly):
     """Training of a student on texts and chats, with what a teacher says of them.
 
     Args:
         language: which tokens of a record are learned.
         teacher: what is known of the teacher; set before the first step.
+        setting: where the teacher is asked beforehand; None where it never is.
     """
 
     task: Task = "language"
     head = CAUSAL
     vary: Vary | None = None
 
-    def __init__(self, config: Distill, language: Language, teacher: Teacher):
-        self.config, self.language, self.teacher = config, language, teacher
+    def __init__(self, config: Distill, language: Language, teacher: Teacher, setting: Setting | None = None):
+        self.config, self.language, self.teacher, self.setting = config, language, teacher, setting
 
-    def ask(
-        self, sets: Sequence[Groups], device: torch.device, cache: Path, tokens: int, progress: Callable[[int], None]
-    ) -> None:
-        """Run the teacher over all sets and keep its likeliest tokens, where that is wanted; then it is not needed.
-
-        Args:
-            tokens: how many the teacher reads at once.
-            progress: told how many sequences have been read.
-        """
+    def begin(self, sets: Sequence[Groups], console: Console) -> None:
+        """Run the teacher over all sets and keep its likeliest tokens, where that is wanted; then it is not needed."""
         if self.config.top_k is None or not isinstance(self.teacher, Live):
             return
-        model = self.teacher.config
+        assert self.setting is not None, "a teacher that is asked beforehand is asked in a run"
+        mesh, model = self.setting.mesh, self.teacher.config
         known = [self.config.top_k, self.config.temperature, model.path, *(groups.fingerprint for groups in sets)]
         name = hashlib.blake2b(repr(known).encode(), digest_size=16).hexdigest()
-        folder = (Path(self.config.store).expanduser() if self.config.store else cache / "teachers") / name
-        ask(
-            lambda: load_teacher(model, device),
-            (groups[index] for groups in sets for index in range(len(groups))),
-            folder,
-            top_k=self.config.top_k,
-            temperature=self.config.temperature,
-            batch_tokens=tokens,
-            progress=progress,
-        )
+        store = self.config.store
+        folder = (Path(store).expanduser() if store else cache_root(self.setting.data) / "teachers") / name
+        with mesh.leader_first(), console.progress("Asking the teacher") as bar:
+            ask(
+                lambda: load_teacher(model, mesh.device),
+                (groups[index] for groups in sets for index in range(len(groups))),
+                folder,
+                top_k=self.config.top_k,
+                temperature=self.config.temperature,
+                batch_tokens=self.setting.max_length,
+                progress=bar.advance,
+            )
         self.teacher = Stored(folder)
 
     @property
@@ -180,7 +179,3 @@ class Distillation:
                 logits_RV, ids_RK, taught_RK, config.divergence, config.temperature, config.beta
             )
         return divergence_R, nll_R, correct_R
-
-    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """There are no metrics but sums."""
-        return {}

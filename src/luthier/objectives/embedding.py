@@ -34,7 +34,7 @@ from luthier.model.vectors import files, pooling_of
 from luthier.objectives import similarity
 from luthier.objectives.config import Embed
 from luthier.objectives.coupled import Coupled
-from luthier.objectives.setting import Setting
+from luthier.objectives.setting import Plainly, Setting
 from luthier.score.ranking import pearson, spearman
 
 QUERY, GOOD, BAD = 0.0, 1.0, 2.0
@@ -81,7 +81,7 @@ def _similar(setting: Setting) -> Iterator[Similar]:
 
 
 @dataclass(frozen=True)
-class Embedding:
+class Embedding(Plainly):
     """Training of a model that makes vectors of texts."""
 
     config: Embed

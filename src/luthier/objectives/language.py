@@ -8,7 +8,6 @@ transformers compute; a token of weight 3 counts as if its row stood three times
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -22,9 +21,11 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import CAUSAL
 from luthier.model.load import Model
 from luthier.objectives.config import Pretrain, Sft
+from luthier.objectives.predicted import token_terms
+from luthier.objectives.setting import Plainly
 
 
-class Language:
+class Language(Plainly):
     """Next-token prediction on texts and chats.
 
     Args:
@@ -63,19 +64,8 @@ class Language:
             tokens = self.renderer.chat(record, train_on=self.train_on)
         return Group((tokens,)) if tokens.weights.any() else None
 
-    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
-        """Nothing to do: the loss needs no reference and no baseline."""
-
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"lm": batch.weights_T.sum(dtype=torch.float64)}
 
     def sums(self, model: Model, batch: Batch) -> Terms:
-        logprobs_T, correct_T = model.logprobs(batch)
-        trained_T = batch.weights_T != 0
-        loss = -(logprobs_T * batch.weights_T).sum()
-        accuracy = (correct_T & trained_T).sum(), trained_T.sum()
-        return Terms({"lm": loss}, {"token_accuracy": accuracy})
-
-    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """There are no metrics but sums."""
-        return {}
+        return token_terms("lm", model, batch)

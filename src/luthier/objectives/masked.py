@@ -10,7 +10,7 @@ Legend: T tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,8 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import Head
 from luthier.model.load import Model
 from luthier.objectives.config import Mlm
-from luthier.objectives.setting import Setting
+from luthier.objectives.predicted import token_terms
+from luthier.objectives.setting import Plainly, Setting
 from luthier.prepare.words import cut
 
 
@@ -47,7 +48,7 @@ def masked(config: Mlm, setting: Setting) -> Masked:
 
 
 @dataclass(frozen=True)
-class Masked:
+class Masked(Plainly):
     """Training of an encoder on texts.
 
     Args:
@@ -116,21 +117,11 @@ class Masked:
             )
         )
 
-    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
-        """Nothing to do: the loss needs no reference and no baseline."""
-
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"mlm": batch.weights_T.sum(dtype=torch.float64)}
 
     def sums(self, model: Model, batch: Batch) -> Terms:
-        logprobs_T, correct_T = model.logprobs(batch)
-        hidden_T = batch.weights_T != 0
-        accuracy = (correct_T & hidden_T).sum(), hidden_T.sum()
-        return Terms({"mlm": -(logprobs_T * batch.weights_T).sum()}, {"token_accuracy": accuracy})
-
-    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """There are no metrics but sums."""
-        return {}
+        return token_terms("mlm", model, batch)
 
 
 def text_of(record: Record) -> tuple[str, float]:

@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-from luthier.data.config import DataConfig
-from luthier.data.textfile import cache_root
-from luthier.data.tokens import Groups
-from luthier.engine.mesh import Mesh
-from luthier.model.load import Model
 from luthier.objectives import config as kinds
 from luthier.objectives.config import Objective, Pretrain, SeqCls, Sft, TokenCls
 from luthier.objectives.setting import Learnable, Setting
-
-Bar = Callable[[int], None]
 
 
 def build(config: Objective, setting: Setting) -> Learnable:
@@ -63,27 +54,3 @@ def build(config: Objective, setting: Setting) -> Learnable:
             from luthier.objectives.distil import distillation
 
             return distillation(config, setting)
-
-
-def begin(objective: Learnable, sets: Sequence[Groups], mesh: Mesh, data: DataConfig, tokens: int, bar: Bar) -> None:
-    """What an objective does once, before the model is loaded: the first process works, the others reuse.
-
-    Args:
-        tokens: how many a model may read at once.
-        bar: told how far it is.
-    """
-    from luthier.objectives.distil import Distillation
-
-    if isinstance(objective, Distillation):
-        if not mesh.leads:
-            mesh.wait()
-        objective.ask(sets, mesh.device, cache_root(data), tokens, bar)
-        if mesh.leads:
-            mesh.wait()
-
-
-def files(objective: Learnable, model: Model) -> dict[str, str]:
-    """Names and contents of what an artefact needs besides model and tokenizer."""
-    from luthier.objectives.embedding import Embedding
-
-    return objective.files(model) if isinstance(objective, Embedding) else {}

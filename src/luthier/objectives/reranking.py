@@ -13,7 +13,7 @@ Legend: S sequences, G groups (queries), D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -30,7 +30,7 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import Head
 from luthier.model.load import Model
 from luthier.objectives.config import GenerativeRerank, Rerank
-from luthier.objectives.setting import Setting
+from luthier.objectives.setting import Plainly, Setting
 from luthier.score.ranking import Ranked, average_precision, ndcg, reciprocal_rank
 
 SYSTEM = (
@@ -143,7 +143,7 @@ class YesOrNo:
 
 
 @dataclass(frozen=True)
-class Reranking:
+class Reranking(Plainly):
     """Training of a model that scores texts for a query."""
 
     loss: Literal["pointwise", "listwise"]
@@ -188,9 +188,6 @@ class Reranking:
         chosen = [good[int(rng.integers(len(good)))]] if good else []
         places = rng.choice(len(bad), min(len(bad), self.negatives), replace=False) if bad else []
         return Group((*chosen, *(bad[int(place)] for place in places)))
-
-    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
-        """Nothing to do: queries are judged alone."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         weights_S = batch.weights_S.double()

@@ -11,8 +11,8 @@ Legend: T tokens, G groups, L tokens of the longest source, N tokens that are wr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,8 @@ from luthier.model.calling import padded, within
 from luthier.model.heads import Head
 from luthier.model.load import Model
 from luthier.objectives.config import Seq2Seq
-from luthier.objectives.setting import Setting
+from luthier.objectives.predicted import token_terms
+from luthier.objectives.setting import Plainly, Setting
 from luthier.objectives.spans import source_and_target, start_token
 from luthier.score.text import bleu, exact_match, f1, rouge
 
@@ -41,7 +42,7 @@ def seq2seq(config: Seq2Seq, setting: Setting) -> Translation:
 
 
 @dataclass(frozen=True)
-class Translation:
+class Translation(Plainly):
     """Training of an encoder and a decoder on chats of which the last answer is written.
 
     Args:
@@ -87,19 +88,13 @@ class Translation:
         """Tokens of a target, beside the one the decoder begins with."""
         return min(self.config.max_target_length, self.plain.max_length) - 1
 
-    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
-        """Nothing to do: the loss needs no reference and no baseline."""
-
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"seq2seq": batch.weights_T.sum(dtype=torch.float64)}
 
     def sums(self, model: Model, batch: Batch) -> Terms:
-        logprobs_T, correct_T = model.logprobs(batch)
-        trained_T = batch.weights_T != 0
-        metrics = {"token_accuracy": ((correct_T & trained_T).sum(), trained_T.sum())}
+        terms = token_terms("seq2seq", model, batch)
         judged = self.config.generate and not torch.is_grad_enabled()
-        outputs = self._written(model, batch) if judged else {}
-        return Terms({"seq2seq": -(logprobs_T * batch.weights_T).sum()}, metrics, outputs)
+        return replace(terms, outputs=self._written(model, batch)) if judged else terms
 
     def _written(self, model: Model, batch: Batch) -> dict[str, Tensor]:
         """What the model writes for each source, and what was wanted.  [G, N] each"""

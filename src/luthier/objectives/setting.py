@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from luthier.base.console import Console
 from luthier.base.records import Record, Task
 from luthier.data import survey
+from luthier.data.batch import Batch
 from luthier.data.config import DataConfig, Overlong
 from luthier.data.loader import Vary
 from luthier.data.plain import Plain
 from luthier.data.render import Renderer
+from luthier.data.tokens import Groups
 from luthier.engine.mesh import Mesh
 from luthier.engine.objective import Objective
 from luthier.model.config import ModelConfig
 from luthier.model.heads import Head
+from luthier.model.load import Model
 
 ALONE = Mesh(torch.device("cpu"))
 
@@ -44,8 +49,14 @@ class Setting:
 
     @cached_property
     def renderer(self) -> Renderer:
-        """Chats as tokens.  Raises ModelError where the tokenizer cannot write any."""
-        return Renderer(self.tokenizer, template=self.model.template, template_args=self.model.template_args)
+        """Chats as tokens.  Raises ModelError where the tokenizer cannot write any.
+
+        The tokenizer takes the template over, which so travels with what is learned: served prompts are then the ones
+        that were trained.
+        """
+        renderer = Renderer(self.tokenizer, template=self.model.template, template_args=self.model.template_args)
+        self.tokenizer.chat_template = renderer.template
+        return renderer
 
     @cached_property
     def plain(self) -> Plain:
@@ -90,3 +101,29 @@ class Learnable(Objective, Protocol):
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end an answer, where answers are learned."""
         ...
+
+    def begin(self, sets: Sequence[Groups], console: Console) -> None:
+        """Do what is done once, before the model is loaded; every process calls it."""
+        ...
+
+    def files(self, model: Model) -> dict[str, str]:
+        """Names and contents of what an artefact needs besides model and tokenizer."""
+        ...
+
+
+class Plainly:
+    """What an objective does that needs nothing before a step or a run, and adds nothing to metrics and artefacts."""
+
+    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
+        """Nothing: the loss needs no reference and no baseline."""
+
+    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
+        """There are no metrics but sums."""
+        return {}
+
+    def begin(self, sets: Sequence[Groups], console: Console) -> None:
+        """Nothing."""
+
+    def files(self, model: Model) -> dict[str, str]:
+        """None."""
+        return {}

@@ -8,7 +8,7 @@ from (seed, epoch, sample).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -28,7 +28,8 @@ from luthier.model.heads import Head
 from luthier.model.load import Model
 from luthier.objectives.config import SpanCorruption
 from luthier.objectives.masked import text_of
-from luthier.objectives.setting import Setting
+from luthier.objectives.predicted import token_terms
+from luthier.objectives.setting import Plainly, Setting
 
 
 def spans(config: SpanCorruption, setting: Setting) -> Spans:
@@ -67,7 +68,7 @@ def start_token(setting: Setting) -> int:
 
 
 @dataclass(frozen=True)
-class Spans:
+class Spans(Plainly):
     """Training of an encoder and a decoder on texts.
 
     Args:
@@ -119,21 +120,11 @@ class Spans:
         source, target = hide_spans(tokens.ids, hidden, self.sentinels, self.end)
         return source_and_target(source, target, self.start, float(tokens.weights[0]))
 
-    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
-        """Nothing to do: the loss needs no reference and no baseline."""
-
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"spans": batch.weights_T.sum(dtype=torch.float64)}
 
     def sums(self, model: Model, batch: Batch) -> Terms:
-        logprobs_T, correct_T = model.logprobs(batch)
-        trained_T = batch.weights_T != 0
-        accuracy = (correct_T & trained_T).sum(), trained_T.sum()
-        return Terms({"spans": -(logprobs_T * batch.weights_T).sum()}, {"token_accuracy": accuracy})
-
-    def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """There are no metrics but sums."""
-        return {}
+        return token_terms("spans", model, batch)
 
 
 def source_and_target(source: Sequence[int] | Ids, target: Sequence[int] | Ids, start: int, weight: float) -> Group:

@@ -32,7 +32,7 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import Head, own_labels
 from luthier.model.load import Model
 from luthier.objectives.config import TokenCls
-from luthier.objectives.setting import Setting
+from luthier.objectives.setting import Plainly, Setting
 from luthier.score import entities
 
 
@@ -64,7 +64,7 @@ def _ordered(tags: Mapping[str, int]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Tagging:
+class Tagging(Plainly):
     """Tags of words."""
 
     config: TokenCls
@@ -135,9 +135,6 @@ class Tagging:
     @cached_property
     def _numbers(self) -> dict[str, int]:
         return {tag: number for number, tag in enumerate(self.labels)}
-
-    def prepare(self, model: Model, step: Sequence[Batch]) -> None:
-        """Nothing to do: words are judged in their sequence alone."""
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
         return {"tagging": batch.weights_T.sum(dtype=torch.float64)}

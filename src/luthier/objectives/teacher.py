@@ -1,6 +1,6 @@
 """What a teacher says of each trained position: asked in every step, or once beforehand and kept.
 
-    <store>/keys.npy starts.npy ids.npy logprobs.npy teacher.json    one row of the K likeliest tokens for each position
+    <store>/keys.npy starts.npy ids.npy logprobs.npy facts.json    one row of the K likeliest tokens for each position
 
 A sequence is found by the hash of its tokens and trained positions, so what is kept serves any order, mix or share
 of the data.
@@ -11,20 +11,18 @@ Legend: T packed tokens, R trained positions, V vocabulary, K known tokens, D wi
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import orjson
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from luthier.base.errors import RunError
 from luthier.data.batch import Batch, Group, Tokens, collate
+from luthier.data.tokens import publish
 from luthier.model.config import ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
 
@@ -122,8 +120,11 @@ def ask(
         teacher: loads it; called only when it is needed.
         batch_tokens: tokens the teacher reads at once.
         progress: told how many sequences have been read.
+
+    Raises:
+        RunError: what it says cannot be written.
     """
-    if (folder / "teacher.json").exists():
+    if folder.exists():
         return
     model = teacher()
     keys: list[bytes] = []
@@ -138,19 +139,13 @@ def ask(
         starts += (starts[-1] + np.cumsum(counts)).tolist()
         keys += names
         progress(len(names))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
     arrays = {
         "keys": np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, 16),
         "starts": np.array(starts, dtype=np.int64),
         "ids": np.concatenate([np.empty((0, top_k), np.int32), *ids]),
         "logprobs": np.concatenate([np.empty((0, top_k), np.float32), *logprobs]),
     }
-    for name, array in arrays.items():
-        np.save(staging / f"{name}.npy", array, allow_pickle=False)
-    (staging / "teacher.json").write_bytes(orjson.dumps({"top_k": top_k, "temperature": temperature}))
-    shutil.rmtree(folder, ignore_errors=True)
-    staging.rename(folder)
+    publish(folder, arrays, {"top_k": top_k, "temperature": temperature})
 
 
 def _batches(groups: Iterable[Group], most: int) -> Iterable[tuple[Batch, list[bytes]]]:

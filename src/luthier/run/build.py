@@ -32,8 +32,7 @@ from luthier.model.lending import Whole
 from luthier.model.load import Model, arithmetic_dtype, load_model
 from luthier.model.noise import Noise
 from luthier.model.turns import turns_of
-from luthier.objectives import registry
-from luthier.objectives.registry import build, files
+from luthier.objectives.registry import build
 from luthier.objectives.setting import Learnable, Setting
 from luthier.run.config import RunConfig
 from luthier.run.environment import describe_device
@@ -49,37 +48,20 @@ PREVIEW_ROWS = 20
 
 def build_objective(run: Run, tokenizer: PreTrainedTokenizerFast) -> Learnable:
     """The objective for this data and model.  Processes take turns: one indexes the files, the others reuse."""
-    if not run.mesh.leads:
-        run.mesh.wait()
     setting = Setting(tokenizer, run.config.model, run.config.data, run.max_length, run.mesh)
-    objective = build(run.config.objective, setting)
-    if run.mesh.leads:
-        run.mesh.wait()
-    if "renderer" in vars(setting):
-        # The template travels with what is learned: served prompts are then the ones that were trained.
-        tokenizer.chat_template = setting.renderer.template
-    return objective
+    with run.mesh.leader_first():
+        return build(run.config.objective, setting)
 
 
 def build_data(run: Run, objective: Learnable, tokenizer: PreTrainedTokenizerFast) -> Prepared:
     """Tokenise, report, and refuse what cannot be learned from.  Processes take turns: one works, the others reuse."""
-    if not run.mesh.leads:
-        run.mesh.wait()
     config, encoding = run.config, _encoding(run, objective)
-    with run.console.progress("Reading and tokenising rows") as bar:
+    with run.mesh.leader_first(), run.console.progress("Reading and tokenising rows") as bar:
         prepared = prepare(config.data, encoding, template_note=objective.note, seed=config.seed, progress=bar.advance)
     if run.mesh.leads:
-        run.mesh.wait()
         _show_data(run, prepared, tokenizer)
     report.refuse(prepared.report, config.data, prepared.rejected, str(run.directory.path / "rejected.jsonl"))
     return replace(prepared, train=Joined(prepared.train, run.max_length)) if config.data.combine else prepared
-
-
-def begin(run: Run, objective: Learnable, data: Prepared) -> None:
-    """What an objective does once, before the model is loaded."""
-    sets = [data.train, *([data.validation] if data.validation is not None else [])]
-    with run.console.progress("Asking the teacher") as bar:
-        registry.begin(objective, sets, run.mesh, run.config.data, run.max_length, bar.advance)
 
 
 def _encoding(run: Run, objective: Learnable) -> Encoding:
@@ -268,7 +250,7 @@ def _judged(groups: Groups | None, objective: Learnable, seed: int) -> Groups | 
 
 def _write_artefact(model: Model, objective: Learnable, config: RunConfig, folder: Path, whole: Whole) -> None:
     methods.save(model, folder, whole)
-    for name, text in files(objective, model).items():
+    for name, text in objective.files(model).items():
         file = folder / name
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")

@@ -26,21 +26,22 @@ def with_vocabulary(config: RunConfig, mesh: Mesh, console: Console) -> RunConfi
     settings = config.model.vocabulary
     if not settings.grows or (Path(config.model.path) / FILE).exists():
         return config
-    if not mesh.leads:
-        mesh.wait()
     folder = Path(config.output_dir) / f"base-{asked(settings, config.model.path)}"
-    if not (folder / FILE).exists():
-        making = folder.with_name(f".{folder.name}")
-        shutil.rmtree(making, ignore_errors=True)
-        console.say("Making a base with more tokens")
-        grown = grow(config.model, settings, making, lambda: _texts(config))
-        shutil.rmtree(folder, ignore_errors=True)
-        making.rename(folder)
-        told = ", ".join(grown.texts[-5:])
-        console.say(f"{len(grown.tokens)} tokens more ({told}), each from the middle of its old pieces: {folder}")
-    if mesh.leads:
-        mesh.wait()
+    with mesh.leader_first():
+        if not (folder / FILE).exists():
+            _make(config, folder, console)
     return config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder), "revision": None})})
+
+
+def _make(config: RunConfig, folder: Path, console: Console) -> None:
+    making = folder.with_name(f".{folder.name}")
+    shutil.rmtree(making, ignore_errors=True)
+    console.say("Making a base with more tokens")
+    grown = grow(config.model, config.model.vocabulary, making, lambda: _texts(config))
+    shutil.rmtree(folder, ignore_errors=True)
+    making.rename(folder)
+    told = ", ".join(grown.texts[-5:])
+    console.say(f"{len(grown.tokens)} tokens more ({told}), each from the middle of its old pieces: {folder}")
 
 
 def _texts(config: RunConfig) -> Iterator[str]:

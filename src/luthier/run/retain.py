@@ -32,19 +32,17 @@ FILE, FISHER = "forgetting.json", "fisher.safetensors"
 
 def general_sets(run: Run, encoding: Encoding) -> dict[str, Groups]:
     """The general sets, each encoded as the training data is.  Processes take turns."""
-    if not run.mesh.leads:
-        run.mesh.wait()
-    found: dict[str, Groups] = {}
-    for name in run.config.retain.general:
-        plain = {"validation": (), "replay": (), "split_ratio": 0.0, "interleave": (), "streaming": False}
-        config = run.config.data.model_copy(update={**plain, "datasets": (name,)})
-        prepared = prepare(config, encoding, template_note=None, seed=run.config.seed, progress=lambda _: None)
-        if not len(prepared.train):
-            raise ConfigError("no row of this general set can be used", where=name, code="no_rows")
-        found[name] = prepared.train
-    if run.mesh.leads:
-        run.mesh.wait()
-    return found
+    with run.mesh.leader_first():
+        return {name: _general(run, encoding, name) for name in run.config.retain.general}
+
+
+def _general(run: Run, encoding: Encoding, name: str) -> Groups:
+    plain = {"validation": (), "replay": (), "split_ratio": 0.0, "interleave": (), "streaming": False}
+    config = run.config.data.model_copy(update={**plain, "datasets": (name,)})
+    prepared = prepare(config, encoding, template_note=None, seed=run.config.seed, progress=lambda _: None)
+    if not len(prepared.train):
+        raise ConfigError("no row of this general set can be used", where=name, code="no_rows")
+    return prepared.train
 
 
 def retained(

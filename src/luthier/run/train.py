@@ -18,7 +18,7 @@ from luthier.engine.trainer import Trainer
 from luthier.model import lowbit, methods
 from luthier.model.load import context_length, load_tokenizer
 from luthier.model.method import virtual_tokens
-from luthier.run.build import begin, build_data, build_general, build_model, build_objective, build_trainer, describe
+from luthier.run.build import build_data, build_general, build_model, build_objective, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, measured_memory
 from luthier.run.findings import write_findings
@@ -60,7 +60,7 @@ def train(config: RunConfig, console: Console) -> Path:
         run = Run(config, voice, mesh, directory, max_length)
         objective = build_objective(run, tokenizer)
         data = build_data(run, objective, tokenizer)
-        begin(run, objective, data)
+        objective.begin([data.train, *([] if data.validation is None else [data.validation])], voice)
         with within_memory(run):
             model, fingerprint = build_model(run, tokenizer, objective.head)
         watcher = _watch(run, resume, stack) if mesh.leads else Unwatched()
