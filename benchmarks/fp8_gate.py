@@ -109,7 +109,7 @@ def run(options: argparse.Namespace, mesh: Mesh, quant: str | None) -> Curve:
         steps += packs(train, rng.permutation(len(train)).tolist(), options.tokens)
     optimizer = Optimizer(model.trained(), OptimConfig(learning_rate=options.learning_rate), lambda _: 1.0)
     model.eval_mode()
-    before = evaluate(model, objective, judge, mesh)["loss"]
+    before = evaluate(model, objective, judge, mesh).metrics["loss"]
     model.train_mode("some")
     losses: list[float] = []
     for pack in steps[: options.steps]:
@@ -118,7 +118,7 @@ def run(options: argparse.Namespace, mesh: Mesh, quant: str | None) -> Curve:
         losses.append(gradients(model, objective, [batch], mesh, max_norm=1.0).loss)
         optimizer.step(1.0)
     model.eval_mode()
-    return Curve(tuple(losses), before, evaluate(model, objective, judge, mesh)["loss"])
+    return Curve(tuple(losses), before, evaluate(model, objective, judge, mesh).metrics["loss"])
 
 
 def main() -> None:

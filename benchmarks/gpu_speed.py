@@ -3,6 +3,7 @@
     python benchmarks/gpu_speed.py --work A --modes fast lean            LoRA r16 on Qwen2.5-7B's shape, 4 x 4,096
     python benchmarks/gpu_speed.py --work B --modes fast lean            full tuning of Qwen2.5-0.5B's shape, 16 x 2,048
     python benchmarks/gpu_speed.py --work C --modes fast                 A on chats of mixed length, packed
+    torchrun --nproc_per_node 2 benchmarks/gpu_speed.py --work A         as many tokens again on a second GPU
 
 Random weights and tokens say nothing about learning; the loss is printed to show that all modes compute the same.
 """
@@ -24,7 +25,7 @@ from luthier.data.batch import Batch, Group, Tokens, collate
 from luthier.data.pack import micro_batches
 from luthier.data.render import Renderer
 from luthier.engine.config import OptimConfig
-from luthier.engine.mesh import Mesh
+from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.optim import Optimizer
 from luthier.engine.step import StepResult, gradients
 from luthier.model import attention, lowbit, methods
@@ -36,7 +37,6 @@ from luthier.model.pointwise import Plain, Pointwise
 from luthier.objectives.config import Pretrain
 from luthier.objectives.language import Language
 
-DEVICE = torch.device("cuda", 0)
 WARM_UP = 3
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -112,22 +112,22 @@ MODES = {
 }
 
 
-def make_model(shape: str, method: Method, quant: str | None) -> Model:
+def make_model(shape: str, method: Method, quant: str | None, device: torch.device) -> Model:
     """A random model on the device, in the arithmetic's type, with its method applied."""
     config = Qwen2Config(**SHAPES[shape], max_position_embeddings=32768)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    with DEVICE:
+    with device:
         network = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     torch.set_default_dtype(torch.float32)
     network.requires_grad_(False)
     network.set_attn_implementation(attention.NAME)
     if quant:
-        lowbit.quantize(network, Quant.model_validate({"method": quant}), DEVICE, torch.bfloat16)
+        lowbit.quantize(network, Quant.model_validate({"method": quant}), device, torch.bfloat16)
     model = Model(
         network,
         PreTrainedTokenizerFast.__new__(PreTrainedTokenizerFast),
-        device=DEVICE,
+        device=device,
         dtype=torch.bfloat16,
         max_length=32768,
         config=ModelConfig(path="random"),
@@ -148,7 +148,7 @@ def pointwise(*, fused: bool) -> Pointwise:
     return Fused()
 
 
-def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int) -> list[Batch]:
+def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int, device: torch.device) -> list[Batch]:
     """One step's micro-batches of random tokens, every one of them trained."""
     rng = np.random.default_rng(seed)
     groups = [
@@ -156,15 +156,15 @@ def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int)
         for length in lengths
     ]
     return [
-        collate([groups[index] for index in members], members).to(DEVICE)
+        collate([groups[index] for index in members], members).to(device)
         for members in micro_batches(lengths, capacity, 1)
     ]
 
 
-def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool) -> None:
+def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: Mesh) -> None:
     """Train a few steps and print one line."""
     started = time.perf_counter()
-    model = make_model(work.shape, work.method, mode.quant)
+    model = make_model(work.shape, work.method, mode.quant, mesh.device)
     objective = Language(Pretrain(), Renderer.__new__(Renderer))
     if mode.keep is not None:
         reason = model.by_hand(pointwise(fused=mode.fused))
@@ -175,10 +175,11 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool) -> Non
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    mesh, results, seconds = Mesh(DEVICE), list[StepResult](), list[float]()
+    results, seconds = list[StepResult](), list[float]()
     warm = 0.0
     for number in range(WARM_UP + steps):
-        batches = make_step(work.lengths, mode.micro_tokens, model.vocabulary, number)
+        seed = number * mesh.world + mesh.rank
+        batches = make_step(work.lengths, mode.micro_tokens, model.vocabulary, seed, mesh.device)
         torch.cuda.synchronize()
         before = time.perf_counter()
         optimizer.zero_grad()
@@ -192,13 +193,15 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool) -> Non
     peak = torch.cuda.max_memory_allocated() / 2**30
     losses = " ".join(f"{result.loss:.4f}" for result in (results[0], results[-1]))
     norms = " ".join(f"{result.grad_norm:.4f}" for result in (results[0], results[-1]))
+    if not mesh.leads:
+        return
     print(
-        f"{name:10} {sum(work.lengths) / median:9,.0f} tokens/s  {median * 1e3:7.1f} ms  {peak:6.1f} GiB  "
+        f"{name:10} {mesh.world * sum(work.lengths) / median:9,.0f} tokens/s  {median * 1e3:7.1f} ms  {peak:6.1f} GiB  "
         f"loss {losses}  norm {norms}  first step after {warm:.1f} s",
         flush=True,
     )
     if profile:
-        batches = make_step(work.lengths, mode.micro_tokens, model.vocabulary, 0)
+        batches = make_step(work.lengths, mode.micro_tokens, model.vocabulary, 0, mesh.device)
         activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities) as seen:
             optimizer.zero_grad()
@@ -228,14 +231,15 @@ def main() -> None:
     parser.add_argument("--micro", type=int, help="tokens of a micro-batch, instead of the mode's own")
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
-    for name in options.modes:
-        mode = replace(MODES[name], micro_tokens=options.micro) if options.micro else MODES[name]
-        try:
-            measure(name, WORKS[options.work], mode, options.steps, options.profile)
-        except torch.OutOfMemoryError as error:
-            print(f"{name:10} out of memory: {str(error)[:120]}", flush=True)
-        gc.collect()
-        torch.cuda.empty_cache()
+    with open_mesh("cuda") as mesh:
+        for name in options.modes:
+            mode = replace(MODES[name], micro_tokens=options.micro) if options.micro else MODES[name]
+            try:
+                measure(name, WORKS[options.work], mode, options.steps, options.profile, mesh)
+            except torch.OutOfMemoryError as error:
+                print(f"{name:10} out of memory: {str(error)[:120]}", flush=True)
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

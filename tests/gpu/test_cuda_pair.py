@@ -1,0 +1,88 @@
+"""Two CUDA devices: data-parallel and sharded runs take the trajectory of one device.
+
+pytest -m gpu -n 0 -s tests/gpu/test_cuda_pair.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from luthier.engine.checkpoint import read
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+]
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"train_type": "lora", "learning_rate": 1e-2},
+    "full": {"train_type": "full", "learning_rate": 1e-3},
+}
+STEPS = 12
+
+
+@pytest.fixture
+def train(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> Callable[..., Path]:
+    """Train on a number of devices and give the run directory; a step has eight samples on any number."""
+    model = tiny_model_dir("qwen2", hidden_size=256, head_dim=64, intermediate_size=512, initializer_range=0.05)
+    data = tmp_path / "chats.jsonl"
+    with data.open("w", encoding="utf-8") as file:
+        for number in range(64):
+            question, answer = f"{number} 加一等于多少？", f"It is {number + 1}. " * (1 + number % 5)
+            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    names = iter(range(100))
+
+    def run(devices: int, method: str, **flags: Any) -> Path:
+        output = tmp_path / f"out-{next(names)}"
+        settings = {
+            "model": model, "dataset": data, "output_dir": output, "cache_dir": tmp_path / "cache", "max_length": 128,
+            "max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4 // devices,
+            "save_steps": 6, "logging_steps": 1, "report_to": "none", "device": "cuda", **METHODS[method], **flags,
+        }  # fmt: skip
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        environment = {**os.environ, "NPROC_PER_NODE": str(devices)}
+        command = [sys.executable, "-m", "luthier", "sft", *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+        return next(output.glob("v*"))
+
+    return run
+
+
+def losses(run: Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("dtype", "loss", "weight"), [("float32", 1e-5, 1e-4), ("bfloat16", 2e-2, 5e-2)])
+def test_two_devices_take_the_trajectory_of_one(
+    method: str, dtype: str, loss: float, weight: float, train: Callable[..., Path]
+) -> None:
+    alone = train(1, method, torch_dtype=dtype)
+    ends: dict[str, Path] = {"parallel": train(2, method, torch_dtype=dtype)}
+    ends["sharded"] = train(2, method, torch_dtype=dtype, fsdp="full_shard")
+    middle = ends["sharded"] / "checkpoints" / "step-00000006"
+    ends["resumed on one"] = train(1, method, torch_dtype=dtype, resume_from_checkpoint=middle)
+    straight, straight_losses = flat(alone), losses(alone)
+    assert straight_losses[STEPS] < straight_losses[1] - 0.5
+    for name, run in ends.items():
+        found, distance = losses(run), float((flat(run) - straight).norm() / straight.norm())
+        apart = max(abs(found[step] - straight_losses[step]) for step in found)
+        print(f"\n{method}, {dtype}, {name}: losses {apart:.2e} apart, weights {distance:.2e}")
+        assert apart < loss and distance < weight
+
+
+def flat(run: Path) -> torch.Tensor:
+    """The trained weights after the last step, in one row."""
+    _, tensors = read(run / "checkpoints" / f"step-{STEPS:08}")
+    return torch.cat([weight.flatten().float() for _, weight in sorted(tensors.trained.items())])
