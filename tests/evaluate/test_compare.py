@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from luthier.evaluate.compare import changes
-from luthier.evaluate.task import Counted, Result, metric
+from luthier.evaluate.task import Result, counted, metric
 
 
 def results(values: list[float], name: str = "AverageAccuracy") -> list[Result]:
@@ -18,7 +18,7 @@ def results(values: list[float], name: str = "AverageAccuracy") -> list[Result]:
 def test_the_interval_is_that_of_the_textbook() -> None:
     draw = np.random.default_rng(1)
     before, after = draw.integers(0, 2, 200).astype(float), draw.integers(0, 2, 200).astype(float)
-    (change,) = changes("d", "s", results(list(before)), results(list(after)), False)
+    (change,) = changes("d", "s", results(list(before)), results(list(after)))
     spread = float(np.std(after - before) / math.sqrt(200))
     assert change.difference == pytest.approx(float(after.mean() - before.mean()))
     assert change.low == pytest.approx(change.difference - 1.96 * spread, abs=0.02)
@@ -28,13 +28,13 @@ def test_the_interval_is_that_of_the_textbook() -> None:
 
 def test_less_perplexity_is_a_win() -> None:
     one, other = results([2.0, 3.0, 1.0], "perplexity"), results([1.0, 3.0, 2.0], "perplexity")
-    (change,) = changes("d", "s", one, other, False)
+    (change,) = changes("d", "s", one, other)
     assert (change.wins, change.losses) == (1, 1)
     assert change.before == pytest.approx(math.exp(2.0))
 
 
 def test_only_questions_of_both_are_compared() -> None:
-    (change,) = changes("d", "s", results([1.0, 0.0, 1.0]), results([1.0, 1.0]), False)
+    (change,) = changes("d", "s", results([1.0, 0.0, 1.0]), results([1.0, 1.0]))
     assert (change.num, change.before, change.after) == (2, 0.5, 1.0)
 
 
@@ -48,4 +48,4 @@ def test_macro_f1_is_that_of_scikit_learn() -> None:
     draws = draw.integers(0, 3, 60).astype(float)
     again = np.repeat(np.arange(60), draws.astype(int))
     expected = sklearn.f1_score(wanted[again], found[again], average="macro", zero_division=0)
-    assert Counted.of("macro-f1", rows).value(draws) == pytest.approx(expected)
+    assert counted("macro-f1", rows).value(draws) == pytest.approx(expected)

@@ -141,13 +141,13 @@ def test_a_request_to_stop_keeps_what_is_answered(
     import luthier.evaluate.measure as module
 
     monkeypatch.setitem(module._CHUNK, "choose", 4)  # pyright: ignore[reportPrivateUsage]
-    choose = module._ANSWER["choose"]  # pyright: ignore[reportPrivateUsage]
+    choose = module._TALK["choose"]  # pyright: ignore[reportPrivateUsage]
 
     def stopping(*arguments: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return choose(*arguments)
 
-    monkeypatch.setitem(module._ANSWER, "choose", stopping)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setitem(module._TALK, "choose", stopping)  # pyright: ignore[reportPrivateUsage]
     with pytest.raises(Stopped, match="4 of 10 questions"):
         run(tiny_model_dir("qwen2"), sets, tmp_path)
     monkeypatch.undo()

@@ -1,6 +1,6 @@
 """Local models for the verbs of the workshop: losses, embeddings, and choices among given answers.
 
-Legend: T packed tokens, D width, N rows, K options.
+Legend: T packed tokens, L tokens of a text, D width, N rows, K options.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from luthier.base.records import Message, Text, Where
 from luthier.prepare.models import ModelVerbConfig
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from luthier.data.batch import Batch, Tokens
     from luthier.data.render import Renderer
     from luthier.model.causal import Model
@@ -52,55 +54,53 @@ class Judge:
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """Mean of the last hidden states over each text's tokens, float32 [N, D]; zeros for an empty text."""
-        import torch
+        from luthier.data.batch import Group
+        from luthier.generate.passes import each, rows
+        from luthier.model.heads import pooled
 
         model, renderer = self._open()
         sequences = [_cut(_plain(renderer, text), model.max_length) for text in texts]
-        made: dict[int, Floats] = {}
-        with torch.no_grad():
-            for numbers, batch in _batches(sequences, self._config.batch_tokens):
-                hidden_TD = model.hidden(batch.to(model.device)).float()
-                ends = batch.offsets
-                for place, number in enumerate(numbers):
-                    made[number] = hidden_TD[ends[place] : ends[place + 1]].mean(dim=0).cpu().numpy()
+
+        def run(batch: Batch) -> Iterator[Tensor]:
+            return rows(pooled(model.hidden(batch).float(), batch.lengths, batch.offsets, "mean"))
+
+        there = [number for number, tokens in enumerate(sequences) if len(tokens)]
+        found = each(model, [Group((sequences[number],)) for number in there], run, self._config.batch_tokens)
+        made = dict(zip(there, (vector_D.numpy() for vector_D in found), strict=True))
         width = len(next(iter(made.values()), np.zeros(1)))
         return np.stack([made.get(number, np.zeros(width, np.float32)) for number in range(len(texts))])
 
     def _likelihoods(self, prompts: Sequence[str], answers: Sequence[str]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Sum of the log-probabilities of each answer's tokens, and how many count; float64 and int64 [N]."""
-        import torch
+        from luthier.data.batch import Group
+        from luthier.generate.passes import each
 
         model, renderer = self._open()
         sequences = [
             _sequence(renderer, prompt, answer, model.max_length)
             for prompt, answer in zip(prompts, answers, strict=True)
         ]
-        totals, counts = np.zeros(len(sequences)), np.zeros(len(sequences), np.int64)
-        with torch.no_grad():
-            for numbers, batch in _batches(sequences, self._config.batch_tokens):
-                logprobs_T, _ = model.logprobs(batch.to(model.device))
-                found_T = logprobs_T.double().cpu().numpy()
-                ends = batch.offsets
-                for place, number in enumerate(numbers):
-                    mine = slice(ends[place], ends[place + 1])
-                    totals[number] = found_T[mine].sum()
-                    counts[number] = int((sequences[number].weights > 0).sum())
-        return totals, counts
+
+        def run(batch: Batch) -> Iterator[float]:
+            logprobs_T = model.logprobs(batch)[0].double().cpu()
+            return (float(part_L.sum()) for part_L in logprobs_T.split(list(batch.lengths)))
+
+        there = [number for number, tokens in enumerate(sequences) if len(tokens)]
+        totals = np.zeros(len(sequences))
+        totals[there] = each(model, [Group((sequences[number],)) for number in there], run, self._config.batch_tokens)
+        return totals, np.array([int((tokens.weights > 0).sum()) for tokens in sequences], np.int64)
 
     def _load(self) -> tuple[Model, Renderer]:
-        import torch
-
         from luthier.data.render import Renderer
         from luthier.model import methods
         from luthier.model.load import load_model, load_tokenizer
+        from luthier.run.opening import device_of
         from luthier.run.result import find
 
         usable = find(self._config.model)
-        device = self._config.device
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         tokenizer = load_tokenizer(usable.tokenizer)
         renderer = Renderer(tokenizer, template=usable.model.template, template_args=usable.model.template_args)
-        model = load_model(usable.model, torch.device(device), tokenizer=tokenizer, trained=False)
+        model = load_model(usable.model, device_of(self._config.device), tokenizer=tokenizer, trained=False)
         methods.attach(model, usable.model.adapters)
         model.eval_mode()
         return model, renderer
@@ -135,21 +135,6 @@ def _sequence(renderer: Renderer, prompt: str, answer: str, longest: int) -> Tok
     weights = np.concatenate([np.zeros(len(asked), np.float32), np.ones(len(ids), np.float32)])
     weights[:1] = 0
     return Tokens(np.concatenate([asked, ids]), weights)
-
-
-def _batches(sequences: Sequence[Tokens], most: int) -> Iterator[tuple[list[int], Batch]]:
-    """Sequences that are not empty, by length, as many at once as `most` tokens hold, with their numbers."""
-    from luthier.data.batch import Group, collate
-
-    order = sorted((number for number, tokens in enumerate(sequences) if len(tokens)), key=lambda n: len(sequences[n]))
-    numbers: list[int] = []
-    for number in order:
-        if numbers and sum(len(sequences[n]) for n in numbers) + len(sequences[number]) > most:
-            yield numbers, collate([Group((sequences[n],)) for n in numbers], numbers)
-            numbers = []
-        numbers.append(number)
-    if numbers:
-        yield numbers, collate([Group((sequences[n],)) for n in numbers], numbers)
 
 
 def loss(config: ModelVerbConfig) -> Callable[[Sequence[str], Sequence[str]], Floats]:

@@ -17,27 +17,32 @@ def predicts(
     Raises:
         ConfigError: it is, and no file was named.
     """
-    import torch
-
-    from luthier.model.heads import learned_head
-    from luthier.run.opening import split_named
+    from luthier.run.opening import device_of, split_named
     from luthier.run.predict import open_predictor, predict_file
     from luthier.run.result import find
+    from luthier.run.specialist import skill_of
 
     config, named = split_named(model)
     if named:
         return False
     usable = find(config)
-    if learned_head(usable.model) is None:
+    skill = skill_of(usable)
+    if skill.kind == "language":
         return False
+    if skill.kind in ("vectors", "pairs"):
+        raise ConfigError(
+            f"this model {skill.words} and does not talk",
+            where="--model",
+            fix="luthier deploy serves it (/v1/embeddings, /v1/rerank, /v1/score), luthier eval judges it",
+            code="other_skill",
+        )
     if val_dataset is None or result_path is None:
         raise ConfigError(
             "this model classifies and does not talk",
             where="--val_dataset",
             fix="Give a file of texts as --val_dataset, and --result_path for what is predicted",
         )
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    predictor = open_predictor(usable, torch.device(chosen))
+    predictor = open_predictor(usable, device_of(device))
     with console.progress("Classifying rows") as bar:
         done = predict_file(val_dataset, Path(result_path), predictor, bar.advance)
     console.result(done, summary=done, result_path=result_path)

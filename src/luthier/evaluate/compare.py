@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.evaluate.task import MACRO_F1, Counted, Result, metric, metric_names
+from luthier.evaluate.task import MACRO_F1, PEARSON, R2, SPEARMAN, Result, counted, metric, metric_names
 
 DRAWS = 1000
-_LOWER_IS_BETTER = {"bits_per_byte", "perplexity"}
+_LOWER_IS_BETTER = {"bits_per_byte", "perplexity", "mse", "mae"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,23 @@ class Change:
 
 
 def changes(
-    dataset: str, subset: str, before: Sequence[Result], after: Sequence[Result], classes: bool, seed: int = 42
+    dataset: str,
+    subset: str,
+    before: Sequence[Result],
+    after: Sequence[Result],
+    joint: Sequence[str] = (),
+    seed: int = 42,
 ) -> list[Change]:
-    """Every metric of a subset before and after."""
+    """Every metric of a subset before and after.
+
+    Args:
+        joint: metrics of all questions together, besides those of each.
+    """
     known = {result.key: result for result in before}
     pairs = [(known[result.key], result) for result in after if result.key in known]
     old, new = [one for one, _ in pairs], [other for _, other in pairs]
     found: list[Change] = []
-    for name in [*metric_names(new), *([MACRO_F1] if classes else [])]:
+    for name in [*metric_names(new), *joint]:
         draws = _differences(name, old, new, np.random.default_rng(seed))
         low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (math.nan, math.nan)
         wins, losses = _sides(name, pairs)
@@ -73,7 +82,7 @@ def _differences(
     size = len(new)
     if not size:
         return np.full(1, math.nan)
-    after, before = Counted.of(name, new), Counted.of(name, old)
+    after, before = counted(name, new), counted(name, old)
     found = np.empty(DRAWS)
     for number in range(DRAWS):
         draws_N = np.bincount(draw.integers(size, size=size), minlength=size).astype(np.float64)
@@ -82,8 +91,13 @@ def _differences(
 
 
 def _sides(name: str, pairs: Sequence[tuple[Result, Result]]) -> tuple[int, int]:
-    """Questions that fare better and worse after; for the F1 of classes those that became right and wrong."""
+    """Questions that fare better and worse after; for the F1 of classes those that became right and wrong.
+
+    A single question has no correlation, and neither wins nor loses.
+    """
     wins = losses = 0
+    if name in (PEARSON, SPEARMAN, R2):
+        return 0, 0
     for one, other in pairs:
         if name == MACRO_F1:
             change = float(other.prediction == other.reference) - float(one.prediction == one.reference)

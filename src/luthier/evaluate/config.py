@@ -61,8 +61,10 @@ class EvalConfig(Config):
     judge: JudgeConfig = JudgeConfig()
     """A model behind an endpoint that judges generated answers."""
     eval_dataset: tuple[str, ...] = ()
-    """Data sets: general_mcq, general_qa, classification, perplexity, retrieval, mmlu, arc, obqa, boolq, gaokao,
-    gsm8k, cmrc, drcd, xquad, squad; or a file or folder; with lm_eval its tasks."""
+    """Data sets: general_mcq, general_qa, classification, perplexity, retrieval, similarity, reranking, mmlu, arc, obqa,
+    boolq, gaokao, gsm8k, cmrc, drcd, xquad, squad; or a file or folder; with lm_eval its tasks. A model that was
+    trained to classify, tag, embed or rerank takes rows as for training: classification, tagging, similarity,
+    reranking."""
     dataset_args: dict[str, Any] = {}
     """Settings by data set: local_path, subset_list, split, few_shot_num, limit, method (likelihood, generation),
     options_as (letter, text), prompt_template, max_new_tokens, metric_list."""

@@ -57,7 +57,9 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot be read: {error}", where=str(path), code="bad_json") from error
 
 
-def subsets(folder: Path, wanted: tuple[str, ...], ending: str, dataset: str) -> dict[str, Path]:
+def subsets(
+    folder: Path, wanted: tuple[str, ...], ending: str, dataset: str, ends: tuple[str, ...] = _ENDS
+) -> dict[str, Path]:
     """Files `<subset><ending>.<csv|tsv|jsonl|...>` of a folder by subset, all or the wanted ones; or a single file.
 
     Raises:
@@ -65,12 +67,12 @@ def subsets(folder: Path, wanted: tuple[str, ...], ending: str, dataset: str) ->
     """
     if folder.is_file():
         return {folder.name.removesuffix(folder.suffix).removesuffix(ending): folder}
-    here = {path.name.removesuffix(path.suffix): path for path in sorted(folder.glob("*")) if path.suffix in _ENDS}
+    here = {path.name.removesuffix(path.suffix): path for path in sorted(folder.glob("*")) if path.suffix in ends}
     found = {name.removesuffix(ending): path for name, path in here.items() if name.endswith(ending)}
     missing = [name for name in wanted if name not in found]
     if missing or not found:
         raise ConfigError(
-            f"no file {(missing or ['<subset>'])[0]}{ending}.csv (or {', '.join(_ENDS[1:])}) for {dataset}",
+            f"no file {(missing or ['<subset>'])[0]}{ending}.csv (or {', '.join(ends[1:])}) for {dataset}",
             where=str(folder),
             code="no_subset",
             fix=f"There are: {', '.join(list(found)[:10])}" if found else "Look at local_path in --dataset_args",

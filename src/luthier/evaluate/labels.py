@@ -9,7 +9,7 @@ from luthier.base.records import Message
 from luthier.evaluate.config import Method, SetConfig
 from luthier.evaluate.files import Line, read, subsets
 from luthier.evaluate.mcq import ACCURACY
-from luthier.evaluate.task import Item, Rates, Task
+from luthier.evaluate.task import MACRO_F1, Item, Rates, Task
 
 _TEXTS, _LABELS = ("text", "sentence", "Input", "input", "query"), ("label", "category", "Label", "output", "class")
 _MOST_LABELS = 1000
@@ -41,7 +41,8 @@ def classification(name: str, folder: Path, config: SetConfig, method: Method) -
         ]
         how = "choose" if (config.method or method) == "likelihood" else "generate"
         longest = config.max_new_tokens or 32
-        tasks.append(Task(name, subset, tuple(items), how, mark_label, longest, labels, config.metric_list))
+        joint = (MACRO_F1,)
+        tasks.append(Task(name, subset, tuple(items), how, mark_label, longest, labels, joint, config.metric_list))
     return tasks
 
 

@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from luthier.base.records import Json
+from luthier.base.records import Json, Similar
 from luthier.base.rundir import RunDir
 from luthier.evaluate.likelihood import likelihood
 from luthier.evaluate.mcq import ACCURACY
+from luthier.evaluate.records import mark_labels, mark_order, mark_tags
 from luthier.evaluate.retrieval import mark_ranking
+from luthier.evaluate.specialist import Prediction, Specialist
 from luthier.evaluate.subject import Subject
-from luthier.evaluate.task import Item, Rates, Result, Task, asked_hash
+from luthier.evaluate.task import How, Item, Rates, Result, Task, asked_hash
 from luthier.generate.config import SamplingConfig
+from luthier.score.entities import scheme_of
 
-_CHUNK = {"choose": 256, "generate": 64, "read": 64, "retrieve": 10**9}
+_CHUNK: Mapping[How, int] = {
+    "choose": 256,
+    "generate": 64,
+    "read": 64,
+    "retrieve": 10**9,
+    "rank": 64,
+    "relate": 512,
+    "label": 512,
+    "tag": 512,
+}
+Examined = Subject | Specialist
+
 _TIE = 1e-4
 """Options whose log-likelihoods differ by less are alike, and the first of them is chosen: rounding decides nothing."""
 
 
-def measure(subject: Subject, task: Task, kept: Path, progress: Callable[[int], None]) -> Iterator[Sequence[Result]]:
+def measure(subject: Examined, task: Task, kept: Path, progress: Callable[[int], None]) -> Iterator[Sequence[Result]]:
     """The results of a task: first those kept from an earlier run, then each chunk's as it is done.
 
     Args:
@@ -40,7 +56,10 @@ def measure(subject: Subject, task: Task, kept: Path, progress: Callable[[int], 
     for start in range(0, len(waiting), size):
         numbers = waiting[start : start + size]
         items = [task.items[number] for number in numbers]
-        results = _ANSWER[task.how](subject, task, items, numbers[0])
+        if isinstance(subject, Subject) and task.how in _TALK:
+            results = _TALK[task.how](subject, task, items, numbers[0])
+        else:
+            results = _ANSWER[task.how](subject, task, items)
         results = [replace(result, asked=hashes[n]) for result, n in zip(results, numbers, strict=True)]
         for result in results:
             folder.append_json(kept.name, result.line())
@@ -48,10 +67,12 @@ def measure(subject: Subject, task: Task, kept: Path, progress: Callable[[int], 
         yield results
 
 
-def _hash(subject: Subject, task: Task, item: Item) -> str:
+def _hash(subject: Examined, task: Task, item: Item) -> str:
     """Of everything besides the weights that an answer depends on."""
-    how: list[Json] = [task.how, subject.chat, subject.system if subject.chat else None]
-    if task.how == "generate":
+    how: list[Json] = [task.how]
+    if isinstance(subject, Subject):
+        how += [subject.chat, subject.system if subject.chat else None]
+    if isinstance(subject, Subject) and task.how == "generate":
         how += [_sampling(subject, task).model_dump_json()]
     return asked_hash(item, *how)
 
@@ -130,22 +151,69 @@ def _read(subject: Subject, _: Task, items: Sequence[Item], __: int) -> list[Res
     return results
 
 
-def _result(item: Item, prediction: str, rates: Rates, detail: dict[str, Json]) -> Result:
+def _result(item: Item, prediction: str, rates: Rates, detail: Mapping[str, Json]) -> Result:
     asked = item.messages[-1].content
-    return Result(item.key, "", asked[:2000], prediction, item.references[0] if item.references else "", rates, detail)
+    wanted = ", ".join(item.references) if "classes" in detail and len(item.references) > 1 else item.references[:1]
+    return Result(item.key, "", asked[:2000], prediction, "".join(wanted), rates, detail)
 
 
-def _retrieve(subject: Subject, task: Task, items: Sequence[Item], _: int) -> list[Result]:
+def _retrieve(subject: Examined, task: Task, items: Sequence[Item]) -> list[Result]:
     """The documents nearest to each query."""
+    assert subject.embeddings is not None, "only models that make vectors are asked to find texts"
     names = [name for name, _ in task.documents]
     corpus_ND = subject.embeddings([text for _, text in task.documents])
-    queries_QD = subject.embeddings([item.messages[0].content for item in items])
+    queries_QD = subject.embeddings([item.messages[0].content for item in items], queries=True)
     results: list[Result] = []
     for item, near_N in zip(items, queries_QD @ corpus_ND.T, strict=True):
-        found = dict(zip(names, near_N.tolist(), strict=True))
+        found = dict(zip(names, _steady(near_N), strict=True))
         best = sorted(found, key=lambda name: (found[name], name), reverse=True)[:10]
         results.append(_result(item, best[0], mark_ranking(item, found), {"nearest": list(best)}))
     return results
 
 
-_ANSWER = {"choose": _choose, "generate": _generate, "read": _read, "retrieve": _retrieve}
+def _rank(subject: Examined, _: Task, items: Sequence[Item]) -> list[Result]:
+    """The texts of each query in the order of their scores."""
+    rows = [item.record for item in items if isinstance(item.record, Similar)]
+    texts = [(*row.positives, *row.negatives) for row in rows]
+    pairs = [(row.query, text) for row, mine in zip(rows, texts, strict=True) for text in mine]
+    scores = iter(_steady(subject.likeness(pairs)))
+    results: list[Result] = []
+    for item, mine in zip(items, texts, strict=True):
+        own = [next(scores) for _ in mine]
+        best = max(range(len(own)), key=lambda n: (own[n], n))
+        detail: dict[str, Json] = {"scores": list[Json](own)}
+        results.append(_result(item, mine[best], mark_order(item, own), detail))
+    return results
+
+
+def _relate(subject: Examined, _: Task, items: Sequence[Item]) -> list[Result]:
+    """How alike two texts are."""
+    rows = [item.record for item in items if isinstance(item.record, Similar)]
+    scores = _steady(subject.likeness([(row.query, row.positives[0]) for row in rows]))
+    return [_result(item, str(score), {}, {}) for item, score in zip(items, scores, strict=True)]
+
+
+def _label(subject: Examined, _: Task, items: Sequence[Item]) -> list[Result]:
+    """The classes of each text, or its number."""
+    found = _predicted(subject, items)
+    return [_result(item, *mark_labels(item, one)) for item, one in zip(items, found, strict=True)]
+
+
+def _tag(subject: Examined, task: Task, items: Sequence[Item]) -> list[Result]:
+    """The tags of each text's words."""
+    found, scheme = _predicted(subject, items), scheme_of(task.classes)
+    return [_result(item, *mark_tags(item, one, scheme)) for item, one in zip(items, found, strict=True)]
+
+
+def _predicted(subject: Examined, items: Sequence[Item]) -> Sequence[Prediction]:
+    assert isinstance(subject, Specialist) and subject.predict is not None, "only models that classify are asked to"
+    return subject.predict([item.record for item in items if item.record is not None])
+
+
+def _steady(scores: NDArray[np.floating[Any]]) -> list[float]:
+    """Scores without their last digits, which depend on what else is in the batch: rounding decides nothing."""
+    return [round(float(score), 5) for score in scores]
+
+
+_TALK = {"choose": _choose, "generate": _generate, "read": _read}
+_ANSWER = {"retrieve": _retrieve, "rank": _rank, "relate": _relate, "label": _label, "tag": _tag}

@@ -84,17 +84,29 @@ def calibration(results: Sequence[Result]) -> bytes | None:
 
 
 def confusion(results: Sequence[Result]) -> bytes | None:
-    """How often each label was taken for each, rows the right ones; of many labels the most frequent; None without."""
-    if not results:
+    """How often each label was taken for each, rows the right ones; of many labels the most frequent; None without.
+
+    Of tagged words every word counts, of texts with several labels none does.
+    """
+    pairs = [pair for result in results for pair in _taken(result)]
+    if not pairs:
         return None
-    often = Counter(result.reference for result in results)
+    often = Counter(wanted for wanted, _ in pairs)
     labels = sorted(label for label, _ in often.most_common(_MOST_CLASSES))
     place = {label: number for number, label in enumerate(labels)}
     table = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    for result in results:
-        if result.reference in place and result.prediction in place:
-            table[place[result.reference], place[result.prediction]] += 1
+    for wanted, found in pairs:
+        if wanted in place and found in place:
+            table[place[wanted], place[found]] += 1
     return matrix(table, labels)
+
+
+def _taken(result: Result) -> list[tuple[str, str]]:
+    """What was wanted and what was found: one label, or the tag of each word."""
+    tags, wanted = result.detail.get("tags"), result.detail.get("wanted")
+    if isinstance(tags, list) and isinstance(wanted, list):
+        return [(str(one), str(other)) for one, other in zip(wanted, tags, strict=True)]
+    return [] if "classes" in result.detail else [(result.reference, result.prediction)]
 
 
 def matrix(counts_CC: NDArray[np.int64], names: Sequence[str]) -> bytes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from luthier.base.records import Json
 from luthier.evaluate import pictures
 from luthier.evaluate.compare import Change, changes
-from luthier.evaluate.task import MACRO_F1, Result, Score, Task, metric, metric_names, scores
+from luthier.evaluate.task import Result, Score, Task, metric, metric_names, scores
 
 OVERALL = "OVERALL"
 
@@ -34,7 +35,7 @@ class Measured:
             found += sorted(rows, key=lambda row: list(dict.fromkeys(r.metric for r in rows)).index(row.metric))
             if len(mine) > 1:
                 every = [result for task in mine for result in self.results[dataset, task.subset]]
-                names = [*metric_names(every), *([MACRO_F1] if mine[0].classes else [])]
+                names = [*metric_names(every), *mine[0].joint]
                 wanted = [name for name in names if not mine[0].metrics or name in mine[0].metrics]
                 found += [Score(dataset, name, OVERALL, len(every), metric(name, every)) for name in wanted]
         return [*found, *self.further]
@@ -67,7 +68,7 @@ def compared(before: Measured, after: Measured) -> list[Change]:
         old, new = before.results[task.dataset, task.subset], after.results[task.dataset, task.subset]
         found += [
             change
-            for change in changes(task.dataset, task.subset, old, new, bool(task.classes))
+            for change in changes(task.dataset, task.subset, old, new, task.joint)
             if not task.metrics or change.metric in task.metrics
         ]
     return found
@@ -127,7 +128,7 @@ def draw(measured: Measured, found: Sequence[Change]) -> dict[str, bytes]:
     for task in measured.tasks:
         if task.classes:
             mine = measured.results[task.dataset, task.subset]
-            drawn[f"confusion-{task.dataset}-{task.subset}.png"] = pictures.confusion(mine)
+            drawn[f"confusion-{Path(task.dataset).name}-{task.subset}.png"] = pictures.confusion(mine)
     return {name: picture for name, picture in drawn.items() if picture is not None}
 
 

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from luthier.base.records import Chat, Message, Text, Where
 from luthier.data.render import Renderer
-from luthier.evaluate.continuations import Asked, Ids, Scorer, batches, packed
+from luthier.evaluate.continuations import Asked, Ids, Scorer
+from luthier.evaluate.specialist import cosines
 from luthier.evaluate.task import Item
 from luthier.generate.config import SamplingConfig
+from luthier.generate.embed import embed
 from luthier.generate.sampler import Sampler
 from luthier.model.causal import Model
-from luthier.model.heads import pooled
 
 _NOWHERE = Where("", 0)
 
@@ -90,23 +90,18 @@ class Subject:
         end = next((at for at, token in enumerate(ids) if token in self.renderer.stop_ids), len(ids))
         return tuple(ids[:end]) or tuple(ids)
 
-    @torch.no_grad()
-    def embeddings(self, texts: Sequence[str]) -> NDArray[np.float32]:
+    def embeddings(self, texts: Sequence[str], *, queries: bool = False) -> NDArray[np.float32]:
         """What the model makes of texts: the mean of the last hidden states of each, at length 1.
 
-        float32 [texts, D]; each text is cut to the model's context.
+        float32 [texts, D]; each text is cut to the model's context.  Queries are read as all texts are.
         """
-        self.model.eval_mode()
         empty = (int(str(self.renderer.tokenizer.eos_token_id)),)
         rows = [self._text(text)[: self.model.max_length] or empty for text in texts]
-        made = np.zeros((len(rows), 0), np.float32)
-        for numbers in batches([len(row) for row in rows], self.batch_tokens):
-            batch = packed([rows[number] for number in numbers]).to(self.model.device)
-            mean_SD = pooled(self.model.hidden(batch).float(), batch.lengths, batch.offsets, "mean")
-            found = torch.nn.functional.normalize(mean_SD, dim=-1).cpu().numpy()
-            made = made if made.shape[1] else np.zeros((len(rows), found.shape[1]), np.float32)
-            made[numbers] = found
-        return made
+        return embed(self.model, rows, "mean", self.batch_tokens)
+
+    def likeness(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+        """The cosine of each two texts.  float64 [pairs]"""
+        return cosines(self.embeddings, pairs)
 
     def _text(self, text: str) -> Ids:
         return tuple(self.renderer.text(Text(text, _NOWHERE)).ids[:-1].tolist())

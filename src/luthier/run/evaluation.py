@@ -18,14 +18,15 @@ from luthier.evaluate import judge, report
 from luthier.evaluate.catalogue import tasks_of
 from luthier.evaluate.compare import Change
 from luthier.evaluate.config import EvalConfig, SetConfig
-from luthier.evaluate.measure import measure
+from luthier.evaluate.measure import Examined, measure
 from luthier.evaluate.report import Measured
-from luthier.evaluate.subject import Subject
+from luthier.evaluate.specialist import LANGUAGE, Skill
 from luthier.evaluate.task import Result, Task
 from luthier.generate.endpoint import Endpoint
 from luthier.model.config import ModelConfig
 from luthier.run.result import find
-from luthier.run.subject import identity, name_of, open_subject, other_model
+from luthier.run.specialist import skill_of
+from luthier.run.subject import identity, name_of, open_examined, other_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
         ConfigError, DataError: naming the flag, file or row, before any model is loaded.
         Stopped: asked to stop; the same command goes on.
     """
-    tasks = read_tasks(options)
+    tasks = read_tasks(options, skill_of(find(options.model)))
     if (
         options.judge.by == "pairwise"
         and options.compare is None
@@ -53,6 +54,8 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
         raise ConfigError("a pair needs another answer", where="--judge.by", fix="Give --compare MODEL")
     if options.judge.by != "none":
         Endpoint(options.judge.endpoint, Path(options.output_dir) / "judge.sqlite")  # refuses missing settings now
+    if options.compare is not None:
+        _check_comparable(tasks, skill_of(find(other_model(options))), options.compare)
     with stop_requests() as stop:
         before = None
         if options.compare is not None:
@@ -68,8 +71,20 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
     return Evaluated(after, found, folder)
 
 
-def read_tasks(options: EvalConfig) -> list[Task]:
-    """Every question, before anything is loaded.
+def _check_comparable(tasks: Sequence[Task], other: Skill, named: str) -> None:
+    """Raises ConfigError where the other model cannot be asked the same."""
+    for task in tasks:
+        if not other.can(task.how):
+            raise ConfigError(
+                f"this model {other.words}, and cannot be asked {task.dataset} as the other one is",
+                where=f"--compare {named}",
+                fix="Name a model that was trained for the same",
+                code="other_skill",
+            )
+
+
+def read_tasks(options: EvalConfig, skill: Skill = LANGUAGE) -> list[Task]:
+    """Every question to a model of some skill, before anything is loaded.
 
     Raises:
         ConfigError, DataError: a data set that is unknown, misses its files, or cannot be read.
@@ -89,7 +104,7 @@ def read_tasks(options: EvalConfig) -> list[Task]:
             raise ConfigError("expected an object of settings", where=f"--dataset_args {name}")
         defaults: dict[str, Json] = {"few_shot_num": options.few_shot_num, "limit": options.eval_limit}
         config = validate(SetConfig, defaults | cast(dict[str, Json], given))
-        tasks += tasks_of(name, config, root, options.method)
+        tasks += tasks_of(name, config, root, options.method, skill)
     return tasks
 
 
@@ -100,7 +115,7 @@ def _measured(
     usable = find(model)
     folder = Path(options.output_dir) / f"{name_of(usable)}-{identity(usable)}"
     (folder / "items").mkdir(parents=True, exist_ok=True)
-    subject = open_subject(options, model, console.say)
+    subject = open_examined(options, model, console.say)
     total = sum(len(task.items) for task in tasks)
     results: dict[tuple[str, str], Sequence[Result]] = {}
     with console.progress(f"Asking {subject.name}", total) as bar:
@@ -113,7 +128,7 @@ def _measured(
 
 
 def _asked(
-    subject: Subject, task: Task, folder: Path, progress: Callable[[int], None], stop: StopRequest
+    subject: Examined, task: Task, folder: Path, progress: Callable[[int], None], stop: StopRequest
 ) -> list[Result]:
     place = folder / "items" / Path(task.dataset).name
     place.mkdir(exist_ok=True)

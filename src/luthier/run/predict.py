@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from luthier.base.errors import ConfigError
-from luthier.base.records import BadRow, Fault, Json, Labelled, Tagged
+from luthier.base.records import BadRow, Fault, Json, Labelled, Record, Tagged
 from luthier.base.rundir import RunDir
-from luthier.data.batch import Group, collate, whole
+from luthier.data.batch import Batch, Group, whole
 from luthier.data.config import DataConfig
-from luthier.data.pack import micro_batches
 from luthier.data.plain import Plain
 from luthier.data.render import Renderer
 from luthier.data.row import Row
 from luthier.data.sources import open_rows, parse_spec
 from luthier.data.tasks import read_as
+from luthier.generate.passes import each
 from luthier.model import methods
-from luthier.model.heads import learned_head
+from luthier.model.heads import Head, learned_head
 from luthier.model.load import Model, load_model, load_tokenizer
-from luthier.objectives.classify import Classification
+from luthier.objectives.classify import Classification, Problem
 from luthier.objectives.config import SeqCls, TokenCls
-from luthier.objectives.tag import Tagging
+from luthier.objectives.tag import Tagging, words_of
 from luthier.run.result import Usable
 
 _AT_ONCE = 512
@@ -53,12 +54,19 @@ def open_predictor(usable: Usable, device: torch.device) -> Predictor:
     model = load_model(usable.model, device, tokenizer=tokenizer, trained=False, head=head)
     methods.attach(model, usable.model.adapters)
     model.eval_mode()
-    plain = Plain(tokenizer, model.max_length, "truncate")
+    longest = min(usable.trained.data.max_length, model.max_length) if usable.trained else model.max_length
+    plain = Plain(tokenizer, longest, "truncate")
     if head.kind == "token":
         return Predictor(model, Tagging(TokenCls(), head.labels, plain))
     chats = Renderer(tokenizer) if tokenizer.chat_template is not None else None
-    problem = head.problem or ("regression" if len(head.labels) == 1 else "single_label_classification")
-    return Predictor(model, Classification(SeqCls(), head.labels, problem, None, plain, chats))
+    trained = usable.trained.objective if usable.trained else None
+    config = trained if isinstance(trained, SeqCls) else SeqCls()
+    return Predictor(model, Classification(config, head.labels, problem_of(head), None, plain, chats))
+
+
+def problem_of(head: Head) -> Problem:
+    """What texts are given: what the files say, else a number where there is one score, else one class."""
+    return head.problem or ("regression" if len(head.labels) == 1 else "single_label_classification")
 
 
 def predict_file(dataset: str, result: Path, predictor: Predictor, progress: Callable[[int], None]) -> str:
@@ -96,30 +104,64 @@ def predict_file(dataset: str, result: Path, predictor: Predictor, progress: Cal
 
 def predict(rows: list[Row], predictor: Predictor) -> list[dict[str, Json]]:
     """What is predicted for each row, in order."""
-    lines: list[dict[str, Json]] = [{} for _ in rows]
-    groups: list[Group] = []
-    owners: list[int] = []
+    lines: list[dict[str, Json]] = []
+    records: dict[int, Labelled | Tagged] = {}
     for number, row in enumerate(rows):
         try:
-            line, group = _asked(row, predictor.objective)
+            line, records[number] = _asked(row, predictor.objective)
+            lines.append(line)
         except BadRow as error:
-            lines[number] = {"error": str(error)}
-            continue
-        lines[number] = line
-        groups.append(group)
-        owners.append(number)
-    bins = micro_batches([len(group) for group in groups], _TOKENS, 1, padded=not predictor.model.packed)
-    for members in bins:
-        batch = collate([groups[index] for index in members], members).to(predictor.model.device)
-        with torch.no_grad():
-            scores = predictor.model.scores(batch)
-        for member, answer in _answers(predictor.objective, scores, [groups[index] for index in members], members):
-            lines[owners[member]].update(answer)
+            lines.append({"error": str(error)})
+    for number, answer in zip(records, predict_records(list(records.values()), predictor, _TOKENS), strict=True):
+        lines[number].update(answer)
     return lines
 
 
-def _asked(row: Row, objective: Classification | Tagging) -> tuple[dict[str, Json], Group]:
-    """What is known of a row, and its sequence.  Raises BadRow."""
+def predict_records(records: Sequence[Record], predictor: Predictor, at_once: int) -> list[dict[str, Json]]:
+    """What is predicted for each record, in order; what stands in it as label or tags is not looked at.
+
+    Args:
+        at_once: tokens that are run together.
+    """
+    objective = predictor.objective
+    if isinstance(objective, Tagging):
+        return _tags([record for record in records if isinstance(record, Tagged)], predictor.model, objective, at_once)
+
+    def run(batch: Batch) -> Iterator[dict[str, Json]]:
+        return map(objective.answer, predictor.model.scores(batch).cpu())
+
+    words = [objective.words(record) for record in records if isinstance(record, Labelled)]
+    longest = objective.plain.max_length
+    groups = [Group((whole(one.ids[:longest], (0.0,), 1.0, one.segments),)) for one in words]
+    return each(predictor.model, groups, run, at_once)
+
+
+def _tags(records: Sequence[Tagged], model: Model, objective: Tagging, at_once: int) -> list[dict[str, Json]]:
+    """A tag for every word; those that the model does not see, because the text is too long, are outside."""
+
+    def run(batch: Batch) -> Iterator[list[int]]:
+        found_R = model.scores(batch).argmax(1).cpu()
+        counts: list[int] = np.add.reduceat(batch.weights_T.cpu().numpy() != 0, batch.offsets[:-1]).tolist()
+        return (part.tolist() for part in found_R.split(counts))
+
+    groups = [objective.untagged(replace(record, weight=1.0)) for record in records]
+    outside = "O" if "O" in objective.labels else objective.labels[0]
+    answers: list[dict[str, Json]] = []
+    for record, found in zip(records, each(model, groups, run, at_once), strict=True):
+        tags: list[str] = [outside] * len(record.tokens)
+        firsts = words_of(objective.plain, record.tokens).firsts if len(found) < len(tags) else range(len(tags))
+        seen = [word for word in firsts if word is not None]
+        for word, number in zip(seen, found, strict=True):
+            tags[word] = objective.labels[number]
+        answer = objective.answer(tags)
+        if len(seen) < len(tags):
+            answer["unseen"] = len(tags) - len(seen)
+        answers.append(answer)
+    return answers
+
+
+def _asked(row: Row, objective: Classification | Tagging) -> tuple[dict[str, Json], Labelled | Tagged]:
+    """What is known of a row, and its record.  Raises BadRow."""
     if isinstance(row.value, Fault):
         raise BadRow(row.value)
     labelled = True
@@ -135,15 +177,14 @@ def _asked(row: Row, objective: Classification | Tagging) -> tuple[dict[str, Jso
         line: dict[str, Json] = {"tokens": list[Json](record.tokens)}
         if labelled:
             line["reference"] = list[Json](record.tags)
-        return line, objective.untagged(record)
+        return line, record
     assert isinstance(record, Labelled)
     line = {"text": record.text}
     if record.pair is not None:
         line["pair"] = record.pair
     if labelled:
         line["reference"] = list[Json](record.label) if isinstance(record.label, tuple) else record.label
-    words = objective.words(record)
-    return line, Group((whole(words.ids[: objective.plain.max_length], [0.0], 1.0, words.segments),))
+    return line, record
 
 
 def _with_label(value: dict[str, Json], objective: Classification | Tagging) -> dict[str, Json]:
@@ -152,15 +193,3 @@ def _with_label(value: dict[str, Json], objective: Classification | Tagging) -> 
     tokens = value.get("tokens")
     words: list[Json] = tokens if isinstance(tokens, list) else list(str(value.get("text", "")).split())
     return {"tokens": words, "tags": list[Json](["O"] * len(words))}
-
-
-def _answers(
-    objective: Classification | Tagging, scores: torch.Tensor, groups: list[Group], members: list[int]
-) -> Iterator[tuple[int, dict[str, Json]]]:
-    if isinstance(objective, Classification):
-        for member, scores_C in zip(members, scores.cpu(), strict=True):
-            yield member, objective.answer(scores_C)
-        return
-    counts = [int((group.sequences[0].weights != 0).sum()) for group in groups]
-    for member, tags_R in zip(members, scores.argmax(1).cpu().split(counts), strict=True):
-        yield member, objective.answer([objective.labels[number] for number in tags_R.tolist()])

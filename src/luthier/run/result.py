@@ -17,11 +17,17 @@ from luthier.run.config import RunConfig
 
 @dataclass(frozen=True, slots=True)
 class Usable:
-    """What to load, where its tokenizer and template lie, and the system message it was trained with."""
+    """What to load, where its tokenizer and template lie, and the run that it comes from."""
 
     model: ModelConfig
     tokenizer: ModelConfig
-    system: str | None
+    trained: RunConfig | None
+    """The run's settings; None for what no run of ours has made."""
+
+    @property
+    def system(self) -> str | None:
+        """The system message it was trained with."""
+        return self.trained.data.system if self.trained else None
 
 
 def find(model: ModelConfig) -> Usable:
@@ -37,7 +43,7 @@ def find(model: ModelConfig) -> Usable:
     if not model.adapters:
         if not model.path:
             raise ConfigError("no model was named", where="--model", fix="Give a folder or hub id, or --adapters")
-        return Usable(model, model, _system(Path(model.path)))
+        return Usable(model, model, _config(model.path))
     *earlier, last = model.adapters
     folder = _checkpoint(last)
     trained = _config(folder)
@@ -59,7 +65,7 @@ def find(model: ModelConfig) -> Usable:
         "trust_remote_code": model.trust_remote_code or trained.model.trust_remote_code,
     }
     model = model.model_copy(update=update)
-    return Usable(model, model.model_copy(update={"path": str(folder), "revision": None}), trained.data.system)
+    return Usable(model, model.model_copy(update={"path": str(folder), "revision": None}), trained)
 
 
 def _checkpoint(named: str) -> Path | str:
@@ -83,11 +89,6 @@ def _config(folder: Path | str) -> RunConfig | None:
     """The run's settings beside a checkpoint, if it is one of ours."""
     file = Path(folder).expanduser() / "config.yaml"
     return validate(RunConfig, read_yaml(file)) if file.exists() else None
-
-
-def _system(folder: Path) -> str | None:
-    trained = _config(folder)
-    return trained.data.system if trained else None
 
 
 def _base_of(folder: Path | str) -> str:

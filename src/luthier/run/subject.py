@@ -10,12 +10,26 @@ import orjson
 
 from luthier.base.errors import ConfigError
 from luthier.evaluate.config import EvalConfig
+from luthier.evaluate.specialist import Specialist
 from luthier.evaluate.subject import Subject
 from luthier.generate.local import Local
 from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
-from luthier.run.opening import open_model
+from luthier.run.opening import device_of, open_model
 from luthier.run.result import Usable, find
+from luthier.run.specialist import open_specialist, skill_of
+
+
+def open_examined(options: EvalConfig, model: ModelConfig, say: Callable[[str], None]) -> Subject | Specialist:
+    """Load a model for what it can do.
+
+    Raises:
+        ConfigError, ModelError: naming what is missing.
+    """
+    usable = find(model)
+    if skill_of(usable).kind == "language":
+        return open_subject(options, model, say)
+    return open_specialist(usable, device_of(options.device), name_of(usable), options.batch_tokens)
 
 
 def open_subject(options: EvalConfig, model: ModelConfig, say: Callable[[str], None]) -> Subject:

@@ -8,8 +8,9 @@ from typing import TypeVar
 
 from luthier.base.errors import ConfigError, LuthierError
 from luthier.generate.continuous import Continuous
-from luthier.generate.embed import Pooling, embed
+from luthier.generate.embed import embed
 from luthier.generate.request import Piece, Request
+from luthier.model.heads import Pooling
 from luthier.serve.engines import EngineFailed, Load
 
 R = TypeVar("R")
@@ -65,14 +66,14 @@ class LocalEngine:
         """Vectors of texts; see Engine."""
         batching, model = self._generator.batching, self._generator.model
         if batching is None or adapter is None:
-            return await self._between_steps(lambda: embed(model, prompts, self._pooling))
+            return await self._between_steps(lambda: embed(model, prompts, self._pooling).tolist())
         with_adapter = batching.adapters[adapter]
 
         def one_by_one() -> list[list[float]]:
             found: list[list[float]] = []
             for prompt in prompts:
                 with batching.several.used([with_adapter] * len(prompt)):
-                    found += embed(model, [prompt], self._pooling)
+                    found += embed(model, [prompt], self._pooling).tolist()
             return found
 
         return await self._between_steps(one_by_one)
