@@ -27,7 +27,7 @@ from luthier.data.render import Renderer
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.optim import Optimizer
-from luthier.engine.step import StepResult, gradients
+from luthier.engine.step import StepResult, begin, gradients
 from luthier.model import attention, lowbit, methods
 from luthier.model.calling import Calling
 from luthier.model.causal import Model
@@ -171,7 +171,7 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
         assert reason is None, reason
     model.train_mode(mode.keep or "most")
     config = OptimConfig.model_validate({"learning_rate": 1e-4, "name": mode.optimizer})
-    optimizer = Optimizer(model.trained(), config, lambda _: 1.0)
+    optimizer = Optimizer(model.trained(), config, lambda _: 1.0, tied=model.tied)
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
@@ -183,8 +183,13 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
         torch.cuda.synchronize()
         before = time.perf_counter()
         optimizer.zero_grad()
-        results.append(gradients(model, objective, batches, mesh, max_norm=1.0))
-        optimizer.step(1.0)
+        pending = begin(model, objective, batches, mesh, max_norm=1.0)
+        ahead = optimizer.can_hold_still
+        if ahead:
+            optimizer.step(1.0, unless=pending.unsound)
+        results.append(pending.read())
+        if not ahead:
+            optimizer.step(1.0)
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - before)
         if number == 0:
@@ -211,7 +216,7 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
         table(seen)
 
 
-def table(seen: torch.profiler.profile, rows: int = 24) -> None:
+def table(seen: torch.profiler.profile, rows: int = 48) -> None:
     """Device time by kernel."""
     kernels: dict[str, list[float]] = {}
     for event in seen.events() or ():

@@ -136,7 +136,7 @@ def measure(work: Work, quant: Quant, optimizer_name: str, steps: int) -> dict[s
     made = time.perf_counter() - started
     objective, mesh = Language(Pretrain(), cast(Renderer, None)), Mesh(DEVICE)
     config = OptimConfig.model_validate({"learning_rate": 1e-4, "name": optimizer_name})
-    optimizer = Optimizer(model.trained(), config, lambda _: 1.0)
+    optimizer = Optimizer(model.trained(), config, lambda _: 1.0, tied=model.tied)
     free()
     weights = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

@@ -119,6 +119,31 @@ def test_the_scale_reaches_the_step():
     torch.testing.assert_close(before["layer.weight"] - named["layer.weight"], torch.full((64, 72), 0.01))
 
 
+def test_the_device_decides_whether_weights_move():
+    moved, held = network(), network()
+    settings = config(weight_decay=0.1)
+    ours, plain = Optimizer(held, settings, lambda _: 1.0), Optimizer(moved, settings, lambda _: 1.0)
+    assert ours.can_hold_still and not Optimizer(network(), config(name="sgd"), lambda _: 1.0).can_hold_still
+    for step in range(4):
+        for name in moved:
+            torch.manual_seed(step)
+            moved[name].grad = torch.randn_like(moved[name])
+            held[name].grad = moved[name].grad.clone()  # pyright: ignore[reportOptionalMemberAccess]
+        before = {name: weight.detach().clone() for name, weight in held.items()}
+        for weight in held.values():
+            weight.grad, right = torch.full_like(weight, float("nan")), weight.grad
+            weight.right = right  # pyright: ignore[reportAttributeAccessIssue]
+        ours.step(1.0, unless=torch.ones(()))
+        assert all(torch.equal(before[name], weight) for name, weight in held.items())
+        for weight in held.values():
+            weight.grad = weight.right  # pyright: ignore[reportAttributeAccessIssue]
+        ours.step(1.0, unless=torch.zeros(()))
+        plain.step(1.0)
+    assert all(torch.equal(moved[name], held[name]) for name in moved), "to the bit, as if nothing had been asked"
+    states = ours.state(), plain.state()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[1])
+
+
 def test_linear_schedule_is_transformers_own():
     transformers = pytest.importorskip("transformers")
     weight = nn.Parameter(torch.zeros(1))

@@ -99,21 +99,40 @@ class Optimizer:
 
     Args:
         scale: as in `parameter_groups`.
+        tied: whether the embeddings are the head as well.
 
     Raises:
         MissingExtra: it is one of bitsandbytes', which is not installed.
     """
 
-    def __init__(self, named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]):
+    def __init__(
+        self,
+        named: Mapping[str, nn.Parameter],
+        config: OptimConfig,
+        scale: Callable[[str], float],
+        *,
+        tied: bool = False,
+    ):
         assert config.learning_rate is not None, "the learning rate is filled in when the config is resolved"
         self.named, self.peak = dict(named), config.learning_rate
-        self.parts = _build(self.named, config, scale)
+        self.parts = _build(self.named, config, scale, tied)
 
-    def step(self, factor: float) -> None:
-        """Move the weights at `factor` times the peak learning rate."""
+    @property
+    def can_hold_still(self) -> bool:
+        """Whether `step` takes `unless`: torch's fused optimizers, over weights that are whole."""
+        whole = all(sharding.held(weight) is weight for weight in self.named.values())
+        return whole and all(part.defaults.get("fused") for part in self.parts)
+
+    def step(self, factor: float, *, unless: Tensor | None = None) -> None:
+        """Move the weights at `factor` times the peak learning rate.
+
+        unless: float32 scalar; where the device finds 1 in it, nothing moves.
+        """
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = self.peak * factor * group["scale"]
+            # torch's name for it: gradient scaling holds weights still in this way.
+            part.found_inf = unless  # pyright: ignore[reportAttributeAccessIssue]
             part.step()
 
     def zero_grad(self) -> None:
@@ -161,7 +180,7 @@ class Optimizer:
 
 
 def _build(
-    named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]
+    named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float], tied: bool
 ) -> Sequence[torch.optim.Optimizer]:
     # The learning rate given here is never used: every step sets each group's own.
     betas, eps = (config.beta1, config.beta2), config.eps
@@ -186,8 +205,9 @@ def _build(
                 name: p for name, p in named.items() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
             }
         case _:
-            # Embeddings, whose gradients are uneven, keep 32 bits of state (Dettmers et al. 2022, section 2.3).
-            most = {name: p for name, p in named.items() if "embed" not in name and p.numel() >= _SMALLEST}
+            # Embeddings, of which a step moves few rows, keep 32 bits of state (Dettmers et al. 2022, section 2.3);
+            # where they are the head too, every step moves all of them.
+            most = {name: p for name, p in named.items() if (tied or "embed" not in name) and p.numel() >= _SMALLEST}
             package, options = bitsandbytes(f"--optim {config.name}"), {} if "lion" in config.name else {"eps": eps}
             for_most, for_rest = _BITSANDBYTES[config.name]
             kind = getattr(package.optim, for_most)

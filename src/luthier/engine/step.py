@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,18 +40,51 @@ class StepResult:
         return all(abs(value) < float("inf") for value in (self.loss, self.grad_norm))
 
 
-def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: Mesh, *, max_norm: float) -> StepResult:
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A step whose gradient the device may still be computing, and the numbers that are on their way to the host."""
+
+    unsound: Tensor
+    """float32 on the device: 1 where loss or gradient are no numbers, nothing was trained or a process failed"""
+    failed: bool
+    """Whether this process has run out of memory, which it knows at once."""
+    attempt: Attempt
+    names: Sequence[str]
+    terms: Sequence[str]
+    values: Tensor
+    """float64 on the host, once `arrived`"""
+    arrived: torch.cuda.Event | None
+
+    def read(self) -> StepResult:
+        """Wait for the numbers: the one place where a step waits for the device.
+
+        Raises:
+            NoRoom: on all processes, when one has run out of memory; what is in `.grad` then means nothing.
+        """
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        numbers = dict(zip(self.names, self.values.tolist(), strict=True))
+        self.attempt.agree(numbers["failed"])
+        means = _pairs(numbers)
+        return StepResult(
+            loss=_loss(means, self.terms),
+            means=_without_sole(means, self.terms),
+            grad_norm=numbers["norm"],
+            trained=sum(means[name][1] for name in self.terms),
+            tokens=round(numbers["tokens"]),
+        )
+
+
+def begin(model: Model, objective: Objective, step: Sequence[Batch], mesh: Mesh, *, max_norm: float) -> Pending:
     """Leave the step's gradient, clipped to `max_norm` (0: not clipped), in the trained weights' `.grad`.
 
     Counts are summed over all micro-batches and devices before the first backward pass, so the loss is
     sum(term) / sum(count) over the whole step however it was cut up.
-
-    Raises:
-        NoRoom: on all processes, when one has run out of memory; what is in `.grad` then means nothing.
     """
     attempt = Attempt(model)
     attempt.run(lambda batches: objective.prepare(model, batches), step)
     total = mesh.sum(_add(objective.counts(batch) for batch in attempt.batches(step)))
+    model.open_gradient()
     seen: list[dict[str, Tensor]] = []
     for number, batch in enumerate(step, 1):
         if model.sharded is not None:
@@ -63,18 +96,21 @@ def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: M
     norm = whole(torch.nn.utils.clip_grad_norm_(trained, max_norm or float("inf")))
     tokens = sum(batch.tokens for batch in step)
     summed = mesh.sum({**_add(seen), **_numbers(mesh, tokens=tokens, failed=attempt.failed)})
-    # The one place a step waits for the device: all its numbers in one copy.
-    *values, grad_norm = torch.stack([*summed.values(), *total.values(), norm.to(torch.float64)]).tolist()
-    numbers = dict(zip([*summed, *(f"count/{name}" for name in total)], values, strict=True))
-    attempt.agree(numbers["failed"])
-    means = _pairs(numbers)
-    return StepResult(
-        loss=_loss(means, total),
-        means=_without_sole(means, total),
-        grad_norm=grad_norm,
-        trained=sum(means[name][1] for name in total),
-        tokens=round(numbers["tokens"]),
-    )
+    summed = {**summed, **{f"count/{name}": count for name, count in total.items()}, "norm": norm.to(torch.float64)}
+    counted = torch.stack([*total.values()]).sum() > 0
+    finite = torch.stack([*(summed[f"sum/{name}"] for name in total), summed["norm"]]).isfinite().all()
+    sound = finite & counted & (summed["failed"] == 0)
+    values, arrived = _to_host(torch.stack([*summed.values()]))
+    return Pending((~sound).float(), attempt.failed, attempt, [*summed], [*total], values, arrived)
+
+
+def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: Mesh, *, max_norm: float) -> StepResult:
+    """`begin`, and wait for its numbers.
+
+    Raises:
+        NoRoom: see `Pending.read`.
+    """
+    return begin(model, objective, step, mesh, max_norm=max_norm).read()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +177,16 @@ def _judged(
     return _flat(terms), objective.counts(batch), terms.outputs
 
 
+def _to_host(values: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+    """A copy on the host, and when it will be there.  What is launched after this is not waited for."""
+    if not values.is_cuda:
+        return values, None
+    host = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    return host, arrived
+
+
 def _numbers(mesh: Mesh, **values: float) -> dict[str, Tensor]:
     return {name: torch.full((), float(value), device=mesh.device) for name, value in values.items()}
 
@@ -170,7 +216,7 @@ def _pairs(numbers: Mapping[str, float]) -> Pairs:
     return {name: (numbers[f"sum/{name}"], numbers[f"count/{name}"]) for name in names}
 
 
-def _without_sole(means: Pairs, terms: Mapping[str, Tensor]) -> Pairs:
+def _without_sole(means: Pairs, terms: Collection[str]) -> Pairs:
     """A single loss term is the loss itself and is not told twice."""
     return {name: pair for name, pair in means.items() if len(terms) > 1 or name not in terms}
 

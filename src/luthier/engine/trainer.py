@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from luthier.base.errors import ConfigError, DoesNotFit, RunError
 from luthier.base.signals import StopRequest, stop_requests
@@ -23,7 +24,7 @@ from luthier.engine.mesh import Mesh
 from luthier.engine.meters import Clock, Means, peak_memory
 from luthier.engine.objective import Objective
 from luthier.engine.optim import Optimizer, schedule
-from luthier.engine.step import StepResult, Verdict, evaluate, gradients
+from luthier.engine.step import Pending, StepResult, Verdict, begin, evaluate
 from luthier.engine.turns import Steady, Turns
 from luthier.engine.watcher import EvalRow, StepRow, Watcher
 from luthier.model.layer import Keep
@@ -145,8 +146,13 @@ class Trainer:
         self._clock = Clock()
         while self.state.step < self.settings.total_steps:
             step = next(steps)
+            pending = self._begin(step)
+            # Where the device itself can tell whether to move, it need not wait for the host to say so.
+            ahead = self.optimizer.can_hold_still and not pending.failed
+            if ahead:
+                self._move(unless=pending.unsound)
             try:
-                result = self._gradients(step)
+                result = pending.read()
             except NoRoom as full:
                 what = f"step {self.state.step + 1}"
                 self.state.too_big = self._halved(self.data.share, self.state.too_big, what, full)
@@ -157,7 +163,8 @@ class Trainer:
                 self._go_back()
                 return None
             if sound and result.trained > 0:
-                self.optimizer.step(schedule(self.settings.optim, self.state.step, self.settings.total_steps))
+                if not ahead:
+                    self._move()
                 self.turns.after(self.state.step)
                 if self.ema is not None:
                     self.ema.update(self.model.trained())
@@ -176,14 +183,17 @@ class Trainer:
             self._evaluate()
         return "finished"
 
-    def _gradients(self, step: Step) -> StepResult:
+    def _begin(self, step: Step) -> Pending:
         # Every random number of a step is a function of (seed, step, rank), so a resumed step repeats itself.
         torch.manual_seed((self.settings.seed * 1_000_003 + self.state.step) * 1_009 + self.mesh.rank)
         self.optimizer.zero_grad()
         if self.turns.before(self.state.step):
             self.optimizer.forget_resting()
         batches = [batch.to(self.mesh.device) for batch in step.batches]
-        return gradients(self.model, self.objective, batches, self.mesh, max_norm=self.settings.optim.max_grad_norm)
+        return begin(self.model, self.objective, batches, self.mesh, max_norm=self.settings.optim.max_grad_norm)
+
+    def _move(self, *, unless: Tensor | None = None) -> None:
+        self.optimizer.step(schedule(self.settings.optim, self.state.step, self.settings.total_steps), unless=unless)
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint, once.

@@ -120,6 +120,11 @@ class Model:
         return self.base.get_output_embeddings()
 
     @property
+    def tied(self) -> bool:
+        """Whether the matrix that tokens are looked up in is the head too."""
+        return self.kind.kind == "causal" and self.head.weight is self.base.get_input_embeddings().weight
+
+    @property
     def packed(self) -> bool:
         """Whether sequences run end to end without padding."""
         return self.calling.packed and self.before is None
@@ -191,6 +196,14 @@ class Model:
         for weight in self.trained().values():
             total = total + weight.flatten()[:0].sum()
         return total
+
+    def open_gradient(self) -> None:
+        """Give a vocabulary that is trained a gradient to add to, before a backward pass makes one to be added."""
+        if self.kind.kind != "causal" or self.sharded is not None:
+            return
+        weight: nn.Parameter = self.head.weight
+        if weight.requires_grad and weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
 
     def settle(self) -> None:
         """Look up anew, from now on, which weights move."""
@@ -289,6 +302,8 @@ class Model:
 
     def _score(self, hidden_RD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
         rows = chunk_rows(self.vocabulary, self.device)
+        if self.keep == "input":
+            rows = -(-rows // 2)  # memory counts more
         head: Any = self.head
         kind: type = type(head)
         if kind is nn.Linear and self.kind.kind == "causal" and head.bias is None and self.finish is probe.as_is:

@@ -8,17 +8,29 @@ Legend: see `model.pointwise`.
 
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
 # pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportMissingImports=false
+# pyright: reportPossiblyUnboundVariable=false
 # pyright: reportUntypedFunctionDecorator=false, reportIndexIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from luthier.model.pointwise import LowRank
+
 _PROGRAMS = 1024
 """Programs over which rows are dealt out where each adds up a weight's gradient."""
+
+_FORWARD: dict[str, Any] = {"BLOCK_T": 128, "BLOCK_F": 64, "num_warps": 8}
+_BACKWARD: dict[str, Any] = {"BLOCK_T": 64, "BLOCK_F": 128, "num_warps": 8}
+"""How the feed-forward activation with adapters is cut up, and its derivative."""
+
+_AT_ONCE = 4 * 132
+"""Programs that keep a large GPU busy."""
 
 
 @triton.jit
@@ -119,6 +131,108 @@ def _swiglu_gradient(dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, ga
 
 
 @triton.jit
+def _swiglu_lowrank(
+    out, out_t, gate_up, gate_up_t, left, left_t, right, right_o, right_k, onto, onto_k, parts,
+    tokens, width, rank, rank_onto, piece,
+    LACKS: tl.constexpr, ONTO: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_ONTO: tl.constexpr,
+):  # fmt: skip
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    k, o = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_ONTO)
+    rows = t[:, None] < tokens
+    if LACKS:
+        left_tk = tl.load(left + t[:, None] * left_t + k[None, :], mask=rows & (k[None, :] < rank), other=0.0)
+    total = tl.zeros([BLOCK_T, BLOCK_ONTO], dtype=tl.float32)
+    first = tl.program_id(1) * piece
+    for start in range(first, min(first + piece, width), BLOCK_F):
+        f = start + tl.arange(0, BLOCK_F)
+        inside = rows & (f[None, :] < width)
+        place = gate_up + t[:, None] * gate_up_t + f[None, :]
+        gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+        if LACKS:
+            seat = right + f[None, :].to(tl.int64) * right_o + k[:, None] * right_k
+            there = (f[None, :] < width) & (k[:, None] < rank)
+            gate += tl.dot(left_tk, tl.load(seat, mask=there, other=0.0), input_precision="ieee")
+            seat += width.to(tl.int64) * right_o
+            up += tl.dot(left_tk, tl.load(seat, mask=there, other=0.0), input_precision="ieee")
+        act = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
+        tl.store(out + t[:, None] * out_t + f[None, :], act, mask=inside)
+        if ONTO:
+            there = (f[:, None] < width) & (o[None, :] < rank_onto)
+            onto_fo = tl.load(onto + o[None, :].to(tl.int64) * onto_k + f[:, None], mask=there, other=0.0)
+            total = tl.dot(act, onto_fo, total, input_precision="ieee")
+    if ONTO:
+        place = parts + (tl.program_id(1).to(tl.int64) * tokens + t[:, None]) * rank_onto + o[None, :]
+        tl.store(place, total, mask=rows & (o[None, :] < rank_onto))
+
+
+@triton.jit
+def _swiglu_gradient_lowrank(
+    dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, gate_up_t,
+    left, left_t, right, right_o, right_k, dleft, dleft_t, onto, onto_k, dright_parts, donto_parts,
+    tokens, width, rank, rank_onto, piece,
+    HAS_ACT: tl.constexpr, LACKS: tl.constexpr, ONTO: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_ONTO: tl.constexpr,
+):  # fmt: skip
+    f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
+    k, o = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_ONTO)
+    columns = f[None, :] < width
+    if LACKS:
+        there = columns & (k[:, None] < rank)
+        seat = right + f[None, :].to(tl.int64) * right_o + k[:, None] * right_k
+        right_gate = tl.load(seat, mask=there, other=0.0)
+        right_up = tl.load(seat + width.to(tl.int64) * right_o, mask=there, other=0.0)
+    if ONTO:
+        there = columns & (o[:, None] < rank_onto)
+        onto_of = tl.load(onto + o[:, None].to(tl.int64) * onto_k + f[None, :], mask=there, other=0.0)
+    dright_gate = tl.zeros([BLOCK_F, BLOCK_K], dtype=tl.float32)
+    dright_up = tl.zeros([BLOCK_F, BLOCK_K], dtype=tl.float32)
+    donto = tl.zeros([BLOCK_F, BLOCK_ONTO], dtype=tl.float32)
+    first = tl.program_id(1) * piece
+    for start in range(first, min(first + piece, tokens), BLOCK_T):
+        t = (start + tl.arange(0, BLOCK_T)).to(tl.int64)
+        rows = t[:, None] < tokens
+        inside = rows & columns
+        place = gate_up + t[:, None] * gate_up_t + f[None, :]
+        gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.load(dact + t[:, None] * dact_t + f[None, :], mask=inside, other=0.0).to(tl.float32)
+        if LACKS:
+            left_tk = tl.load(left + t[:, None] * left_t + k[None, :], mask=rows & (k[None, :] < rank), other=0.0)
+            gate += tl.dot(left_tk, right_gate, input_precision="ieee")
+            up += tl.dot(left_tk, right_up, input_precision="ieee")
+        if ONTO:
+            there = rows & (o[None, :] < rank_onto)
+            dleft_to = tl.load(dleft + t[:, None] * dleft_t + o[None, :], mask=there, other=0.0)
+            gradient += tl.dot(dleft_to, onto_of, input_precision="ieee")
+        share = tl.sigmoid(gate)
+        silu = gate * share
+        again = (silu * up).to(dgate_up.dtype.element_ty)
+        dgate = (gradient * up * (share + silu * (1 - share))).to(dgate_up.dtype.element_ty)
+        dup = (gradient * silu).to(dgate_up.dtype.element_ty)
+        target = dgate_up + t[:, None] * dgate_up_t + f[None, :]
+        tl.store(target, dgate, mask=inside)
+        tl.store(target + width, dup, mask=inside)
+        if HAS_ACT:
+            tl.store(act + t[:, None] * act_t + f[None, :], again, mask=inside)
+        if LACKS:
+            dright_gate = tl.dot(tl.trans(dgate), left_tk, dright_gate, input_precision="ieee")
+            dright_up = tl.dot(tl.trans(dup), left_tk, dright_up, input_precision="ieee")
+        if ONTO:
+            donto = tl.dot(tl.trans(again), dleft_to, donto, input_precision="ieee")
+    if LACKS:
+        there = (f[:, None] < width) & (k[None, :] < rank)
+        place = dright_parts + (tl.program_id(1).to(tl.int64) * 2 * width + f[:, None]) * rank + k[None, :]
+        tl.store(place, dright_gate, mask=there)
+        tl.store(place + width.to(tl.int64) * rank, dright_up, mask=there)
+    if ONTO:
+        there = (f[:, None] < width) & (o[None, :] < rank_onto)
+        place = donto_parts + (tl.program_id(1).to(tl.int64) * rank_onto + o[None, :]) * width + f[:, None]
+        tl.store(place, donto, mask=there)
+
+
+@triton.jit
 def _round_rows(codes, scales, x, x_t, columns, width, HAS_COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
     t = tl.program_id(0).to(tl.int64)
     highest = tl.zeros([BLOCK], dtype=tl.float32)
@@ -151,25 +265,23 @@ def _transpose(out, x, rows, columns, BLOCK: tl.constexpr):
 def _score(logits, logits_r, targets, logprobs, correct, norms, vocabulary, BLOCK: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + r)
-    # The running maximum is one number, so that each logit costs one exponential; where it stands, lane by lane.
+    wanted = tl.load(logits + r * logits_r + target).to(tl.float32)
+    # The running maximum is one number, so that each logit costs one exponential.
     top = tl.full([], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    best = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
-    where = tl.zeros([BLOCK], dtype=tl.int32)
+    beaten = tl.zeros([BLOCK], dtype=tl.int1)
     for start in range(0, vocabulary, BLOCK):
         at = start + tl.arange(0, BLOCK)
         value = tl.load(logits + r * logits_r + at, mask=at < vocabulary, other=float("-inf")).to(tl.float32)
-        where = tl.where(value > best, at, where)
-        best = tl.maximum(value, best)
+        # Of equal logits the first counts, as in torch.argmax.
+        beaten |= (value > wanted) | ((value == wanted) & (at < target))
         new_top = tl.maximum(top, tl.max(value, 0))
         total = total * tl.exp(top - new_top) + tl.exp(value - new_top)
         top = new_top
     norm = top + tl.log(tl.sum(total, 0))
-    # Of equal logits the first counts, as in torch.argmax.
-    likeliest = tl.min(tl.where(best == top, where, vocabulary), 0)
     tl.store(norms + r, norm)
-    tl.store(logprobs + r, tl.load(logits + r * logits_r + target).to(tl.float32) - norm)
-    tl.store(correct + r, likeliest == target)
+    tl.store(logprobs + r, wanted - norm)
+    tl.store(correct + r, tl.max(beaten.to(tl.int32), 0) == 0)
 
 
 @triton.jit
@@ -249,18 +361,57 @@ class Fused:
             first, count, HALF=width // 2, BLOCK=triton.next_power_of_2(count), TURN=turn,
         )  # fmt: skip
 
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor) -> None:
+    def swiglu(
+        self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, onto_KF: Tensor | None
+    ) -> Tensor | None:
         tokens, width = out_TF.shape
-        _swiglu[(tokens, triton.cdiv(width, 1024))](
-            out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), width, BLOCK=1024
-        )
-
-    def swiglu_gradient(self, dgate_up_TF: Tensor, act_TF: Tensor, dact_TF: Tensor, gate_up_TF: Tensor) -> None:
-        tokens, width = act_TF.shape
-        _swiglu_gradient[(tokens, triton.cdiv(width, 1024))](
-            dgate_up_TF, dgate_up_TF.stride(0), act_TF, act_TF.stride(0), dact_TF, dact_TF.stride(0),
-            gate_up_TF, gate_up_TF.stride(0), width, BLOCK=1024,
+        if lacks is None and onto_KF is None:
+            _swiglu[(tokens, triton.cdiv(width, 1024))](
+                out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), width, BLOCK=1024
+            )
+            return None
+        rows, rank_onto = triton.cdiv(tokens, _FORWARD["BLOCK_T"]), 0 if onto_KF is None else len(onto_KF)
+        pieces, piece = _pieces(width, _FORWARD["BLOCK_F"], rows)
+        parts = out_TF.new_empty(pieces, tokens, rank_onto, dtype=torch.float32)
+        _swiglu_lowrank[(rows, pieces)](
+            out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), *_lowrank(lacks, out_TF),
+            *((out_TF, 0) if onto_KF is None else (onto_KF, onto_KF.stride(0))), parts,
+            tokens, width, _rank(lacks), rank_onto, piece,
+            LACKS=lacks is not None, ONTO=onto_KF is not None, BLOCK_K=_block(_rank(lacks)),
+            BLOCK_ONTO=_block(rank_onto), **_FORWARD,
         )  # fmt: skip
+        return None if onto_KF is None else parts.sum(0).to(out_TF.dtype)
+
+    def swiglu_gradient(
+        self,
+        dgate_up_TF: Tensor,
+        act_TF: Tensor | None,
+        dact_TF: Tensor,
+        gate_up_TF: Tensor,
+        lacks: LowRank | None,
+        dact_lacks: LowRank | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        tokens, width = dact_TF.shape
+        act, act_t = (dact_TF, 0) if act_TF is None else (act_TF, act_TF.stride(0))
+        if lacks is None and dact_lacks is None and act_TF is not None:
+            _swiglu_gradient[(tokens, triton.cdiv(width, 1024))](
+                dgate_up_TF, dgate_up_TF.stride(0), act, act_t, dact_TF, dact_TF.stride(0),
+                gate_up_TF, gate_up_TF.stride(0), width, BLOCK=1024,
+            )  # fmt: skip
+            return None, None
+        columns, rank, rank_onto = triton.cdiv(width, _BACKWARD["BLOCK_F"]), _rank(lacks), _rank(dact_lacks)
+        pieces, piece = _pieces(tokens, _BACKWARD["BLOCK_T"], columns)
+        dright = dact_TF.new_empty(pieces, 2 * width, rank, dtype=torch.float32)
+        donto = dact_TF.new_empty(pieces, rank_onto, width, dtype=torch.float32)
+        dleft, dleft_t, onto, _, onto_k = _lowrank(dact_lacks, dact_TF)
+        _swiglu_gradient_lowrank[(columns, pieces)](
+            dgate_up_TF, dgate_up_TF.stride(0), act, act_t, dact_TF, dact_TF.stride(0),
+            gate_up_TF, gate_up_TF.stride(0), *_lowrank(lacks, dact_TF), dleft, dleft_t, onto, onto_k, dright, donto,
+            tokens, width, rank, rank_onto, piece,
+            HAS_ACT=act_TF is not None, LACKS=lacks is not None, ONTO=dact_lacks is not None,
+            BLOCK_K=_block(rank), BLOCK_ONTO=_block(rank_onto), **_BACKWARD,
+        )  # fmt: skip
+        return dright.sum(0) if lacks is not None else None, donto.sum(0) if dact_lacks is not None else None
 
     def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]:
         tokens, width = x_TI.shape
@@ -305,6 +456,30 @@ def _rows(h: Tensor) -> tuple[int, int, int]:
     """Heads of a token (1 for [T, D]), rows to be normed, and a block that holds one."""
     heads = h.shape[1] if h.ndim == 3 else 1
     return heads, h.shape[0] * heads, triton.next_power_of_2(h.shape[-1])
+
+
+def _rank(part: LowRank | None) -> int:
+    return 0 if part is None else part.left_TK.shape[1]
+
+
+def _lowrank(part: LowRank | None, other: Tensor) -> tuple[Any, ...]:
+    """left, its stride, right, its strides; something to point at where there is none."""
+    if part is None:
+        return other, 0, other, 0, 0
+    return part.left_TK, part.left_TK.stride(0), part.right_OK, *part.right_OK.stride()
+
+
+def _block(rank: int) -> int:
+    """Columns that hold a rank; matrix units want 16."""
+    return max(16, triton.next_power_of_2(rank))
+
+
+def _pieces(length: int, block: int, others: int) -> tuple[int, int]:
+    """Into how many pieces of how much to cut an axis, so that with `others` programs along the other axis the GPU is
+    busy."""
+    blocks = triton.cdiv(length, block)
+    piece = triton.cdiv(blocks, min(blocks, triton.cdiv(_AT_ONCE, others))) * block
+    return triton.cdiv(length, piece), piece
 
 
 def _warps(block: int) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.model.attention import Packing
-from luthier.model.pointwise import Pointwise
+from luthier.model.pointwise import LowRank, Pointwise
 from luthier.model.products import Product, Rider, written_out
 
 Keep = Literal["most", "some", "input"]
@@ -97,9 +97,8 @@ class _Feed:
     """What the feed-forward half keeps."""
 
     gate_up_TF: Tensor
-    """[T, 2F]"""
+    """[T, 2F], without its adapters' part where that folds"""
     u_gate_up: Tensor
-    u_down: Tensor | None
 
 
 Gradients = list[Tensor | None]
@@ -110,14 +109,17 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, h_TD: Tensor, layer: Layer, place: Place, keep: Keep, *parameters: Tensor) -> Tensor:
         with written_out(layer.products):
             h2_TD, attention = _attend(layer, h_TD, place)
-            gate_up_TF, u_gate_up = _widen(layer, h2_TD)
+            feed = _widen(layer, h2_TD)
             act_TF = layer.down.room(h_TD)
-            layer.pointwise.swiglu(act_TF[:, : layer.down.into], gate_up_TF)
-            h3_TD, u_down = layer.down.forward(act_TF, add_TO=h2_TD)
+            onto_KF = layer.down.adapter[0] if layer.down.folds else None
+            u_down = layer.pointwise.swiglu(
+                act_TF[:, : layer.down.into], feed.gate_up_TF, _lacking(layer, feed), onto_KF
+            )
+            h3_TD, u_down = layer.down.forward(act_TF, add_TO=h2_TD, u_TK=u_down)
             del act_TF
-        ctx.layer, ctx.place = layer, place
+        ctx.layer, ctx.place, ctx.u_down = layer, place, u_down
         ctx.attention = None if keep == "input" else attention
-        ctx.feed = _Feed(gate_up_TF, u_gate_up, u_down) if keep == "most" else None
+        ctx.feed = feed if keep == "most" else None
         ctx.save_for_backward(h_TD, *(() if keep == "input" else (h2_TD,)))
         return h3_TD
 
@@ -132,15 +134,15 @@ def _backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:
     """The gradient of each argument of `_Step.forward`; what is missing is computed again first."""
     layer: Layer = ctx.layer
     h_TD, *kept = ctx.saved_tensors
-    attention, feed = ctx.attention, ctx.feed
-    ctx.attention = ctx.feed = None
+    attention, feed, u_down = ctx.attention, ctx.feed, ctx.u_down
+    ctx.attention = ctx.feed = ctx.u_down = None
     if attention is None:
         h2_TD, attention = _attend(layer, h_TD, ctx.place)
     else:
         h2_TD = kept[0]
     if feed is None:
-        feed = _Feed(*_widen(layer, h2_TD), None)
-    dh2_TD, dfeed_norm, of_feed = _feed_gradient(layer, dh_TD, h2_TD, feed)
+        feed = _widen(layer, h2_TD)
+    dh2_TD, dfeed_norm, of_feed = _feed_gradient(layer, dh_TD, h2_TD, feed, u_down)
     del feed
     dh_TD, dnorms, of_attention = _attention_gradient(layer, dh2_TD, h_TD, attention, ctx.place)
     dinput_norm, *dhead_norms = dnorms
@@ -167,30 +169,50 @@ def _attend(layer: Layer, h_TD: Tensor, place: Place) -> tuple[Tensor, _Attentio
     with torch.enable_grad():
         q_THE, k_TGE, v_TGE = (part.detach().requires_grad_() for part in parts)
         out_TX = layer.attend(q_THE, k_TGE, v_TGE, place.packing).flatten(1)
-    out_room = layer.output.room(h_TD)
-    layer.pointwise.copy(out_room[:, : layer.output.into], out_TX.detach())
+    out_room = out_TX.detach()
+    if layer.output.spare:
+        out_room = layer.output.room(h_TD)
+        layer.pointwise.copy(out_room[:, : layer.output.into], out_TX.detach())
     h2_TD, u_output = layer.output.forward(out_room, add_TO=h_TD)
     raw = raw_TNE if layer.head_norms is not None else None
     return h2_TD, _Attention(u_qkv, raw, (q_THE, k_TGE, v_TGE), out_TX, u_output)
 
 
-def _widen(layer: Layer, h2_TD: Tensor) -> tuple[Tensor, Tensor]:
-    """gate and up side by side [T, 2F], and u."""
-    x_TD = layer.gate_up.room(h2_TD)
-    layer.pointwise.norm(x_TD[:, : layer.gate_up.into], h2_TD, layer.feed_norm, layer.eps)
-    return layer.gate_up.forward(x_TD)
+def _widen(layer: Layer, h2_TD: Tensor) -> _Feed:
+    """gate and up side by side."""
+    product = layer.gate_up
+    x_TD = torch.empty_like(h2_TD) if product.folds else product.room(h2_TD)
+    layer.pointwise.norm(x_TD[:, : product.into], h2_TD, layer.feed_norm, layer.eps)
+    return _Feed(*(product.bare(x_TD) if product.folds else product.forward(x_TD)))
 
 
-def _feed_gradient(layer: Layer, dh_TD: Tensor, h2_TD: Tensor, kept: _Feed) -> tuple[Tensor, Tensor | None, Gradients]:
+def _lacking(layer: Layer, feed: _Feed) -> LowRank | None:
+    """What gate and up lack."""
+    return LowRank(feed.u_gate_up, layer.gate_up.adapter[1]) if layer.gate_up.folds else None
+
+
+def _feed_gradient(
+    layer: Layer, dh_TD: Tensor, h2_TD: Tensor, kept: _Feed, u_down: Tensor
+) -> tuple[Tensor, Tensor | None, Gradients]:
     """d h2 (with room beside it), d norm weight, and the gradients of the products."""
-    dact_TF, du_down = layer.down.input_gradient(_beside(layer, layer.down, dh_TD))
-    dgate_up_TF, act_TF = layer.gate_up.room_back(dh_TD), layer.down.room(dh_TD)
-    layer.pointwise.swiglu_gradient(
-        dgate_up_TF[:, : layer.gate_up.out], act_TF[:, : layer.down.into], dact_TF, kept.gate_up_TF
+    if layer.down.folds:
+        dact_TF, du_down = layer.down.bare_gradient(dh_TD)
+        dact_lacks = LowRank(du_down, layer.down.adapter[0].t())
+    else:
+        dact_TF, du_down = layer.down.input_gradient(_beside(layer, layer.down, dh_TD))
+        dact_lacks = None
+    dgate_up_TF = layer.gate_up.room_back(dh_TD)
+    act_TF = None if layer.down.folds and not layer.down.moves else layer.down.room(dh_TD)
+    db_gate_up, da_down = layer.pointwise.swiglu_gradient(
+        dgate_up_TF[:, : layer.gate_up.out],
+        None if act_TF is None else act_TF[:, : layer.down.into],
+        dact_TF,
+        kept.gate_up_TF,
+        _lacking(layer, kept),
+        dact_lacks,
     )
     del dact_TF
-    u_down = layer.down.inner(act_TF) if kept.u_down is None else kept.u_down
-    down = layer.down.gradients(dh_TD, act_TF, u_down, du_down)
+    down = layer.down.gradients(dh_TD, act_TF, u_down, du_down, da_KI=da_down)
     del act_TF
     dx_TD, du = layer.gate_up.input_gradient(dgate_up_TF)
     dh2_TD, x_TD = layer.output.room_back(h2_TD), torch.empty_like(h2_TD)
@@ -204,7 +226,7 @@ def _feed_gradient(layer: Layer, dh_TD: Tensor, h2_TD: Tensor, kept: _Feed) -> t
         dh_TD,
         weight_moves=layer.feed_norm.requires_grad,
     )
-    gate_up = layer.gate_up.gradients(dgate_up_TF, x_TD, kept.u_gate_up, du)
+    gate_up = layer.gate_up.gradients(dgate_up_TF, x_TD, kept.u_gate_up, du, db_OK=db_gate_up)
     return dh2_TD, dnorm, [*gate_up, *down]
 
 

@@ -23,9 +23,9 @@ class LowBitProduct(Product):
     def __init__(self, linears: Sequence[Linear], dtype: torch.dtype):
         super().__init__(linears, dtype)
         self.spare = 0
-        rank, device = sum(self.ranks), linears[0].device
-        self._a_KI = torch.zeros(rank, self.into, dtype=dtype, device=device)
-        self._b_OK = torch.zeros(self.out, rank, dtype=dtype, device=device)
+        device = linears[0].device
+        self._a_KI = torch.zeros(self.rank, self.into, dtype=dtype, device=device)
+        self._b_OK = torch.zeros(self.out, self.rank, dtype=dtype, device=device)
 
     def _hold(self) -> Tensor | None:
         return None
@@ -33,20 +33,22 @@ class LowBitProduct(Product):
     def _seats(self) -> tuple[Tensor, Tensor]:
         return self._a_KI, self._b_OK
 
-    def forward(self, x_TI: Tensor, add_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        u_TK = self.inner(x_TI)
+    def forward(self, x_TI: Tensor, add_TO: Tensor | None = None, u_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        u_TK = x_TI @ self._a_KI.t() if u_TK is None else u_TK
         y_TO = self.times(x_TI, self._bias())
         if add_TO is not None:
             y_TO += add_TO
-        return y_TO.addmm_(u_TK, self._b_OK.t()) if self._a_KI.numel() else y_TO, u_TK
+        return y_TO.addmm_(u_TK, self._b_OK.t()) if self.rank else y_TO, u_TK
 
-    def inner(self, x_TI: Tensor) -> Tensor:
-        return x_TI @ self._a_KI.t()
+    def bare(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+        return self.times(x_TI, self._bias()), x_TI @ self._a_KI.t()
 
     def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
-        du_TK = dy_TO @ self._b_OK
-        dx_TI = self.times_back(dy_TO)
-        return dx_TI.addmm_(du_TK, self._a_KI) if self._a_KI.numel() else dx_TI, du_TK
+        dx_TI, du_TK = self.bare_gradient(dy_TO)
+        return dx_TI.addmm_(du_TK, self._a_KI) if self.rank else dx_TI, du_TK
+
+    def bare_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
+        return self.times_back(dy_TO), dy_TO @ self._b_OK
 
     def times(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         """x W^T + b.  [T, I] -> [T, O]"""

@@ -4,17 +4,30 @@ Everything is computed in float32 and rounded once, into memory that the caller 
 `model.kernels` holds the same functions as one GPU kernel each.
 
 Legend: T packed tokens, D width of the model, F width of the feed-forward part, N heads of some kind, H query heads,
-G key/value heads, E head width, R rows, V vocabulary.
+G key/value heads, E head width, R rows, V vocabulary, O outputs of a product, K rank.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from luthier.model.float8 import round_rows
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """left right^T, which a product [T, O] still lacks: whoever reads the product adds it on the way."""
+
+    left_TK: Tensor
+    right_OK: Tensor
+
+    def dense(self) -> Tensor:
+        """float32 [T, O]"""
+        return self.left_TK.float() @ self.right_OK.float().t()
 
 
 class Pointwise(Protocol):
@@ -38,8 +51,18 @@ class Pointwise(Protocol):
     def rotate_back(
         self, out_TNE: Tensor, dq_THE: Tensor, dk_TGE: Tensor, dv_TGE: Tensor, cos_TE: Tensor, sin_TE: Tensor
     ) -> None: ...
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor) -> None: ...
-    def swiglu_gradient(self, dgate_up_TF: Tensor, act_TF: Tensor, dact_TF: Tensor, gate_up_TF: Tensor) -> None: ...
+    def swiglu(
+        self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, onto_KF: Tensor | None
+    ) -> Tensor | None: ...
+    def swiglu_gradient(
+        self,
+        dgate_up_TF: Tensor,
+        act_TF: Tensor | None,
+        dact_TF: Tensor,
+        gate_up_TF: Tensor,
+        lacks: LowRank | None,
+        dact_lacks: LowRank | None,
+    ) -> tuple[Tensor | None, Tensor | None]: ...
     def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]: ...
     def transpose(self, codes_OI: Tensor) -> Tensor: ...
     def score(self, logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -100,20 +123,52 @@ class Plain:
         """The derivative of `rotate` (a rotation back) for queries and keys side by side, and the values' as it is."""
         out_TNE.copy_(torch.cat((_rotated(dq_THE, cos_TE, -sin_TE), _rotated(dk_TGE, cos_TE, -sin_TE), dv_TGE), dim=1))
 
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor) -> None:
-        """silu(gate) * up (Shazeer 2020), of gate and up side by side.  [T, 2F] -> [T, F]"""
-        gate, up = gate_up_TF.chunk(2, dim=-1)
-        out_TF.copy_(torch.nn.functional.silu(gate.float()) * up.float())
+    def swiglu(
+        self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, onto_KF: Tensor | None
+    ) -> Tensor | None:
+        """out = silu(gate) * up (Shazeer 2020), of gate and up side by side.  [T, 2F] -> [T, F]
 
-    def swiglu_gradient(self, dgate_up_TF: Tensor, act_TF: Tensor, dact_TF: Tensor, gate_up_TF: Tensor) -> None:
-        """d gate and d up side by side [T, 2F], and `swiglu`'s output again [T, F]."""
-        dact, gate, up = dact_TF.float(), *(half.float() for half in gate_up_TF.chunk(2, dim=-1))
+        Args:
+            lacks: what is to be added to gate and up first.
+
+        Returns:
+            out onto^T [T, K], where `onto_KF` is given.
+        """
+        gate, up = _whole(gate_up_TF, lacks).chunk(2, dim=-1)
+        out_TF.copy_(torch.nn.functional.silu(gate) * up)
+        return None if onto_KF is None else out_TF @ onto_KF.t()
+
+    def swiglu_gradient(
+        self,
+        dgate_up_TF: Tensor,
+        act_TF: Tensor | None,
+        dact_TF: Tensor,
+        gate_up_TF: Tensor,
+        lacks: LowRank | None,
+        dact_lacks: LowRank | None,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """d gate and d up side by side [T, 2F], and in `act_TF`, where there is one, `swiglu`'s output again [T, F].
+
+        Args:
+            lacks, dact_lacks: what is to be added to gate and up, and to dact, first.
+
+        Returns:
+            d right [2F, K] of what gate and up lacked, and d left^T act [K, F], left being that of what dact lacked;
+            float32.
+        """
+        dact, (gate, up) = _whole(dact_TF, dact_lacks), _whole(gate_up_TF, lacks).chunk(2, dim=-1)
         share = torch.sigmoid(gate)
         silu = gate * share
-        act_TF.copy_(silu * up)
+        act = (silu * up).to(dact_TF.dtype)
+        if act_TF is not None:
+            act_TF.copy_(act)
         dgate_TF, dup_TF = dgate_up_TF.chunk(2, dim=-1)
         dgate_TF.copy_(dact * up * (share + silu * (1 - share)))
         dup_TF.copy_(dact * silu)
+        return (
+            None if lacks is None else dgate_up_TF.float().t() @ lacks.left_TK.float(),
+            None if dact_lacks is None else dact_lacks.left_TK.float().t() @ act.float(),
+        )
 
     def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (times `columns_I`) in 8-bit floating point, and the scale of each row: `float8.round_rows`."""
@@ -135,6 +190,10 @@ class Plain:
         gradient = torch.exp(logits_RV.float() - norm_R[:, None]).neg_()
         gradient.scatter_add_(1, targets_R[:, None], torch.ones_like(gradient[:, :1]))
         logits_RV.copy_(gradient if dlogprobs_R is None else gradient * dlogprobs_R[:, None])
+
+
+def _whole(product_TO: Tensor, lacks: LowRank | None) -> Tensor:
+    return product_TO.float() if lacks is None else product_TO.float() + lacks.dense()
 
 
 def _rotated(heads_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> Tensor:

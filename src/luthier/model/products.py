@@ -7,8 +7,11 @@ A low-rank adapter rides inside the product of its frozen weight instead of bein
     y  = [x, u] [W, s B]^T          u  = x A^T
     dx = [dy, du] [W; A]            du = dy (s B)
 
-so y and dx, the widest tensors of a layer, are written once and never read again to have something added.  One matrix
-of O + K rows and I + K columns holds W, s B (right) and A (below); x and dy come in buffers with K spare columns.
+so y and dx, wide tensors, are written once and never read again to have something added.  One matrix of O + K rows and
+I + K columns holds W, s B (right) and A (below); x and dy come in buffers with K spare columns.
+
+Where the next function reads y (or dx) anyway, it can add a small adapter's part itself: products that `fold` are then
+computed without it, `bare`.
 
 Legend: T packed tokens, I input width, O output width (of all joined layers together), K ranks of all their adapters.
 """
@@ -27,6 +30,9 @@ from luthier.model.lowbit import LowBitLinear
 
 _ALIGN = 64
 """Columns that adapters take come in multiples of this: 128 bytes in bfloat16, the tile of a matrix kernel."""
+
+_FOLDED = 64
+"""Ranks that whoever reads a product can add on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,9 @@ class Product:
         self.sizes = [linear.shape[0] for linear in linears]
         self.out, self.into = sum(self.sizes), linears[0].shape[1]
         self.ranks = [linear.adapter[0].shape[0] if linear.adapter else 0 for linear in linears]
-        self.spare = -(-sum(self.ranks) // _ALIGN) * _ALIGN
+        self.rank = sum(self.ranks)
+        self.folds = 0 < self.rank <= _FOLDED
+        self.spare = -(-self.rank // _ALIGN) * _ALIGN
         self.moves = any(linear.moves for linear in linears)
         self._held = None if self.moves else self._hold()
         self._written: Tensor | None = None
@@ -139,12 +147,20 @@ class Product:
         """Memory for the output's gradient and what rides beside it.  [T, O + K]"""
         return x_T.new_empty(len(x_T), self.out + self.spare)
 
-    def forward(self, x_TI: Tensor, add_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    @property
+    def adapter(self) -> tuple[Tensor, Tensor]:
+        """A_KI and s B_OK of all adapters, as they ride."""
+        seats = self._seats()
+        assert seats is not None, "a product whose weight moves has no adapter"
+        a_KI, b_OK = seats
+        return a_KI[: self.rank], b_OK[:, : self.rank]
+
+    def forward(self, x_TI: Tensor, add_TO: Tensor | None = None, u_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y_TO (added to `add_TO`, if given), and u_TK, which the backward pass wants again.
 
-        x_TI: from `room`, its first I columns filled.
+        x_TI: from `room`, its first I columns filled.  u_TK: where it is known already.
         """
-        u_TK = self.inner(x_TI)
+        u_TK = self._inner(x_TI) if u_TK is None else self._seated(x_TI, u_TK)
         weight = self._weight()[: self.out]
         bias = self._bias()
         if add_TO is None:
@@ -153,7 +169,12 @@ class Product:
             y_TO = torch.addmm(add_TO if bias is None else add_TO + bias, x_TI, weight.t())
         return y_TO, u_TK
 
-    def inner(self, x_TI: Tensor) -> Tensor:
+    def bare(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+        """y_TO without the adapters, and u_TK.  x_TI: [T, I]"""
+        y_TO = torch.nn.functional.linear(x_TI, self._weight()[: self.out, : self.into], self._bias())
+        return y_TO, x_TI @ self.adapter[0].t()
+
+    def _inner(self, x_TI: Tensor) -> Tensor:
         """u_TK, put beside x as well."""
         if not self.spare:
             return x_TI[:, :0]
@@ -161,34 +182,66 @@ class Product:
         # Seats that no adapter takes hold zeros, so that all of the spare columns are written.
         beside = x_TI[:, self.into :]
         torch.mm(x_TI[:, : self.into], self._held[self.out :, : self.into].t(), out=beside)
-        return beside.contiguous()
+        return beside[:, : self.rank].contiguous()
+
+    def _seated(self, x_TI: Tensor, u_TK: Tensor) -> Tensor:
+        """u_TK, put beside x."""
+        beside = x_TI[:, self.into :]
+        beside[:, self.rank :] = 0
+        beside[:, : self.rank] = u_TK
+        return u_TK
 
     def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
         """dx_TI and du_TK.  dy_TO: from `room_back`, its first O columns filled."""
         weight = self._weight()
-        du_TK = dy_TO[:, self.out :]
         if self.spare:
-            torch.mm(dy_TO[:, : self.out], weight[: self.out, self.into :], out=du_TK)
-        return dy_TO @ weight[:, : self.into], du_TK
+            torch.mm(dy_TO[:, : self.out], weight[: self.out, self.into :], out=dy_TO[:, self.out :])
+        return dy_TO @ weight[:, : self.into], dy_TO[:, self.out : self.out + self.rank]
 
-    def gradients(self, dy_TO: Tensor, x_TI: Tensor, u_TK: Tensor, du_TK: Tensor) -> list[Tensor | None]:
-        """The gradient of each of `parameters`, float32; None for those that do not move."""
-        dy_TO, x_TI = dy_TO[:, : self.out], x_TI[:, : self.into]
-        adapted = u_TK.shape[1] > 0
-        da_KI = times32(du_TK.t(), x_TI) if adapted else None
-        db_OK = times32(dy_TO.t(), u_TK) if adapted else None
+    def bare_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
+        """dx_TI without the adapters' part, and du_TK.  dy_TO: [T, O]"""
+        return dy_TO @ self._weight()[: self.out, : self.into], dy_TO @ self.adapter[1]
+
+    def gradients(
+        self,
+        dy_TO: Tensor,
+        x_TI: Tensor | None,
+        u_TK: Tensor,
+        du_TK: Tensor,
+        *,
+        da_KI: Tensor | None = None,
+        db_OK: Tensor | None = None,
+    ) -> list[Tensor | None]:
+        """The gradient of each of `parameters`, float32; None for those that do not move.
+
+        x_TI may be missing where no weight moves and `da_KI` is known already, as `db_OK` may be (both unscaled).
+        """
+        dy_TO = dy_TO[:, : self.out]
+        x_TI = None if x_TI is None else x_TI[:, : self.into]
+        if da_KI is None and self.rank:
+            assert x_TI is not None
+            da_KI = times32(du_TK.t(), x_TI)
+        if db_OK is None and self.rank:
+            db_OK = times32(dy_TO.t(), u_TK)
+        dbias_O = self._bias_gradient(dy_TO)
         found: list[Tensor | None] = []
         for linear, row, column in zip(self.linears, *self._corners(), strict=True):
             if isinstance(linear.weight, nn.Parameter):
-                found.append(times32(dy_TO[:, row].t(), x_TI) if linear.moves else None)
+                assert x_TI is not None or not linear.moves
+                found.append(times32(dy_TO[:, row].t(), x_TI) if linear.moves and x_TI is not None else None)
             if linear.bias is not None:
-                found.append(dy_TO[:, row].sum(0, dtype=torch.float32) if linear.bias.requires_grad else None)
+                found.append(dbias_O[row] if linear.bias.requires_grad and dbias_O is not None else None)
             if linear.adapter is not None:
                 assert da_KI is not None and db_OK is not None
                 a, b = linear.adapter
                 found.append(da_KI[column] if a.requires_grad else None)
                 found.append(db_OK[row, column] * linear.scale if b.requires_grad else None)
         return found
+
+    def _bias_gradient(self, dy_TO: Tensor) -> Tensor | None:
+        """Of all biases at once, float32."""
+        moves = any(linear.bias is not None and linear.bias.requires_grad for linear in self.linears)
+        return dy_TO.sum(0, dtype=torch.float32) if moves else None
 
     def _weight(self) -> Tensor:
         """[O + K, I + K] in the arithmetic's type."""

@@ -110,8 +110,7 @@ def _prompting(model: Model, method: Prompt | Prefix | PTuning, common: dict[str
 def _lora(model: Model, method: Lora, common: dict[str, Any]) -> PeftConfig:
     from peft import LoraConfig
 
-    embedding: Any = model.base.get_input_embeddings()
-    tied = model.kind.kind == "causal" and model.head.weight is embedding.weight
+    tied = model.tied
     added = new_ids(Path(model.base.name_or_path or "."))
     moving = method.vocabulary or ("new" if added else "none")
     matrices = ["embed_tokens"] if tied else ["embed_tokens", "lm_head"]

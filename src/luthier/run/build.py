@@ -150,7 +150,7 @@ def build_trainer(
     return Trainer(
         model,
         retained(run, model, objective, turns, general or {}),
-        Optimizer(model.trained(), config.optim, lambda name: _rate(name, model, config)),
+        Optimizer(model.trained(), config.optim, lambda name: _rate(name, model, config), tied=model.tied),
         Data(
             source=source,
             share=run.share(config.train.micro_batch, model),
