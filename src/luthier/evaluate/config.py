@@ -61,8 +61,8 @@ class EvalConfig(Config):
     judge: JudgeConfig = JudgeConfig()
     """A model behind an endpoint that judges generated answers."""
     eval_dataset: tuple[str, ...] = ()
-    """Data sets: general_mcq, general_qa, classification, perplexity, retrieval, similarity, reranking, mmlu, arc, obqa,
-    boolq, gaokao, gsm8k, cmrc, drcd, xquad, squad; or a file or folder; with lm_eval its tasks. A model that was
+    """Data sets: general_mcq, general_qa, classification, perplexity, retrieval, similarity, reranking, mmlu, arc,
+    obqa, boolq, gaokao, gsm8k, cmrc, drcd, xquad, squad; or a file or folder; with lm_eval its tasks. A model that was
     trained to classify, tag, embed or rerank takes rows as for training: classification, tagging, similarity,
     reranking."""
     dataset_args: dict[str, Any] = {}
