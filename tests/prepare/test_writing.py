@@ -128,9 +128,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
 def test_origins_come_back(tmp_path: Path) -> None:
     writer = OriginWriter(tmp_path / "rows.jsonl")
-    writer.write(Placed.of([("a", 3), ("b", 2**31)]))
+    writer.write(Placed.of([Where("a", 3), Where("b", 2**31)]))
     writer.write(Placed.of([]))
-    writer.write(Placed.of([("b", 1), ("b", 2)]))
+    writer.write(Placed.of([Where("b", 1), Where("b", 2)]))
     writer.close()
     origins = Origins(tmp_path / "rows.jsonl")
     assert [origins[n] for n in range(4)] == [Where("a", 3), Where("b", 2**31), Where("b", 1), Where("b", 2)]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
+from typing import cast
 
 import orjson
 
@@ -107,10 +108,26 @@ def shape_fault(value: Mapping[str, Json], where: Where | None) -> Fault | None:
 def _is_plain(value: Mapping[str, Json]) -> bool:
     """Whether a row is one of the shapes without inner parts and obviously sound; most rows are, and it is quick."""
     texts = _plain_columns(tuple(value))
-    if texts is None:
+    return texts is not None and _all_said([[value[name]] for name in texts])
+
+
+def are_plain(values: Sequence[Mapping[str, Json]]) -> list[bool]:
+    """Which rows are obviously free of a `shape_fault`: [rows].  False says nothing about a row."""
+    columns = list(map(tuple, values))
+    plain = {names: _plain_columns(names) for names in set(columns)}
+    for names, texts in plain.items():
+        rows = [value for value, own in zip(values, columns, strict=True) if own == names]
+        if texts is not None and not _all_said([[row[name] for row in rows] for name in texts]):
+            # some of them are not: look at each
+            return [_is_plain(value) for value in values]
+    return [plain[names] is not None for names in columns]
+
+
+def _all_said(columns: Sequence[Sequence[Json]]) -> bool:
+    """Whether all values are text, and none in the last column is blank."""
+    if any(set(map(type, column)) != {str} for column in columns):
         return False
-    found = [value[name] for name in texts]
-    return all(isinstance(text, str) for text in found) and str(found[-1]).strip() != ""
+    return not any(text == "" or text.isspace() for text in cast("Sequence[str]", columns[-1]))
 
 
 @lru_cache(maxsize=4096)

@@ -50,11 +50,24 @@ class Span:
         """Whether it is JSON lines and small enough to be held as a whole."""
         return self.file.layout.kind == "lines" and self.size <= 2 * CHUNK_BYTES and self.size <= self.file.limit
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Number and bytes of every line that is not blank, without its newline."""
-        for number, line in enumerate(b"".join(self._blocks()).split(b"\n"), self.line):
-            if line and not line.isspace():
-                yield number, line
+    def data(self) -> bytes:
+        """All bytes; ask only when it is `quick`.
+
+        Raises:
+            DataError: code `changed`.
+        """
+        return b"".join(self._blocks())
+
+    def lines(self, data: bytes) -> tuple[Sequence[int], list[bytes]]:
+        """Numbers and bytes of the lines that are not blank, without their newlines, of `data`."""
+        lines = data.split(b"\n")
+        if not lines[-1]:
+            lines.pop()
+        numbers = range(self.line, self.line + len(lines))
+        if any(not line or line.isspace() for line in lines):
+            filled = [at for at, line in enumerate(lines) if line and not line.isspace()]
+            return [numbers[at] for at in filled], [lines[at] for at in filled]
+        return numbers, lines
 
     def rows(self) -> Iterator[Row]:
         """Its rows, in order."""

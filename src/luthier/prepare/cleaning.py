@@ -142,14 +142,19 @@ class Cleaning:
                 kept.append((item, value))
         bad_words = read_bad_words(config.bad_words) if config.bad_words else None
         why = reasons([text_of(value) for _, value in kept], asked, bad_words) if asked else ()
+        alike: list[Item] = []  # rows in a row that stay as they are
         for (item, value), reason in zip_longest(kept, why):
+            if not reason and (value is item.value or value == item.value):
+                alike.append(item)
+                continue
+            parcel.keep_all(alike)
+            alike.clear()
             if reason:
                 parcel.drop(item, reason)
-            elif value is item.value or value == item.value:
-                parcel.keep(item)
             else:
                 parcel.tally.count(CHANGED)
                 parcel.keep(item, value)
+        parcel.keep_all(alike)
         return parcel
 
     def _whole(self, items: Sequence[Item], parcel: Parcel) -> Iterator[tuple[Item, Value]]:

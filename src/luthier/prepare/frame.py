@@ -199,9 +199,10 @@ class Pick:
 
     def __call__(self, batch: Batch) -> Parcel:
         parcel = Parcel()
-        for item, keep in zip(batch.items, batch.attached["keep"].tolist(), strict=True):
-            if keep:
-                parcel.keep(item)
-            else:
-                parcel.drop(item, self.reason)
+        at = 0
+        for number in np.flatnonzero(~batch.attached["keep"]).tolist():
+            parcel.keep_all(batch.items[at:number])
+            parcel.drop(batch.items[number], self.reason)
+            at = number + 1
+        parcel.keep_all(batch.items[at:])
         return parcel

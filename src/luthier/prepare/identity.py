@@ -44,7 +44,7 @@ def keys_of(texts: Sequence[str] | Sequence[bytes]) -> NDArray[np.uint64]:
     if not texts:
         return np.empty((0, 2), np.uint64)
     made = series(texts)
-    halves = (made.hash(), made.hash(seed=series([_OTHER_SEED]).cast(made.hash().datatype())))
+    halves = (made.hash(), made.hash(seed=series(np.array([_OTHER_SEED], np.uint64))))
     return np.stack([np.asarray(half.to_arrow().to_numpy(), np.uint64) for half in halves], axis=1)
 
 

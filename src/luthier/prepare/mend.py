@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 from luthier.base.errors import MissingExtra
 from luthier.prepare.scripts import HAN
@@ -41,11 +41,16 @@ _MOJIBAKE = re.compile(
     # the first byte of a UTF-8 character, read in one of the single-byte encodings, before a further byte
     "[\u0080-\u045f\u2018-\u203a\u20ac\u2122\u2500-\u25a0][^\x00-\x7f\u3000-\u30ff\u4e00-\u9fff\uff00-\uffef]"
 )
-_GB_AS_LATIN = re.compile("(?:[\xb0-\xd7][\xa1-\xfe]|[\xa1\xa3][\xa1-\xfe]){3,}")
+_GB_PAIR = "[\xa1\xa3\xb0-\xd7][\xa1-\xfe]"
+_GB_AS_LATIN = re.compile(f"{_GB_PAIR}(?:{_GB_PAIR}){{2,}}")
 """Three and more characters of GB 2312 (its common ones and its punctuation) that were read as Latin-1."""
 _UTF8_AS_GB = re.compile("[锛銆鐨鎴浠浣鍦鏈鏄涓]")
 """Characters that UTF-8 read as GBK is full of, and Chinese is not."""
 _MISREAD_SIGN = f"{_MOJIBAKE.pattern}|{_UTF8_AS_GB.pattern}"
+_UNUSUAL = re.compile("[\x80-\u2fff\uf8ff\ufb00-\ufb06\ufffd]+")
+"""Runs of characters of which at least one is in whatever ftfy takes for mojibake."""
+_BESIDE_UNUSUAL = 8
+"""Characters; more than the longest thing that ftfy looks for before it does anything."""
 _DAMAGE = re.compile("\ufffd|锟斤拷|锟\\?")
 
 
@@ -64,9 +69,16 @@ def fix_encoding(text: str) -> str:
             back = text
         if len(back) < len(text) and re.search(f"[{HAN}]", back):
             text = back
-    if _MOJIBAKE.search(text):
-        text = _ftfy()(text)
+    if _MOJIBAKE.search(text) and _is_bad(text):
+        text = _ftfy().fix_encoding(text)
     return text
+
+
+def _is_bad(text: str) -> bool:
+    """Whether ftfy may find anything to do; what it asks first itself, of all characters, which takes it long."""
+    near = _BESIDE_UNUSUAL
+    spans = (run.span() for run in _UNUSUAL.finditer(text))
+    return _ftfy().is_bad("\0".join([text[max(0, start - near) : end + near] for start, end in spans]))
 
 
 def _looks_misread(text: str) -> bool:
@@ -74,12 +86,12 @@ def _looks_misread(text: str) -> bool:
 
 
 @cache
-def _ftfy() -> Callable[[str], str]:
+def _ftfy() -> Any:
     try:
         import ftfy
     except ImportError as error:
         raise MissingExtra("ftfy", "data", what_for="repairing encodings") from error
-    return ftfy.fix_encoding
+    return ftfy
 
 
 def is_damaged(text: str) -> bool:

@@ -73,20 +73,14 @@ class Placed:
     """1-based, [rows]."""
 
     @classmethod
-    def of(cls, places: Sequence[tuple[str, int]]) -> Placed:
-        """From (file, line) of each row."""
-        if places and all(file == places[0][0] for file, _ in places):
-            lines = np.fromiter((line for _, line in places), np.uint32, len(places))
-            return cls((places[0][0],), np.zeros(len(places), np.int32), lines)
-        files: dict[str, int] = {}
-        numbers = [files.setdefault(file, len(files)) for file, _ in places]
-        lines = np.fromiter((line for _, line in places), np.uint32, len(places))
-        return cls(tuple(files), np.array(numbers, np.int32), lines)
-
-    @classmethod
-    def of_items(cls, items: Sequence[Item]) -> Placed:
+    def of(cls, places: Sequence[Where | Item]) -> Placed:
         """The places of rows."""
-        return cls.of([(item.file, item.line) for item in items])
+        lines = np.array([place.line for place in places], np.uint32)
+        names = [place.file for place in places]
+        files = {file: number for number, file in enumerate(dict.fromkeys(names))}
+        if len(files) <= 1:
+            return cls(tuple(files), np.zeros(len(places), np.int32), lines)
+        return cls(tuple(files), np.array([files[file] for file in names], np.int32), lines)
 
 
 @dataclass(slots=True)
@@ -122,8 +116,8 @@ class Parcel:
 
     lines: dict[str, bytearray] = field(default_factory=dict[str, bytearray])
     """Rows that go on, as JSON lines, by the name of the output they go to ("" when there is one)."""
-    origins: dict[str, list[tuple[str, int]]] = field(default_factory=dict[str, list[tuple[str, int]]])
-    """File and line that each of them came from."""
+    origins: dict[str, list[Where | Item]] = field(default_factory=dict[str, list[Where | Item]])
+    """What each of them came from."""
     columns: Columns = field(default_factory=dict[str, Any])
     """One value for each row of the batch."""
     tally: Tally = field(default_factory=Tally)
@@ -138,24 +132,35 @@ class Parcel:
 
     def keep(self, item: Item, value: Mapping[str, Json] | None = None, part: str = "") -> None:
         """A row goes on to the output named `part`: as it was, or as `value`, which was made from it."""
-        self.keep_line(item.file, item.line, item.json() if value is None else orjson.dumps(value), part)
+        self._add(item, item.json() if value is None else orjson.dumps(value), part)
 
     def keep_line(self, file: str, line: int, row: bytes, part: str = "") -> None:
         """A row that is JSON text already, and that came from `file` and `line`, goes on."""
+        self._add(Where(file, line), row, part)
+
+    def _add(self, origin: Where | Item, row: bytes, part: str) -> None:
         held = self.lines.get(part)
         if held is None:
             held = self.lines[part] = bytearray()
             self.origins[part] = []
         held += row
         held += b"\n"
-        self.origins[part].append((file, line))
+        self.origins[part].append(origin)
+
+    def keep_all(self, items: Sequence[Item], part: str = "") -> None:
+        """Rows go on as they were."""
+        if items:
+            self.origins.setdefault(part, []).extend(items)
+            held = self.lines.setdefault(part, bytearray())
+            held += b"\n".join([item.json() if item.raw is None else item.raw for item in items])
+            held += b"\n"
 
     def drop(self, item: Item, reason: str, **shown: Json) -> None:
         """A row ends here: counted under its reason, with an example, and written where removed rows go."""
         self.tally.count(reason)
         self.tally.example(reason, item.where, row=item.json().decode(), **shown)
         origin: Value = {"file": item.file, "line": item.line, "reason": reason, **shown}
-        self.keep_line(item.file, item.line, orjson.dumps({**origin, "row": item.value}), REMOVED)
+        self._add(item, orjson.dumps({**origin, "row": item.value}), REMOVED)
 
     def pack(self, *, origins: bool) -> Parcel:
         """Make the parcel small for its way: counts, and the origins as columns if they are wanted."""

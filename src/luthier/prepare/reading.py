@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import repeat
 
 import orjson
 
 from luthier.base.errors import DataError, LuthierError
-from luthier.base.records import Fault, Json
-from luthier.data.checks import renamed, shape_fault
+from luthier.base.records import Fault, Json, Where
+from luthier.data.checks import are_plain, renamed, shape_fault
 from luthier.data.config import BadRows
-from luthier.data.row import Row, plain_row
+from luthier.data.row import Row, plain_rows
 from luthier.prepare.chunks import Chunk, Span
 from luthier.prepare.origins import Origins
 from luthier.prepare.parcel import Batch, Columns, Item, Parcel, Placed, Read, Tally, Value, Work, refusal
@@ -56,39 +57,47 @@ class Worker:
         rejected: list[Value] = []
         faulty = Tally()
         try:
-            items = list(self._items(task, rejected, faulty))
+            items = self._items(task, rejected, faulty)
             parcel = self.work(Batch(items, task.attached, task.first))
         except LuthierError as error:
             return Parcel(error=refusal(error))
-        placed = Placed.of_items(items) if self.first else None
+        placed = Placed.of(items) if self.first else None
         parcel.read = Read(len(items), placed, rejected, faulty, not rejected and not faulty.counts)
         return parcel.pack(origins=self.reading.origins)
 
-    def _items(self, task: Task, rejected: list[Value], faulty: Tally) -> Iterator[Item]:
+    def _items(self, task: Task, rejected: list[Value], faulty: Tally) -> list[Item]:
         chunk, origins = task.chunk, task.origins
-        if not (isinstance(chunk, Span) and chunk.quick) or self.reading.columns:
-            for row in chunk.rows():
-                item = self._item(
-                    row if origins is None else replace(row, where=origins[row.where.line - 1]), rejected, faulty
-                )
-                if item is not None:
-                    yield item
-            return
+        if isinstance(chunk, Span) and chunk.quick and not self.reading.columns:
+            return self._lines(chunk, task, rejected, faulty)
+        rows = chunk.rows()
+        if origins is not None:
+            rows = (replace(row, where=origins[row.where.line - 1]) for row in rows)
+        items = (self._item(row, rejected, faulty) for row in rows)
+        return [item for item in items if item is not None]
+
+    def _lines(self, chunk: Span, task: Task, rejected: list[Value], faulty: Tally) -> list[Item]:
+        """The rows of JSON lines; those that anything is wrong with are read again with more care."""
+        data = chunk.data()
+        numbers, lines = chunk.lines(data)
+        places: Iterable[tuple[str, int]] = zip(repeat(chunk.name), numbers)
+        if task.origins is not None:
+            found = (task.origins[number - 1] for number in numbers)
+            places = [(where.file, where.line) for where in found]
         check = self.first or self.reading.policy == "drop"
-        for line, raw in chunk.lines():
-            where = None if origins is None else origins[line - 1]
-            file, number = (chunk.name, line) if where is None else (where.file, where.line)
-            if task.sound and not check:
-                yield Item(file, number, None, raw)
-                continue
-            value = plain_row(raw)
-            if value is None or (check and shape_fault(value, None)):
-                row = chunk.file.row(1, raw, line, 1)
-                item = self._item(row if where is None else replace(row, where=where), rejected, faulty)
+        if task.sound and not check:
+            return [Item(file, number, None, raw) for (file, number), raw in zip(places, lines, strict=True)]
+        values = plain_rows(data, lines)
+        sound = are_plain([value or {} for value in values]) if check else [True] * len(values)
+        items: list[Item] = []
+        for (file, line), number, raw, value, fine in zip(places, numbers, lines, values, sound, strict=True):
+            if value is None or not (fine or shape_fault(value, None) is None):
+                row = replace(chunk.file.row(1, raw, number, 1), where=Where(file, line))
+                item = self._item(row, rejected, faulty)
                 if item is not None:
-                    yield item
+                    items.append(item)
             else:
-                yield Item(file, number, value, raw)
+                items.append(Item(file, line, value, raw))
+        return items
 
     def _item(self, row: Row, rejected: list[Value], faulty: Tally) -> Item | None:
         policy, columns = self.reading.policy, self.reading.columns

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from luthier.base.records import Where
 from luthier.prepare.classical import Classical
@@ -13,7 +14,7 @@ from luthier.prepare.mend import Repair
 from luthier.prepare.parcel import EXAMPLES, Item, Tally, Value
 from luthier.prepare.personal import SIGNS, Kind, find, mask
 from luthier.prepare.signs import either, holding
-from luthier.prepare.view import Field, rewrite, texts_of
+from luthier.prepare.view import Field, rewrite, texts_of_all
 
 _ENDS_MATTER = ("prompt", "completion")
 """Columns that are joined without anything between, so that the white space at their ends is part of the data."""
@@ -37,53 +38,67 @@ class Rewriting:
         Args:
             items: what the values were made from; their places stand in the examples.
         """
-        for value, item, marks in zip(values, items, self._marks(values), strict=True):
-            if marks:
-                texts = _Texts(self, item.where, tally, marks)
-                yield rewrite(value, texts.change), texts.emptied
+        texts = texts_of_all(values)
+        marks = self._marks([text for some in texts for text in some])
+        sizes = np.array([len(some) for some in texts], np.int64)
+        ends = np.cumsum(sizes)
+        starts = ends - sizes
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(marks != 0)])
+        marked = (before[ends] > before[starts]).tolist()
+        for number, (value, item) in enumerate(zip(values, items, strict=True)):
+            if marked[number]:
+                changed = _Texts(self, item.where, tally, marks[starts[number] : ends[number]].tolist())
+                yield rewrite(value, changed.change), changed.emptied
             else:
                 yield value, ""
 
-    def _marks(self, values: Sequence[Value]) -> list[int]:
-        """What each row may need, in bits: the first one for everything but lines, then one for each rule of lines."""
-        texts = [texts_of(value) for value in values]
-        flat = [text for some in texts for text in some]
-        owners = np.repeat(np.arange(len(texts)), [len(some) for some in texts])
-        marks = np.zeros(len(values), np.int64)
-        first = None if self.classical else either([repair.sign for repair in self.repairs] + self._kind_signs())
-        for bit, sign in enumerate((first, *(rule.sign for rule in self.lines))):
+    def _marks(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """What each text may need, int64 [texts]: a bit for each repair, one for masks, one for classical rules, and
+        one for each rule of lines."""
+        kinds = either(list(dict.fromkeys(SIGNS[kind] for kind in self.kinds)))
+        signs = [*(repair.sign for repair in self.repairs), kinds, None if self.classical else ""]
+        marks = np.zeros(len(texts), np.int64)
+        for bit, sign in enumerate(signs):
             if sign is None:
                 marks |= 1 << bit
-            elif sign:
-                marks[owners[holding(flat, sign)]] |= 1 << bit
-        return marks.tolist()
-
-    def _kind_signs(self) -> list[str | None]:
-        return list(dict.fromkeys(SIGNS[kind] for kind in self.kinds))
+        known = [sign for sign in signs if sign]
+        # nearly all texts have none of the signs; which of them the others have is asked of those alone
+        some = np.flatnonzero(holding(texts, either(known) or "")) if known else np.empty(0, np.int64)
+        suspects = [texts[at] for at in some.tolist()]
+        for bit, sign in enumerate(signs):
+            if sign and suspects:
+                marks[some[holding(suspects, sign)]] |= 1 << bit
+        for bit, rule in enumerate(self.lines, len(signs)):
+            marks[holding(texts, rule.sign) if rule.sign is not None else slice(None)] |= 1 << bit
+        return marks
 
 
 class _Texts:
     """The texts of one row."""
 
-    __slots__ = ("emptied", "lines", "marks", "rules", "tally", "where")
+    __slots__ = ("_marks", "emptied", "rules", "tally", "where")
 
-    def __init__(self, rules: Rewriting, where: Where, tally: Tally, marks: int):
+    def __init__(self, rules: Rewriting, where: Where, tally: Tally, marks: Sequence[int]):
         self.rules, self.where, self.tally, self.emptied = rules, where, tally, ""
-        self.marks = marks
-        # a repair may bring out what a rule of lines looks for
-        self.lines = [rule for bit, rule in enumerate(rules.lines, 1) if marks & 1 or marks >> bit & 1]
+        self._marks = iter(marks)
 
     def change(self, field: Field) -> str:
-        text, rules = field.text, self.rules
-        if self.marks & 1:
-            for repair in rules.repairs:
-                if repair.needed(text):
-                    text = self._noted(repair.name, field, text, repair.apply(text))
-        if self.lines and field.use == "text" and field.path[0] not in ("messages", "conversations", "conversation"):
-            for rule in self.lines:
-                if rule.needed(text):
+        """The new text of a field; the fields must come in the order of the marks."""
+        text, rules, marks = field.text, self.rules, next(self._marks)
+        if not marks:
+            return text
+        for repair in rules.repairs:
+            # a repair may bring out what a later one looks for
+            if marks & 1 or (text is not field.text and repair.needed(text)):
+                text = self._noted(repair.name, field, text, repair.apply(text))
+            marks >>= 1
+        masks, marks = marks & 1, marks >> 2
+        if rules.lines and field.use == "text" and field.path[0] not in ("messages", "conversations", "conversation"):
+            for rule in rules.lines:
+                if marks & 1 or (text is not field.text and rule.needed(text)):
                     text = self._noted(rule.name, field, text, rule.apply(text))
-        if self.marks & 1 and rules.kinds:
+                marks >>= 1
+        if rules.kinds and (masks or text is not field.text):
             text = self._masked(text)
         if rules.classical:
             text = self._noted("classical", field, text, rules.classical(text))

@@ -6,9 +6,10 @@ is never taken for text.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Literal, cast
 
 from luthier.base.records import Json
@@ -142,6 +143,16 @@ def texts_of(value: Mapping[str, Json]) -> list[str]:
     if all(isinstance(piece, str) for piece in pieces):
         return cast(list[str], pieces)
     return [field.text for field in fields(value)]
+
+
+def texts_of_all(values: Sequence[Mapping[str, Json]]) -> list[list[str]]:
+    """`texts_of` each row; faster for many."""
+    columns = list(map(tuple, values))
+    read = {names: _columns(names) for names in set(columns)}
+    pieces = [[value[name] for name in read[names]] for value, names in zip(values, columns, strict=True)]
+    if set(map(type, chain.from_iterable(pieces))) <= {str}:
+        return cast("list[list[str]]", pieces)
+    return [texts_of(value) for value in values]
 
 
 def text_of(value: Mapping[str, Json]) -> str:

@@ -56,15 +56,18 @@ class _Drop:
 
     def __call__(self, batch: Batch) -> Parcel:
         parcel = Parcel()
-        columns = (batch.attached[name].tolist() for name in ("keep", "file", "line", "reference", "similarity"))
-        for item, keep, file, line, reference, similarity in zip(batch.items, *columns, strict=True):
-            if keep:
-                parcel.keep(item)
-            else:
-                shown: dict[str, Json] = {"repeats": f"{self.files[file]}:{line}"}
-                if self.near:
-                    shown["similarity"] = round(similarity, 3)
-                parcel.drop(item, "overlap" if reference else "near_duplicate" if self.near else "duplicate", **shown)
+        at = 0
+        dropped = np.flatnonzero(~batch.attached["keep"])
+        columns = (batch.attached[name][dropped].tolist() for name in ("file", "line", "reference", "similarity"))
+        for number, file, line, reference, similarity in zip(dropped.tolist(), *columns, strict=True):
+            parcel.keep_all(batch.items[at:number])
+            shown: dict[str, Json] = {"repeats": f"{self.files[file]}:{line}"}
+            if self.near:
+                shown["similarity"] = round(similarity, 3)
+            reason = "overlap" if reference else "near_duplicate" if self.near else "duplicate"
+            parcel.drop(batch.items[number], reason, **shown)
+            at = number + 1
+        parcel.keep_all(batch.items[at:])
         return parcel
 
 
