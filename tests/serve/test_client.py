@@ -147,6 +147,43 @@ class Violin(BaseModel):
     strings: Literal[4, 5]
 
 
+def test_biases_change_the_choice_and_not_the_probabilities(client: Any, kitchen: Kitchen) -> None:
+    wanted = kitchen.renderer.tokenizer("violin")["input_ids"][0]
+    settings: Any = {"model": "tiny", "messages": QUESTION, "max_tokens": 3, "logprobs": True, "top_logprobs": 1}
+    found = client.chat.completions.create(**settings, temperature=1, logit_bias={str(wanted): 100})
+    text = kitchen.renderer.tokenizer.decode([wanted] * 3)
+    assert found.choices[0].message.content == text
+    assert all(one.logprob < one.top_logprobs[0].logprob for one in found.choices[0].logprobs.content)
+    other = kitchen.renderer.tokenizer("maker")["input_ids"][0]
+    for bias, chosen in (({wanted: 90, other: 100}, other), ({wanted: 90, other: -100}, wanted)):
+        biases = {str(token): value for token, value in bias.items()}
+        found = client.completions.create(model="tiny", prompt="The", max_tokens=1, temperature=0, logit_bias=biases)
+        assert found.choices[0].text == kitchen.renderer.tokenizer.decode([chosen])
+    for bias in ({"99999999": 1}, {"x": 1}, {"-1": 1}, {"1": 101}):
+        with pytest.raises(openai.BadRequestError, match="logit_bias"):
+            client.chat.completions.create(**settings, logit_bias=bias)
+
+
+def test_thoughts_are_told_apart(client: Any, kitchen: Kitchen) -> None:
+    settings: Any = {"model": "tiny", "messages": QUESTION, "max_tokens": 60}
+    more: Any = {"guided_regex": r"<think>\nwood rings\n</think>\n\nviolin"}
+    message = client.chat.completions.create(**settings, extra_body=more).choices[0].message
+    assert (message.reasoning_content, message.content) == ("wood rings", "violin")
+    stream = client.chat.completions.create(**settings, extra_body=more, stream=True)
+    deltas = [chunk.choices[0].delta for chunk in stream]
+    assert "".join(getattr(delta, "reasoning_content", None) or "" for delta in deltas) == "wood rings"
+    assert "".join(delta.content or "" for delta in deltas) == "violin"
+    silent = {**more, "include_reasoning": False, "chat_template_kwargs": {"enable_thinking": False}}
+    bare = client.chat.completions.create(**settings, extra_body=silent).choices[0].message
+    assert bare.content == "violin" and not hasattr(bare, "reasoning_content")
+    with (
+        Listening(kitchen.app(reasoning=False)) as served,
+        openai.OpenAI(base_url=served.url, api_key="none", max_retries=0) as plain,
+    ):
+        message = plain.chat.completions.create(**settings, extra_body=more).choices[0].message
+    assert message.content == "<think>\nwood rings\n</think>\n\nviolin"
+
+
 def test_answers_with_a_schema(client: Any) -> None:
     ask: dict[str, Any] = {"model": "tiny", "messages": QUESTION, "max_tokens": 80}
     parsed = client.chat.completions.parse(**ask, response_format=Violin).choices[0].message.parsed

@@ -22,6 +22,7 @@ from luthier.generate.request import Form, Piece, Request
 from luthier.model.config import ModelConfig
 from luthier.model.load import load_tokenizer
 from luthier.serve import process as room
+from luthier.serve.dialects import dialect
 from luthier.serve.engines import EngineFailed
 from luthier.serve.launch import Serving, command_line, environment
 from luthier.serve.process import MissingProgram
@@ -269,3 +270,11 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def test_biases_are_handed_on_or_refused() -> None:
+    request = Request((1, 2), SamplingConfig(), bias=((5, -100.0), (7, 2.5)))
+    assert dialect("vllm").body(request, 4, ())["logit_bias"] == {"5": -100.0, "7": 2.5}
+    assert dialect("sglang").body(request, 4, ())["sampling_params"]["logit_bias"] == {"5": -100.0, "7": 2.5}
+    with pytest.raises(DataError, match="logit_bias"):
+        dialect("lmdeploy").body(request, 4, ())

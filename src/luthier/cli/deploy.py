@@ -18,7 +18,10 @@ from luthier.model.config import ModelConfig
 from luthier.serve.config import ServerConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from luthier.run.opening import Manner
+    from luthier.run.result import Usable
     from luthier.serve.engines import Engine
     from luthier.serve.voices import Voice
 
@@ -69,9 +72,15 @@ def deploy(options: DeployConfig, console: Console) -> None:
         raise MissingExtra(error.name or "fastapi", "serve", what_for="luthier deploy") from error
 
     from luthier.run.opening import manner_with, split_named
+    from luthier.run.result import find
+    from luthier.run.specialist import skill_of
     from luthier.serve.voices import Voices
 
     model, named = split_named(options.model)
+    usable = None if named else find(model)
+    if usable is not None and skill_of(usable).kind != "language":
+        _deploy_specialist(options, usable, console)
+        return
     engine, manner, base = _engine(options, model, named, console)
     name = options.server.served_model_name or base_name(options.model.path or [base.path, *manner.folders][-1])
     registered = {name: Path(folder) for name, folder in named.items()}
@@ -80,17 +89,38 @@ def deploy(options: DeployConfig, console: Console) -> None:
     }
     voices = Voices(engine, (name, _voice(manner)), registered, lambda folder: _voice(manner_with(base, folder)))
 
+    server.run(engine, voices, tuple(named), options.server, options.sampling, _told(engine, [name, *named], console))
+    console.say("Stopped")
+
+
+def _told(engine: Engine, names: list[str], console: Console) -> Callable[[str], None]:
+    """Says where the server listens."""
+
     def listening(address: str) -> None:
-        names: list[Json] = [name, *named]
         console.result(
-            f"Serving {', '.join([name, *named])} at {address}/v1 (Ctrl-C finishes what is under way)",
+            f"Serving {', '.join(names)} at {address}/v1 (Ctrl-C finishes what is under way)",
             url=f"{address}/v1",
-            models=names,
+            models=list[Json](names),
             slots=engine.slots,
             max_model_len=engine.max_length,
         )
 
-    server.run(engine, voices, tuple(named), options.server, options.sampling, listening)
+    return listening
+
+
+def _deploy_specialist(options: DeployConfig, usable: Usable, console: Console) -> None:
+    """Serve a model that makes vectors or scores pairs."""
+    from luthier.run.serving import specialist
+    from luthier.serve import server
+    from luthier.serve.voices import Voice, Voices
+
+    if options.backend not in ("transformers", "pt"):
+        raise ConfigError("a model that does not talk runs in this process", where=f"--infer_backend {options.backend}")
+    engine, mute = specialist(usable, options.device, options.slots)
+    name = options.server.served_model_name or base_name([usable.model.path, *usable.model.adapters][-1])
+    voices = Voices(engine, (name, Voice(mute)), {}, lambda folder: Voice(mute))
+    console.say(f"This model {mute.does}: /v1/embeddings, /v1/rerank and /v1/score, as far as it can")
+    server.run(engine, voices, (), options.server, options.sampling, _told(engine, [name], console), engine)
     console.say("Stopped")
 
 

@@ -178,6 +178,11 @@ class Renderer:
         weights[0] = 0
         return Tokens(ids, weights)
 
+    def having(self, **more: Any) -> Renderer:
+        """The same with further variables for the template.  Raises ModelError where it fails with them."""
+        tokenizer, template, known = self._made_from
+        return Renderer(tokenizer, template=template, template_args={**known, **more})
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _remade, self._made_from
 

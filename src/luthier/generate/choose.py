@@ -26,8 +26,14 @@ class Chooser:
         self._penalised = bool(
             sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1
         )
-        self.plain = sampling.temperature == 0 and not self._penalised and matcher is None and request.logprobs is None
+        changed = self._penalised or matcher is not None or request.bias
+        self.plain = sampling.temperature == 0 and not changed and request.logprobs is None
         """Whether the choice is the likeliest token and nothing else is wanted of it."""
+        self._bias_V: Tensor | None = None
+        if request.bias:
+            self._bias_V = torch.zeros(vocabulary, device=device)
+            ids, values = zip(*request.bias, strict=True)
+            self._bias_V[torch.tensor(ids, device=device)] = torch.tensor(values, device=device)
         if self._penalised:
             self._seen_V = torch.zeros(vocabulary, dtype=torch.bool, device=device)
             self._seen_V[torch.tensor(request.prompt, device=device)] = True
@@ -41,7 +47,9 @@ class Chooser:
     def choose(self, logits_V: Tensor) -> Score:
         """The next token, and how likely it was."""
         logits_V = logits_V.float()
-        scores_V = self._penalise(logits_V) if self._penalised else logits_V
+        scores_V = logits_V if self._bias_V is None else logits_V + self._bias_V
+        if self._penalised:
+            scores_V = self._penalise(scores_V)
         if self.matcher is not None:
             scores_V = scores_V.masked_fill(~self.matcher.allowed_V().to(scores_V.device), -torch.inf)
         token = int(scores_V.argmax()) if self.sampling.temperature == 0 else self._draw(scores_V)

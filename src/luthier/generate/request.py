@@ -32,6 +32,8 @@ class Request:
     form: Form | None = None
     logprobs: int | None = None
     """None: none are told.  n: each token's own, and those of the n likeliest in its place."""
+    bias: tuple[tuple[int, float], ...] = ()
+    """What is added to the scores of single tokens before the choice."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ class Judge(Protocol):
     """How a model is asked about one text, and how it answers."""
 
     @property
+    def plain(self) -> Plain:
+        """Texts as tokens."""
+        ...
+
+    @property
     def head(self) -> Head: ...
     @property
     def key(self) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 from luthier.generate.request import Piece, Request, Score
 from luthier.serve.asking import Asked
 from luthier.serve.engines import Engine
+from luthier.serve.reasoning import Thinking
 from luthier.serve.spelling import Spelling
 from luthier.serve.tools import CallForm
 
@@ -113,8 +114,11 @@ def chat_answer(frame: Frame, asked: Asked, told: Sequence[Told], spelling: Spel
     """A whole chat completion."""
     choices: list[dict[str, Any]] = []
     for number, one in enumerate(told):
-        text, calls = _read("".join(one.text), asked.calls)
+        thought, answer = _Held(asked).divide("".join(one.text), last=True)
+        text, calls = _read(answer, asked.calls)
         message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
+        if thought:
+            message["reasoning_content"] = thought
         if calls:
             message["tool_calls"] = calls
         reason = "tool_calls" if calls and one.reason == "stop" else one.reason
@@ -129,11 +133,13 @@ async def chat_stream(
     for number in range(len(told)):
         first = {"role": "assistant", "content": "", "refusal": None}
         yield frame.around([{"index": number, "delta": first, "logprobs": None, "finish_reason": None}])
-    held = [_Held(asked.calls) for _ in told]
+    held = [_Held(asked) for _ in told]
     async for number, piece in pieces:
         told[number].add(piece)
-        text, calls = held[number].take(piece)
-        delta: dict[str, Any] = {"content": text} if text else {}
+        thought, text, calls = held[number].take(piece)
+        delta: dict[str, Any] = {"reasoning_content": thought} if thought else {}
+        if text:
+            delta["content"] = text
         if calls:
             delta["tool_calls"] = [{"index": n, **call} for n, call in enumerate(calls)]
         reason = "tool_calls" if calls and piece.finish_reason == "stop" else piece.finish_reason
@@ -170,17 +176,31 @@ async def completion_stream(
 
 
 class _Held:
-    """Streams the text of an answer, but holds back what may be a tool call until the answer has ended."""
+    """Streams the text of an answer, but holds back what may be a mark of thoughts, and what may be a tool call until
+    the answer has ended."""
 
-    def __init__(self, form: CallForm | None):
-        self._form, self._text, self._given = form, "", 0
+    def __init__(self, asked: Asked):
+        self._form, self._text, self._given = asked.calls, "", 0
+        self._thinking = Thinking(asked.thought.inside) if asked.thought else None
+        self._told = asked.thought is not None and asked.thought.told
 
-    def take(self, piece: Piece) -> tuple[str, list[dict[str, Any]]]:
-        """What can be told now: text, and at the end the calls."""
+    def divide(self, text: str, *, last: bool) -> tuple[str, str]:
+        """What is thought, if it is to be told, and what is answer."""
+        if self._thinking is None:
+            return "", text
+        thought, answer = self._thinking.take(text, last=last)
+        return thought if self._told else "", answer
+
+    def take(self, piece: Piece) -> tuple[str, str, list[dict[str, Any]]]:
+        """What can be told now: thoughts, text, and at the end the calls."""
+        thought, answer = self.divide(piece.text, last=piece.finish_reason is not None)
+        return thought, *self._answer(answer, last=piece.finish_reason is not None)
+
+    def _answer(self, answer: str, *, last: bool) -> tuple[str, list[dict[str, Any]]]:
         if self._form is None:
-            return piece.text, []
-        self._text += piece.text
-        if piece.finish_reason:
+            return answer, []
+        self._text += answer
+        if last:
             text, calls = _read(self._text, self._form)
             return text[self._given :], calls
         mark = self._form.mark

@@ -27,6 +27,7 @@ from luthier.serve.failures import Refusal, broken, refused
 from luthier.serve.gate import Gate
 from luthier.serve.metrics import Metrics
 from luthier.serve.spelling import Spelling
+from luthier.serve.vectors import Comparing
 from luthier.serve.voices import Voice, Voices
 from luthier.serve.wire import (
     AdapterRequest,
@@ -54,6 +55,7 @@ class House:
     defaults: SamplingConfig
     gate: Gate
     metrics: Metrics
+    comparing: Comparing
 
 
 def routes(house: House) -> FastAPI:
@@ -87,13 +89,15 @@ Handler = Callable[[HttpRequest], Awaitable[Response]]
 
 def _answers(house: House) -> dict[str, Handler]:
     """What the model is run for."""
-    voices, engine = house.voices, house.engine
+    voices, comparing = house.voices, house.comparing
 
     async def chat(request: HttpRequest) -> Response:
         body = read(ChatRequest, await request.body())
         house.gate.check(body.n or 1)
         voice, adapter = voices.find(body.model)
-        asked = await asyncio.to_thread(asking.chat, body, voice, adapter, house.defaults)
+        asked = await asyncio.to_thread(
+            asking.chat, body, voice, adapter, house.defaults, reasoning=house.config.reasoning
+        )
         if body.stream:
             frame = Frame(body.model, "chat.completion.chunk")
             return await _stream(house, request, voice, frame, asked, answering.chat_stream, body.with_usage)
@@ -111,15 +115,15 @@ def _answers(house: House) -> dict[str, Handler]:
 
     async def embeddings(request: HttpRequest) -> Response:
         body = read(EmbeddingRequest, await request.body())
-        return await _vectors(house, request, vectors.embeddings(body, voices, engine))
+        return await _vectors(house, request, vectors.embeddings(body, voices, comparing))
 
     async def rerank(request: HttpRequest) -> Response:
         body = read(RerankRequest, await request.body())
-        return await _vectors(house, request, vectors.rerank(body, voices, engine))
+        return await _vectors(house, request, vectors.rerank(body, voices, comparing))
 
     async def score(request: HttpRequest) -> Response:
         body = read(ScoreRequest, await request.body())
-        return await _vectors(house, request, vectors.score(body, voices, engine))
+        return await _vectors(house, request, vectors.score(body, voices, comparing))
 
     return {
         "/v1/chat/completions": chat,
@@ -149,7 +153,7 @@ def _words(house: House) -> dict[str, Handler]:
         body = read(DetokenizeRequest, await request.body())
         voice, _ = voices.find(body.model or voices.base)
         ids = asking.prompts_of(voice, body.tokens)[0]
-        return Json({"prompt": voice.renderer.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)})
+        return Json({"prompt": voice.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)})
 
     return {"/tokenize": tokenize, "/detokenize": detokenize}
 
@@ -185,7 +189,7 @@ def _state(house: House) -> dict[str, Handler]:
 async def _whole(
     house: House, request: HttpRequest, voice: Voice, frame: Frame, asked: Asked, answer: Answer
 ) -> Response:
-    spelling = Spelling(voice.renderer.tokenizer)
+    spelling = Spelling(voice.tokenizer)
     _check_ready(house)
     async with house.gate.entered(len(asked.requests)):
         pieces = _timed(house, answering.pieces_of(house.engine, asked.requests))
@@ -197,7 +201,7 @@ async def _whole(
 async def _stream(
     house: House, request: HttpRequest, voice: Voice, frame: Frame, asked: Asked, stream: Stream, with_usage: bool
 ) -> Response:
-    spelling, told = Spelling(voice.renderer.tokenizer), [Told() for _ in asked.requests]
+    spelling, told = Spelling(voice.tokenizer), [Told() for _ in asked.requests]
     _check_ready(house)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(house.gate.entered(len(asked.requests)))

@@ -9,17 +9,28 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.base.errors import DataError
-from luthier.base.records import BadRow, Json, Message, Text, Where
+from luthier.base.records import BadRow, Json, Message, Where
 from luthier.data.formats import tools_of
 from luthier.data.messages import Reader, read_messages
 from luthier.generate.config import SamplingConfig
 from luthier.generate.request import Form, Request
 from luthier.serve.failures import Refusal, bad_row, refused
+from luthier.serve.reasoning import begins_thinking
 from luthier.serve.tools import CallForm
 from luthier.serve.voices import Voice
 from luthier.serve.wire import Asking, ChatRequest, CompletionRequest, Object, ToolChoice
 
 _WHERE = Where("request", 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """How what a model thinks is told apart from its answer."""
+
+    inside: bool
+    """Whether the answer begins inside a thought."""
+    told: bool
+    """Off, thoughts are left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +41,17 @@ class Asked:
     """one for each choice"""
     calls: CallForm | None = None
     """how tool calls in the answers are written; None when answers are text"""
+    thought: Thought | None = None
+    """how thoughts are told; None where they stay in the text"""
 
 
-def chat_prompt(voice: Voice, messages: Sequence[Object], tools: Sequence[Object] | None) -> tuple[int, ...]:
+def chat_prompt(
+    voice: Voice, messages: Sequence[Object], tools: Sequence[Object] | None, think: bool | None = None
+) -> tuple[int, ...]:
     """Token ids that ask for the next message: read and rendered as in training.
+
+    Args:
+        think: switches thinking on or off where the template knows that; None leaves it as in training.
 
     Raises:
         Refusal: 400, naming the message.
@@ -43,7 +61,8 @@ def chat_prompt(voice: Voice, messages: Sequence[Object], tools: Sequence[Object
         described = tool_list(tools)
         if read and read[0].role != "system" and voice.system:
             read = [Message("system", voice.system), *read]
-        return tuple(voice.renderer.prompt(read, described))
+        renderer = voice.renderer if think is None else voice.thinking(think)
+        return tuple(renderer.prompt(read, described))
     except BadRow as error:
         raise bad_row(error) from error
     except DataError as error:
@@ -55,10 +74,20 @@ def tool_list(tools: Sequence[Object] | None) -> tuple[Mapping[str, Json], ...]:
     return tools_of(Reader(_WHERE), {"tools": list(tools)}) if tools else ()
 
 
-def chat(body: ChatRequest, voice: Voice, adapter: str | None, defaults: SamplingConfig) -> Asked:
-    """The requests of a chat.  Raises Refusal."""
+def chat(
+    body: ChatRequest, voice: Voice, adapter: str | None, defaults: SamplingConfig, *, reasoning: bool = True
+) -> Asked:
+    """The requests of a chat.
+
+    Args:
+        reasoning: tell what the model thinks apart from what it answers.
+
+    Raises:
+        Refusal: 400.
+    """
     tools = None if body.tool_choice == "none" else body.tools
-    prompt = chat_prompt(voice, body.messages, tools)
+    wish = body.chat_template_kwargs
+    prompt = chat_prompt(voice, body.messages, tools, wish.think if wish is not None else None)
     form, calls = _form(body, body.response_format), None
     if tools:
         calls = voice.calls
@@ -71,16 +100,21 @@ def chat(body: ChatRequest, voice: Voice, adapter: str | None, defaults: Samplin
         raise Refusal(400, "top_logprobs needs logprobs: true", "invalid_request", "top_logprobs")
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     most = body.max_completion_tokens or body.max_tokens
-    return Asked(_choices(body, [prompt], adapter, _sampling(body, defaults, most), form, logprobs), calls)
+    choices = _choices(voice, body, [prompt], adapter, _sampling(body, defaults, most), form, logprobs)
+    if not reasoning:
+        return Asked(choices, calls)
+    thought = Thought(begins_thinking(voice.tokenizer, prompt), body.include_reasoning is not False)
+    return Asked(choices, calls, thought)
 
 
 def completion(body: CompletionRequest, voice: Voice, adapter: str | None, defaults: SamplingConfig) -> Asked:
     """The requests of a completion: `n` for each prompt.  Raises Refusal."""
+    _ = voice.renderer  # refuses a model that does not talk
     prompts = prompts_of(voice, body.prompt)
     form = _form(body, None)
     # OpenAI answers completions with 16 tokens unless told otherwise.
     sampling = _sampling(body, defaults, body.max_tokens or 16)
-    return Asked(_choices(body, prompts, adapter, sampling, form, body.logprobs))
+    return Asked(_choices(voice, body, prompts, adapter, sampling, form, body.logprobs))
 
 
 def prompts_of(
@@ -92,26 +126,22 @@ def prompts_of(
         Refusal: an id that the tokenizer does not have.
     """
     if isinstance(given, str):
-        return [_plain(voice, given)]
+        return [voice.ids(given)]
     if isinstance(given[0], int):
         given = [[token for token in given if isinstance(token, int)]]
     prompts: list[tuple[int, ...]] = []
-    vocabulary = len(voice.renderer.tokenizer)
+    vocabulary = len(voice.tokenizer)
     for one in given:
         assert not isinstance(one, int)
-        ids = _plain(voice, one) if isinstance(one, str) else tuple(one)
+        ids = voice.ids(one) if isinstance(one, str) else tuple(one)
         if any(token >= vocabulary for token in ids):
             raise Refusal(400, f"token ids lie below {vocabulary}", "invalid_request", "prompt")
         prompts.append(ids)
     return prompts
 
 
-def _plain(voice: Voice, text: str) -> tuple[int, ...]:
-    """A text from its start, without an end."""
-    return tuple(voice.renderer.text(Text(text, _WHERE)).ids[:-1].tolist())
-
-
 def _choices(
+    voice: Voice,
     body: Asking,
     prompts: Sequence[tuple[int, ...]],
     adapter: str | None,
@@ -119,12 +149,23 @@ def _choices(
     form: Form | None,
     logprobs: int | None,
 ) -> tuple[Request, ...]:
+    bias = _bias(body, len(voice.tokenizer))
     requests: list[Request] = []
     for prompt in prompts:
         for number in range(body.n or 1):
             own = sampling.model_copy(update={"seed": sampling.seed + number})
-            requests.append(Request(prompt, own, adapter, form, logprobs))
+            requests.append(Request(prompt, own, adapter, form, logprobs, bias))
     return tuple(requests)
+
+
+def _bias(body: Asking, vocabulary: int) -> tuple[tuple[int, float], ...]:
+    """What is added to the scores of single tokens.  Raises Refusal: 400 for what is no token."""
+    found: list[tuple[int, float]] = []
+    for name, value in (body.logit_bias or {}).items():
+        if not name.isascii() or not name.isdigit() or int(name) >= vocabulary:
+            raise Refusal(400, f"{name!r} is no token id below {vocabulary}", "invalid_request", "logit_bias")
+        found.append((int(name), value))
+    return tuple(found)
 
 
 def _sampling(body: Asking, defaults: SamplingConfig, most: int | None) -> SamplingConfig:

@@ -31,5 +31,7 @@ class ServerConfig(Config):
     """Seconds that answers under way get when the server is asked to stop."""
     max_body: int = Field(default=2 * 2**20, ge=1024)
     """Most bytes of a request."""
+    reasoning: bool = True
+    """Tell what a model thinks between <think> and </think> apart from its answer, as reasoning_content."""
     log_requests: bool = False
     """One line a request on stderr: its id, path, status, tokens and seconds; never what was said."""

@@ -75,6 +75,8 @@ class Vllm:
             "stream": True,
             "return_token_ids": True,
         }
+        if request.bias:
+            body["logit_bias"] = _biases(request)
         if request.logprobs is not None:
             body |= {"logprobs": request.logprobs, "return_tokens_as_token_ids": True}
         if request.form is not None:
@@ -120,6 +122,8 @@ class Sglang:
             "stop_token_ids": sorted(stop_ids),
             "sampling_seed": sampling.seed,
         }
+        if request.bias:
+            settings["logit_bias"] = _biases(request)
         if request.form is not None:
             settings[_form(request, {"json": "json_schema", "regex": "regex"})] = request.form.text
         body: dict[str, Any] = {"input_ids": list(request.prompt), "sampling_params": settings, "stream": True}
@@ -149,6 +153,8 @@ class Lmdeploy(Sglang):
     def body(self, request: Request, most: int, stop_ids: Collection[int]) -> dict[str, Any]:
         if request.form is not None:
             raise _unknown_form("LMDeploy's route for token ids")
+        if request.bias:
+            raise DataError("LMDeploy's route for token ids takes no logit_bias", code="not_supported")
         if request.logprobs:
             raise DataError("LMDeploy tells the chosen tokens' log-probabilities only", code="not_supported")
         sampling = request.sampling
@@ -164,6 +170,10 @@ class Lmdeploy(Sglang):
             "return_logprob": request.logprobs is not None,
             "stream": True,
         }
+
+
+def _biases(request: Request) -> dict[str, float]:
+    return {str(token): value for token, value in request.bias}
 
 
 def _read(line: bytes) -> dict[str, Any]:

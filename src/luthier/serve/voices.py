@@ -4,29 +4,75 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from luthier.base.errors import ConfigError
+from luthier.base.records import Text, Where
 from luthier.data.render import Renderer
 from luthier.serve.engines import Engine
 from luthier.serve.failures import Refusal, not_found
 from luthier.serve.tools import CallForm, call_form
 
+_WHERE = Where("request", 1)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Mute:
+    """How a model that does not talk reads texts."""
+
+    tokenizer: PreTrainedTokenizerFast
+    ids: Callable[[str], Sequence[int]]
+    does: str
+    """The end of "this model ..."."""
 
 
 @dataclass(frozen=True)
 class Voice:
     """One model as clients see it: how it is spoken to, and which adapter answers."""
 
-    renderer: Renderer
+    speaks: Renderer | Mute
     system: str | None = None
     folders: tuple[str, ...] = ()
     """the adapter, or several trained over one another; none for the base"""
     created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def renderer(self) -> Renderer:
+        """How conversations are written.  Raises Refusal: 400 where the model does not talk."""
+        if isinstance(self.speaks, Mute):
+            raise Refusal(400, f"this model {self.speaks.does} and does not talk", "not_supported", "model")
+        return self.speaks
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """What makes tokens of texts."""
+        return self.speaks.tokenizer
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """The tokens of a text from its start, without an end.  Control tokens in it are text."""
+        if isinstance(self.speaks, Mute):
+            return tuple(self.speaks.ids(text))
+        return tuple(self.speaks.text(Text(text, _WHERE)).ids[:-1].tolist())
+
+    def thinking(self, think: bool) -> Renderer:
+        """How conversations are written where thinking is switched on or off, as far as the template knows it.
+
+        Raises:
+            Refusal: 400 where the model does not talk.
+        """
+        if think not in self._variants:
+            self._variants[think] = self.renderer.having(enable_thinking=think, thinking=think)
+        return self._variants[think]
+
+    @cached_property
+    def _variants(self) -> dict[bool, Renderer]:
+        return {}
 
     @cached_property
     def calls(self) -> CallForm | None:

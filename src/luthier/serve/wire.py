@@ -20,6 +20,7 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 StopText = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=LIMIT)]
 Object = dict[str, JsonValue]
+Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
 class Wire(pydantic.BaseModel):
@@ -71,7 +72,9 @@ class Asking(Wire):
     guided_json: Object | None = None
     guided_regex: Annotated[str, StringConstraints(min_length=1, max_length=4096)] | None = None
     guided_choice: Annotated[list[StopText], Field(min_length=1, max_length=256)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+    logit_bias: (
+        Annotated[dict[Annotated[str, StringConstraints(max_length=10)], Bias], Field(max_length=1024)] | None
+    ) = None
     user: Text | None = None
     metadata: Object | None = None
 
@@ -94,6 +97,18 @@ class ToolChoice(Wire):
     function: FunctionName
 
 
+class TemplateArgs(Wire):
+    """What a template is told about thinking; models call it by either name."""
+
+    enable_thinking: bool | None = None
+    thinking: bool | None = None
+
+    @property
+    def think(self) -> bool | None:
+        """Whether it shall think; None where nothing is said."""
+        return self.thinking if self.enable_thinking is None else self.enable_thinking
+
+
 class ChatRequest(Asking):
     """POST /v1/chat/completions"""
 
@@ -105,6 +120,8 @@ class ChatRequest(Asking):
     tools: Annotated[list[Object], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    include_reasoning: bool | None = None
+    chat_template_kwargs: TemplateArgs | None = None
     store: bool | None = None
     service_tier: str | None = None
 
@@ -135,6 +152,7 @@ class EmbeddingRequest(Wire):
         | Annotated[list[Ids], Field(min_length=1, max_length=256)]
     )
     encoding_format: Literal["float", "base64"] | None = None
+    input_type: Literal["query", "document"] | None = None
     dimensions: int | None = Field(default=None, ge=1, lt=2**20)
     user: Text | None = None
 
