@@ -163,7 +163,9 @@ def _bias(body: Asking, vocabulary: int) -> tuple[tuple[int, float], ...]:
     found: list[tuple[int, float]] = []
     for name, value in (body.logit_bias or {}).items():
         if not name.isascii() or not name.isdigit() or int(name) >= vocabulary:
-            raise Refusal(400, f"{name!r} is no token id below {vocabulary}", "invalid_request", "logit_bias")
+            raise Refusal(
+                400, f"logit_bias: {name!r} is no token id below {vocabulary}", "invalid_request", "logit_bias"
+            )
         found.append((int(name), value))
     return tuple(found)
 
