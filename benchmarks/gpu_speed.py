@@ -223,9 +223,28 @@ def table(seen: torch.profiler.profile, rows: int = 48) -> None:
         if event.device_type == torch.autograd.DeviceType.CUDA:
             kernels.setdefault(event.name, []).append(event.device_time)
     total = sum(sum(times) for times in kernels.values())
-    print(f"    device busy {total / 1e3:.1f} ms")
+    print(f"    device busy {total / 1e3:.1f} ms; {gaps(seen)}")
     for kernel, times in sorted(kernels.items(), key=lambda item: -sum(item[1]))[:rows]:
         print(f"    {sum(times) / 1e3:8.2f} ms {len(times):5}x  {kernel[:110]}")
+
+
+def gaps(seen: torch.profiler.profile) -> str:
+    """How long the device stood still between its first and last kernel, and the longest such times."""
+    spans = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in seen.events() or ()
+        if event.device_type == torch.autograd.DeviceType.CUDA and "Optimizer.step" not in event.name
+    )
+    found: list[tuple[float, str]] = []
+    end, last = spans[0][1], spans[0][2]
+    for start, stop, name in spans[1:]:
+        if start > end:
+            found.append((start - end, f"{last[:32]} -> {name[:32]}"))
+        if stop > end:
+            end, last = stop, name
+    longest = "; ".join(f"{gap:.0f} us {where}" for gap, where in sorted(found, reverse=True)[:6])
+    idle = sum(gap for gap, _ in found)
+    return f"{idle / 1e3:.1f} ms idle of {(end - spans[0][0]) / 1e3:.1f} in {len(found)} gaps; {longest}"
 
 
 def main() -> None:

@@ -302,8 +302,6 @@ class Model:
 
     def _score(self, hidden_RD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
         rows = chunk_rows(self.vocabulary, self.device)
-        if self.keep == "input":
-            rows = -(-rows // 2)  # memory counts more
         head: Any = self.head
         kind: type = type(head)
         if kind is nn.Linear and self.kind.kind == "causal" and head.bias is None and self.finish is probe.as_is:

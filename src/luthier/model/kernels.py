@@ -203,8 +203,9 @@ def _swiglu_gradient_lowrank(
             gate += tl.dot(left_tk, right_gate, input_precision="ieee")
             up += tl.dot(left_tk, right_up, input_precision="ieee")
         if ONTO:
-            there = rows & (o[None, :] < rank_onto)
-            dleft_to = tl.load(dleft + t[:, None] * dleft_t + o[None, :], mask=there, other=0.0)
+            dleft_to = tl.load(
+                dleft + t[:, None] * dleft_t + o[None, :], mask=rows & (o[None, :] < rank_onto), other=0.0
+            )
             gradient += tl.dot(dleft_to, onto_of, input_precision="ieee")
         share = tl.sigmoid(gate)
         silu = gate * share
@@ -265,23 +266,25 @@ def _transpose(out, x, rows, columns, BLOCK: tl.constexpr):
 def _score(logits, logits_r, targets, logprobs, correct, norms, vocabulary, BLOCK: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + r)
-    wanted = tl.load(logits + r * logits_r + target).to(tl.float32)
-    # The running maximum is one number, so that each logit costs one exponential.
+    # The running maximum is one number, so that each logit costs one exponential; where it stands, lane by lane.
     top = tl.full([], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
-    beaten = tl.zeros([BLOCK], dtype=tl.int1)
+    best = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
+    where = tl.zeros([BLOCK], dtype=tl.int32)
     for start in range(0, vocabulary, BLOCK):
         at = start + tl.arange(0, BLOCK)
         value = tl.load(logits + r * logits_r + at, mask=at < vocabulary, other=float("-inf")).to(tl.float32)
-        # Of equal logits the first counts, as in torch.argmax.
-        beaten |= (value > wanted) | ((value == wanted) & (at < target))
+        where = tl.where(value > best, at, where)
+        best = tl.maximum(value, best)
         new_top = tl.maximum(top, tl.max(value, 0))
         total = total * tl.exp(top - new_top) + tl.exp(value - new_top)
         top = new_top
     norm = top + tl.log(tl.sum(total, 0))
+    # Of equal logits the first counts, as in torch.argmax.
+    likeliest = tl.min(tl.where(best == top, where, vocabulary), 0)
     tl.store(norms + r, norm)
-    tl.store(logprobs + r, wanted - norm)
-    tl.store(correct + r, tl.max(beaten.to(tl.int32), 0) == 0)
+    tl.store(logprobs + r, tl.load(logits + r * logits_r + target).to(tl.float32) - norm)
+    tl.store(correct + r, likeliest == target)
 
 
 @triton.jit

@@ -98,7 +98,7 @@ class _ByHand(torch.autograd.Function):
         weight = weight_VD.to(hidden_RD.dtype)
         hidden_moves, head_moves = ctx.needs_input_grad[:2]
         if keep_logits and head_moves:
-            rows *= 4  # all of them are held anyway
+            rows = max(1, len(targets_R))  # all of them are held anyway
         logprobs_R = hidden_RD.new_empty(len(targets_R), dtype=torch.float32)
         correct_R = torch.empty_like(targets_R, dtype=torch.bool)
         norm_R = torch.empty_like(logprobs_R)

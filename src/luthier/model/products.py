@@ -224,11 +224,12 @@ class Product:
         if db_OK is None and self.rank:
             db_OK = times32(dy_TO.t(), u_TK)
         dbias_O = self._bias_gradient(dy_TO)
+        dweight_OI = times32(dy_TO.t(), x_TI) if self.moves and x_TI is not None else None
         found: list[Tensor | None] = []
         for linear, row, column in zip(self.linears, *self._corners(), strict=True):
             if isinstance(linear.weight, nn.Parameter):
-                assert x_TI is not None or not linear.moves
-                found.append(times32(dy_TO[:, row].t(), x_TI) if linear.moves and x_TI is not None else None)
+                assert dweight_OI is not None or not linear.moves
+                found.append(dweight_OI[row] if linear.moves and dweight_OI is not None else None)
             if linear.bias is not None:
                 found.append(dbias_O[row] if linear.bias.requires_grad and dbias_O is not None else None)
             if linear.adapter is not None:
