@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from luthier.data.order import easy_first, shuffled, weighted
+from luthier.data.order import blended, easy_first, shuffled, weighted
 
 
 def test_orders_are_functions_of_seed_and_epoch():
@@ -44,3 +44,24 @@ def test_easy_samples_come_first_and_none_is_lost():
     assert np.corrcoef(places, np.arange(1000))[0, 1] > 0.99
     later = hardness[easy_first(hardness, 5, 1, 1)]
     assert abs(np.corrcoef(later, np.arange(1000))[0, 1]) < 0.15
+
+
+def test_a_blend_holds_each_set_by_its_share_in_any_run_of_it():
+    sizes, shares = [100, 20, 40], [1.0, 2.0, 1.0]
+    seen = np.zeros(160, dtype=int)
+    for epoch in range(7):
+        order = blended(sizes, shares, 3, epoch)
+        assert (order == blended(sizes, shares, 3, epoch)).all() and len(order) == 160
+        owner = np.searchsorted([100, 120], order, side="right")
+        for start in range(0, 160, 8):
+            counts = np.bincount(owner[start : start + 8], minlength=3)
+            assert np.abs(counts - [2, 4, 2]).max() <= 1
+        seen += np.bincount(order, minlength=160)
+    # No sample of a set is taken twice before all have been taken once, over all epochs.
+    assert max(np.ptp(part) for part in np.split(seen, [100, 120])) <= 1
+    assert seen[100:120].sum() == 7 * 80
+
+
+def test_a_blend_by_size_gives_every_sample_once():
+    for epoch in range(3):
+        assert sorted(blended([5, 17, 3], [5, 17, 3], 0, epoch).tolist()) == list(range(25))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from luthier.data.batch import Group, Tokens
 from luthier.model.layer import Keep
-from luthier.run.recompute import Choice, choose, trial_batch
+from luthier.run.recompute import Choice, choose, random_trial, repeated_trial
 
 WEIGHTS, PER_TOKEN = 1000, {"most": 10, "some": 4, "input": 1}
 
@@ -51,7 +53,17 @@ def test_a_model_that_knows_two_ways_is_tried_with_two() -> None:
 
 @pytest.mark.parametrize(("tokens", "longest", "lengths"), [(10, 4, (4, 4, 2)), (8, 4, (4, 4)), (3, 4, (3,))])
 def test_a_trial_has_all_its_tokens_and_trains_them(tokens: int, longest: int, lengths: tuple[int, ...]) -> None:
-    batch = trial_batch(tokens, longest, vocabulary=50)
+    batch = random_trial(tokens, longest, vocabulary=50)
     assert batch.lengths == lengths and batch.tokens == tokens
     assert len(batch.trained_R) == tokens - len(lengths)
     assert int(batch.ids_T.max()) < 50
+
+
+def test_a_trial_repeats_a_sample_that_is_more_than_text() -> None:
+    tokens = Tokens(
+        np.arange(4, dtype=np.int32), np.ones(4, np.float32), np.zeros(4, np.int32), None, np.ones(2, np.float32)
+    )
+    like = Group((tokens, tokens), kind=2)
+    for room, times in ((3, 1), (8, 1), (30, 3)):
+        batch = repeated_trial(room, like)
+        assert batch.groups == (2,) * times and batch.kind == 2 and batch.values_SK.shape == (2 * times, 2)

@@ -17,7 +17,8 @@ from luthier.model.config import Full, ModelConfig, Quant
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, git_revision, measured_memory
 from luthier.run.plan import RunPlan
-from luthier.run.report import Ending, Facts, compose, python_lines, usage, write_report
+from luthier.run.report import Facts, compose, write_report
+from luthier.run.usage import Ending, python_lines, usage
 
 CONFIG = resolve(RunConfig(model=ModelConfig(path="models/my base"), data=DataConfig(datasets=("a.jsonl#500",))))
 PLAN = RunPlan(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 import pydantic
 import yaml
@@ -132,6 +132,8 @@ def config_classes(annotation: Any) -> list[type[Config]]:
     if isinstance(annotation, type) and issubclass(annotation, Config):
         return [annotation]
     found: list[type[Config]] = []
+    if get_origin(annotation) in (dict, tuple, list):  # several of them are one setting, not a group of settings
+        return found
     for argument in getattr(annotation, "__args__", ()):
         found += config_classes(argument)
     return found

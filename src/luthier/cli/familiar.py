@@ -14,6 +14,7 @@ from luthier.cli.translate import (
     save_strategy,
     schedule_options,
     switch,
+    tasks,
     template,
     thinking,
     trainable_layers,
@@ -161,6 +162,7 @@ FAMILIAR: dict[str, Familiar] = {
     # what is learned
     "stage": Means("objective.type"),
     "task_type": Means("objective.type"),
+    "tasks": Means("objective.tasks", tasks),
     "loss_scale": Means("objective.train_on"),
     "mask_history": Means("objective.train_on", switch("objective.train_on", "last")),
     "train_on_prompt": Means("objective.train_on", switch("objective.train_on", "all")),

@@ -44,13 +44,16 @@ def parse(argv: Sequence[str], kind: type[Config]) -> Parsed:
     known = leaves(kind)
     parsed = Parsed()
     seen: dict[str, str] = {}
+    found: list[tuple[str, Any]] = []
     for flag, words in _split(argv):
         for path, value in _read(flag, words, known, parsed.notes):
             if path in seen:
                 fix = f"{seen[path]} says the same" if seen[path] != flag else None
                 raise ConfigError("given twice", where=flag, code="repeated_flag", fix=fix)
             seen[path] = flag
-            assign(parsed.tree, path, value)
+            found.append((path, value))
+    for path, value in sorted(found, key=lambda setting: setting[0].count(".")):  # a mapping before what is in it
+        assign(parsed.tree, path, value)
     method = parsed.tree.get("method", {})
     if isinstance(method, dict) and method.get("type") == "full" and len(method) > 1:
         fitting = _fitting("method", method, known)
@@ -120,9 +123,20 @@ def _read(flag: str, words: list[str], known: Mapping[str, Leaf], notes: list[st
     if off is not None:
         _expect(not words, flag, "no value", words)
         return [(off.path, False)]
-    if not any(leaf.is_dict and name.startswith(leaf.path + ".") for leaf in known.values()):
+    inside = _inside(name, known)
+    if inside is None:
         raise _unknown(flag, name, known)
-    return [(name, yaml.safe_load(" ".join(words)))]
+    values = [yaml.safe_load(word) for word in words]
+    return [(inside, values if len(values) > 1 else values[0] if values else None)]
+
+
+def _inside(name: str, known: Mapping[str, Leaf]) -> str | None:
+    """The path of something in a mapping, whose own path may be told by its last name alone."""
+    for leaf in known.values():
+        for start in (f"{leaf.path}.", f"{leaf.name}."):
+            if leaf.is_dict and name.startswith(start):
+                return f"{leaf.path}.{name.removeprefix(start)}"
+    return None
 
 
 def _only(flag: str, name: str, known: Mapping[str, Leaf]) -> Leaf | None:
@@ -172,7 +186,8 @@ def _convert(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
         raw = words[0]
     annotation: Any = Annotated[(leaf.annotation, *leaf.constraints)] if leaf.constraints else leaf.annotation
     try:
-        return pydantic.TypeAdapter(annotation).validate_python(raw)
+        value = pydantic.TypeAdapter(annotation).validate_python(raw)
+        return raw if leaf.is_dict else value
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         out_of_range = problem["type"].startswith(("greater", "less", "too_"))

@@ -15,7 +15,7 @@ from luthier.base.rundir import write_atomic
 from luthier.data.config import DataConfig
 from luthier.engine.config import StepConfig
 from luthier.model.config import ModelConfig
-from luthier.objectives.config import Objective, Sft
+from luthier.objectives.config import One, Sft
 from luthier.run.config import RunConfig, resolve
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _REJECTED = 5  # rejected rows that are listed
 class PreviewConfig(Config):
     """Looking at training data."""
 
-    objective: Objective = Sft()
+    objective: One = Sft()
     """What would be learned."""
     model: ModelConfig = ModelConfig()
     """The model whose tokenizer and template are used; its weights are not read."""
@@ -80,7 +80,7 @@ def _prepare(options: PreviewConfig, config: RunConfig, console: Console) -> tup
 
     tokenizer = load_tokenizer(config.model)
     max_length = min(config.data.max_length, context_length(config.model, tokenizer))
-    objective = build(config.objective, Setting(tokenizer, config.model, config.data, max_length))
+    objective = build(options.objective, Setting(tokenizer, config.model, config.data, max_length))
     encoding = encoding_of(config.data, objective.encode, objective.key, objective.stop_ids, max_length, objective.task)
     with console.progress("Reading and tokenising rows") as bar:
         prepared = prepare(config.data, encoding, template_note=objective.note, seed=options.seed, progress=bar.advance)

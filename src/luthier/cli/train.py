@@ -16,9 +16,9 @@ from luthier.base.errors import ConfigError
 from luthier.cli.flags import choose_members, parse
 from luthier.cli.help import Command, page
 from luthier.cli.launch import supervise, torchrun
-from luthier.objectives.config import Sft
+from luthier.objectives.config import Multi, Sft
 from luthier.run.config import RunConfig, resolve
-from luthier.run.pick import pick
+from luthier.run.pick import pick, picked
 
 _SWITCHES = {
     "--config FILE": "Recipe to start from; flags win over it.",
@@ -122,12 +122,14 @@ def read_config(
     choose_members(tree, RunConfig)
     config = validate(RunConfig, tree)
     if not tree.get("objective") and config.data.datasets:
-        picked = pick(config.data)
-        config = config.model_copy(update={"objective": picked})
-        if not isinstance(picked, Sft):
-            parsed.notes.append(f"the data is for {picked.type}, which is trained; --task_type says otherwise")
+        found = pick(config.data)
+        config = config.model_copy(update={"objective": found})
+        if not isinstance(found, Sft):
+            parsed.notes.append(f"the data is for {found.type}, which is trained; --task_type says otherwise")
+    if isinstance(config.objective, Multi):
+        config = config.model_copy(update={"objective": picked(config.objective, config.data)})
     config = resolve(config)
-    if "eval" in parsed.tree and not (config.data.validation or config.data.split_ratio):
+    if "eval" in parsed.tree and not config.judged:
         fix = "give --val_dataset, or hold rows out with --split_dataset_ratio 0.05"
         parsed.notes.append(f"nothing will be evaluated, there is no validation data: {fix}")
     for note in parsed.notes:

@@ -170,3 +170,14 @@ def schedule_options(flag: str, words: list[str]) -> Meant:
 
 def best_metric(_: str, words: list[str]) -> Meant:
     return Meant({"eval.metric": [word.removeprefix("eval_") for word in words]})
+
+
+def tasks(flag: str, words: list[str]) -> Meant:
+    """`name=file[,file] name=file` -> the tasks by name, each with its training sets."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for word in words:
+        name, equals, files = word.partition("=")
+        if not (name and equals and files):
+            raise ConfigError(f"expected NAME=DATA, got {word!r}", where=flag, code="bad_value")
+        found.setdefault(name, {"datasets": []})["datasets"] += files.split(",")
+    return Meant({"objective.tasks": [json.dumps(found)]})

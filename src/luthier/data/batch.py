@@ -68,6 +68,8 @@ class Group:
     """Whether the objective left something out so that it fits."""
     bare: int | None = None
     """Where control tokens come only when the group is used: the most tokens of a piece, which may end anywhere."""
+    kind: int = 0
+    """Which of several tasks it is for; groups of different kinds never share a micro-batch."""
 
     def scaled(self, factor: float) -> Group:
         """With all weights multiplied."""
@@ -109,6 +111,8 @@ class Batch:
     """float32, the values of all sequences one after the other; None when no sequence has any"""
     value_counts: tuple[int, ...] = ()
     """values of each sequence (S of them), where there are any"""
+    kind: int = 0
+    """which of several tasks all groups are for"""
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with its tensors on `device`."""
@@ -148,8 +152,8 @@ class Batch:
         return int(self.ids_T.shape[0])
 
 
-def collate(groups: Sequence[Group], samples: Sequence[int]) -> Batch:
-    """Lay groups end to end.  No groups give an empty batch, which models and objectives must accept."""
+def collate(groups: Sequence[Group], samples: Sequence[int], kind: int = 0) -> Batch:
+    """Lay groups of one kind end to end.  No groups give an empty batch, which models and objectives must accept."""
     sequences = [tokens for group in groups for tokens in group.sequences]
     lengths = [len(tokens) for tokens in sequences]
     total = sum(lengths)
@@ -182,6 +186,7 @@ def collate(groups: Sequence[Group], samples: Sequence[int]) -> Batch:
         segments_T=_segments(sequences),
         values_N=torch.from_numpy(np.concatenate([_values(tokens) for tokens in sequences])) if valued else None,
         value_counts=tuple(len(_values(tokens)) for tokens in sequences) if valued else (),
+        kind=kind,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, count, islice
 from typing import Literal
 
@@ -23,7 +23,7 @@ from luthier.data.row import Row, Rows
 from luthier.data.sources import open_rows, parse_spec, stream_rows
 from luthier.data.textfile import cache_root
 from luthier.data.tokenize import encode_rows
-from luthier.data.tokens import Groups, Selected, TokenSet
+from luthier.data.tokens import Groups, Kinds, Selected, TokenSet
 
 Use = Literal["train", "validation"]
 SAMPLED_ROWS = 1000
@@ -41,6 +41,30 @@ class Prepared:
     rejected: list[Rejected]
     measures: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 2), np.float32))
     """Weight and difficulty of the row of each group that is trained on, [groups, 2]."""
+
+
+def together(parts: Sequence[Prepared]) -> Prepared:
+    """The data of several tasks, whose groups tell theirs by their kind; of one task, its own."""
+    if len(parts) == 1:
+        return parts[0]
+    nothing = Selected([], np.empty((0, 2), np.int64))
+    judged = [nothing if part.validation is None else part.validation for part in parts]
+    reports = [part.report for part in parts]
+    notes = [report.template_note for report in reports if report.template_note]
+    sets = [mine for report in reports for mine in report.sets]
+    return Prepared(
+        Kinds([part.train for part in parts]),
+        Kinds(judged) if any(map(len, judged)) else None,
+        replace(
+            reports[0],
+            sets=sets,
+            overlap=sum(report.overlap for report in reports),
+            template_note="; ".join(notes) or None,
+            totals={use: totals(sets, use) for use in ("train", "validation")},
+        ),
+        [row for part in parts for row in part.rejected],
+        np.concatenate([part.measures for part in parts]),
+    )
 
 
 def encoding_of(

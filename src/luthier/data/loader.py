@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from luthier.base.errors import ConfigError
 from luthier.data.batch import Batch, Group, collate
 from luthier.data.pack import best_fit_decreasing, epoch_packs, micro_batches
-from luthier.data.tokens import Groups
+from luthier.data.tokens import Groups, Kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +136,7 @@ class Shuffled:
     def steps(self, epochs: float) -> int:
         whole, part = int(epochs), epochs - int(epochs)
         if self.pack_length is None:
-            each = -(-len(self.groups) // self.per_step)
+            each = -(-len(self.units(0)) // self.per_step)
             return max(1, whole * each + round(part * each))
         counts = [-(-len(self.units(epoch)) // self.per_step) for epoch in range(whole + (part > 0))]
         return max(1, sum(counts[:whole]) + (round(part * counts[-1]) if part else 0))
@@ -207,9 +208,15 @@ class Streamed:
 
 def cut(draw: Draw, groups: Sequence[Group], share: Share) -> Step:
     """This rank's micro-batches of one step."""
-    bins = micro_batches([len(group) for group in groups], share.capacity, share.world, padded=share.padded)
-    mine = bins[share.rank :: share.world]
-    batches = (collate([groups[i] for i in members], [draw.samples[i] for i in members]) for members in mine)
+    batches: list[Batch] = []
+    # Each kind's micro-batches are a multiple of the world, so that all ranks run the same kinds in the same order.
+    for kind in sorted({group.kind for group in groups}):
+        places = [place for place, group in enumerate(groups) if group.kind == kind]
+        lengths = [len(groups[place]) for place in places]
+        bins = micro_batches(lengths, share.capacity, share.world, padded=share.padded)
+        for members in bins[share.rank :: share.world]:
+            mine = [places[member] for member in members]
+            batches.append(collate([groups[place] for place in mine], [draw.samples[place] for place in mine], kind))
     return Step(draw, tuple(batches))
 
 
@@ -235,11 +242,14 @@ def load(source: Source, cursor: Cursor, share: Share, workers: int) -> Generato
 
 def evaluation_batches(groups: Groups, share: Share) -> Iterator[Batch]:
     """Every group once, in micro-batches; every rank gets equally many, some perhaps empty."""
-    lengths = groups.lengths.tolist()
-    if share.padded:
-        bins = micro_batches(lengths, share.capacity, share.world, padded=True)
-    else:
-        bins = best_fit_decreasing(lengths, share.capacity)
-        bins += [[] for _ in range(-len(bins) % share.world)]
-    for members in bins[share.rank :: share.world]:
-        yield collate([groups[index] for index in members], members)
+    starts = groups.starts if isinstance(groups, Kinds) else (0, len(groups))
+    for kind, (start, end) in enumerate(pairwise(starts)):
+        lengths = groups.lengths[start:end].tolist()
+        if share.padded:
+            bins = micro_batches(lengths, share.capacity, share.world, padded=True)
+        else:
+            bins = best_fit_decreasing(lengths, share.capacity)
+            bins += [[] for _ in range(-len(bins) % share.world)]
+        for members in bins[share.rank :: share.world]:
+            indices = [start + member for member in members]
+            yield collate([groups[index] for index in indices], indices, kind)

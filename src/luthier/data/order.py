@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -42,3 +44,29 @@ def easy_first(hardness_N: NDArray[np.float64], seed: int, epoch: int, epochs: i
     ranks = np.empty(len(hardness_N))
     ranks[mixed[np.argsort(hardness_N[mixed], kind="stable")]] = np.arange(len(hardness_N))
     return np.argsort(ranks + rng.random(len(ranks)) * NOISE * len(ranks), kind="stable")
+
+
+def blended(sizes: Sequence[int], shares: Sequence[float], seed: int, epoch: int) -> Indices:
+    """Samples of several sets that lie end to end, so mixed that any run of them holds each set by its share.  [N]
+
+    An epoch has as many samples as there are.  Each set gives its share of them from passes in random order that go on
+    from epoch to epoch, so that none of its samples is taken a second time before all have been taken.
+
+    Args:
+        shares: relative to each other.
+    """
+    total, whole = sum(sizes), sum(shares)
+    counts = [max(1, round(total * share / whole)) for share in shares]
+    samples: list[Indices] = []
+    places: list[NDArray[np.float64]] = []
+    start = 0
+    for number, (size, count) in enumerate(zip(sizes, counts, strict=True)):
+        first = epoch * count
+        passes = range(first // size, -(-(first + count) // size))
+        drawn = np.concatenate([np.random.default_rng([seed, number, at]).permutation(size) for at in passes])
+        begin = first - passes.start * size
+        samples.append(start + drawn[begin : begin + count])
+        places.append((np.arange(count) + 0.5) / count)
+        start += size
+    # Evenly spread; where two sets meet in one place, the one that comes first goes first.
+    return np.concatenate(samples)[np.argsort(np.concatenate(places), kind="stable")]

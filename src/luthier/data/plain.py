@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,12 +35,10 @@ class Plain:
         self.tokenizer, self.max_length, self.overlong = tokenizer, max_length, overlong
         self._segments = "token_type_ids" in tokenizer.model_input_names
         self._separates = tokenizer.sep_token is not None
-
-    @cached_property
-    def fingerprint(self) -> str:
+        # Taken at once: a tokenizer remembers how it was last asked to cut texts, and so would its hash.
+        parts = (tokenizer.backend_tokenizer.to_str(), str(max_length), overlong)
+        self.fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
         """Hash of all that the tokens of a text depend on, besides the text."""
-        parts = (self.tokenizer.backend_tokenizer.to_str(), str(self.max_length), self.overlong)
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
     def words(self, text: str, pair: str | None = None) -> Words:
         """The tokens of a text or of a pair of texts; where a tokenizer has no separator, a line break is one."""

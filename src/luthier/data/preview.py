@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.data.batch import Tokens
 from luthier.data.report import DataReport, notes, table
-from luthier.data.tokens import Groups, Selected
+from luthier.data.tokens import Groups, Kinds, Selected
 
 _LONGEST_CHARACTER = 8
 """Most tokens that one character of a byte-level vocabulary is looked for in; an emoji takes four."""
@@ -76,7 +76,10 @@ def preview_rows(groups: Groups, tokenizer: PreTrainedTokenizerFast, count: int)
 
 def _firsts(groups: Groups, count: int) -> list[int]:
     """Positions of the first samples of each set, as many of one set as of another."""
-    origins = groups.picks[:, 0] if isinstance(groups, Selected) else np.zeros(len(groups), np.int64)
+    if isinstance(groups, Kinds):
+        origins = np.repeat(np.arange(len(groups.sets)), np.diff(groups.starts))
+    else:
+        origins = groups.picks[:, 0] if isinstance(groups, Selected) else np.zeros(len(groups), np.int64)
     places = [np.flatnonzero(origins == part).tolist() for part in np.unique(origins)]
     turns = chain.from_iterable(zip_longest(*(place[:count] for place in places)))
     return sorted(islice((number for number in turns if number is not None), count))

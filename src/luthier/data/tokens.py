@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -28,7 +30,7 @@ from luthier.data.encode import Facts
 
 
 class Groups(Protocol):
-    """A set of groups with random access."""
+    """A set of groups with random access, all of kind 0 unless it is `Kinds`."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -164,6 +166,31 @@ class Selected:
     def __getitem__(self, index: int) -> Group:
         number, group = self.picks[index].tolist()
         return self.sets[number][group]
+
+
+class Kinds:
+    """Sets for several tasks as one: the groups of the first, then those of the second, each with its number as kind.
+
+    Attributes:
+        starts: where each set begins, and the end.
+    """
+
+    def __init__(self, sets: Sequence[Groups]):
+        self.sets = tuple(sets)
+        self.starts = (0, *accumulate(len(part) for part in sets))
+        self.lengths = np.concatenate([np.empty(0, np.int64), *(part.lengths for part in sets)])
+        self.fingerprint = "kinds:" + ":".join(part.fingerprint for part in sets)
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int) -> Group:
+        kind = self.kind(index)
+        return replace(self.sets[kind][index - self.starts[kind]], kind=kind)
+
+    def kind(self, index: int) -> int:
+        """Which set a group is of."""
+        return bisect_right(self.starts, index) - 1
 
 
 def more_arrays(sequences: Sequence[Tokens]) -> dict[str, NDArray[Any]]:

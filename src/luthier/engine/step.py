@@ -151,7 +151,8 @@ def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh:
     attempt.agree(numbers["failed"])
     means = _pairs({**numbers, **{f"count/{name}": float(value) for name, value in total.items()}})
     told = _without_sole(means, total)
-    metrics = {"loss": _loss(means, total), **{name: ratio(pair) for name, pair in told.items()}}
+    seen_at_all = {name: ratio(pair) for name, pair in told.items() if pair[1] > 0 or name not in total}
+    metrics = {"loss": _loss(means, total), **seen_at_all}
     gathered = {name: mesh.gather(torch.cat(rows)) for name, rows in outputs.items()}
     return Verdict({**metrics, **(objective.measure(gathered) if gathered else {})}, gathered)
 

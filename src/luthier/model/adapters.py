@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +141,51 @@ def stack(model: Model, folders: Sequence[str]) -> None:
             weight.requires_grad_(False)
 
 
-def save_adapter(model: Model, folder: Path, whole: Callable[[Tensor], Tensor]) -> None:
+@dataclass(frozen=True)
+class Part:
+    """An adapter written with another head than the one it is on with."""
+
+    modules: tuple[str, ...]
+    """Modules that are saved whole."""
+    task: str | None
+    """PEFT's name of the task."""
+    without: Sequence[str] = ()
+    """Modules of the head it is on with that are left out."""
+    more: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """Weights of the other head, by their names in the file."""
+    below: str = ""
+    """What the names of the backbone's modules begin with, where the other model is the backbone alone."""
+
+    def keeps(self, name: str) -> bool:
+        """Whether a module, or a weight of one, is not left out."""
+        return not any(f".{module}." in f".{name}." for module in self.without)
+
+    def renamed(self, name: str) -> str:
+        """A module's or weight's name in the other model."""
+        before = "base_model.model." if name.startswith("base_model.model.") else ""
+        return before + name.removeprefix(before).removeprefix(self.below)
+
+    def fits(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """PEFT's settings for the other model."""
+        targets = settings.get("target_modules")
+        if isinstance(targets, set | list | tuple):
+            targets = sorted(self.renamed(str(name)) for name in targets if self.keeps(str(name)))
+        task: dict[str, Any] = {"modules_to_save": list(self.modules) or None, "task_type": self.task}
+        return {**settings, **task, **({} if targets is None else {"target_modules": targets})}
+
+
+def saved_modules(model: Model) -> list[str]:
+    """The modules that the adapter saves whole."""
+    network: Any = model.network
+    return list(network.peft_config[ADAPTER].modules_to_save or ())
+
+
+def save_adapter(model: Model, folder: Path, whole: Callable[[Tensor], Tensor], part: Part | None = None) -> None:
     """Write adapter_model.safetensors and adapter_config.json, which fit the base model as it was loaded.
 
     Args:
         whole: as in `methods.save`.
+        part: what is different for another head; None writes all.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -157,6 +197,10 @@ def save_adapter(model: Model, folder: Path, whole: Callable[[Tensor], Tensor]) 
         found = get_peft_model_state_dict(model.network, adapter_name=ADAPTER, save_embedding_layers=False)
     settings: dict[str, Any] = config.to_dict()
     state = {name: whole(value) for name, value in found.items()}
+    if part is not None:
+        state = {part.renamed(name): value for name, value in state.items() if part.keeps(name)}
+        state |= {name: whole(value) for name, value in part.more.items()}
+        settings = part.fits(settings)
     metadata = {"format": "pt"}
     if START in model.network.peft_config:
         start = get_peft_model_state_dict(model.network, adapter_name=START, save_embedding_layers=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -71,6 +72,7 @@ class Model:
         max_length: longest sequence the model can hold, in tokens.
         config: what the user asked for.
         kind: what stands on the backbone: what the model scores.
+        others: models of other heads, by the names of their tasks, whose backbone is this one's; see `model.shared`.
         calling: how the backbone is called.
         sharded: the decoder whose weights are split over several processes, if they are.
         before: what is put before every sequence, if anything is.
@@ -98,6 +100,7 @@ class Model:
         self.max_length = max_length
         self.config = config
         self.calling, self.note = calling, note
+        self.others: dict[str, Model] = {}
         self.sharded: Sharded | None = None
         self.before: Before | None = None
         self.noise: Noise | None = None
@@ -132,7 +135,28 @@ class Model:
     @property
     def adapted(self) -> bool:
         """Whether adapters are on."""
-        return self.network is not self.base
+        return not isinstance(self.network, PreTrainedModel)
+
+    def under(self, task: str) -> Model:
+        """This model as it is now, with the head of a task; itself where the task has no head of its own."""
+        other = self.others.get(task)
+        if other is None:
+            return self
+        view = copy(self)
+        view.base, view.kind, view.calling = other.base, other.kind, other.calling
+        view.finish, view.vocabulary = other.finish, other.vocabulary
+        return view
+
+    def weights(self) -> dict[str, nn.Parameter]:
+        """Every parameter by name, in the network's order; behind them those of other heads, `heads.<task>.<name>`."""
+        found = dict(self.network.named_parameters())
+        known = {id(weight) for weight in found.values()}
+        for task, other in self.others.items():
+            for name, weight in other.base.named_parameters():
+                if id(weight) not in known:
+                    known.add(id(weight))
+                    found[f"heads.{task}.{name}"] = weight
+        return found
 
     def hidden(self, batch: Batch) -> Tensor:
         """hidden_TD after the final norm, in the batch's order.  An empty batch gives [0, D] with a graph."""
@@ -188,7 +212,7 @@ class Model:
         """The parameters that move, by name, in the network's order.  `train_mode` settles which they are."""
         if self._trained is not None:
             return self._trained
-        return {name: weight for name, weight in self.network.named_parameters() if weight.requires_grad}
+        return {name: weight for name, weight in self.weights().items() if weight.requires_grad}
 
     def anchor(self) -> Tensor:
         """A scalar 0 with a graph through every trained weight.  []"""
@@ -257,11 +281,16 @@ class Model:
         # Looked up once: a large model has thousands of modules, and each step asks.  Weights that rest for some steps
         # are among them.
         self._trained = self.trained()
-        self.network.train()
+        self._switch(True)
 
     def eval_mode(self) -> None:
         """Dropout off."""
-        self.network.eval()
+        self._switch(False)
+
+    def _switch(self, training: bool) -> None:
+        for other in self.others.values():
+            other.base.train(training)
+        self.network.train(training)
 
     def arithmetic(self) -> torch.autocast:
         """The context in which the network is to be run."""

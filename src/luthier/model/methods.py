@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from luthier.base.errors import ConfigError
 from luthier.model import adapters as lora
@@ -57,6 +59,9 @@ def apply(model: Model, method: Method, adapters: Sequence[str] = (), *, widen: 
             _merge_all(model, adapters[:-1] if further else adapters)
         _hold_frozen(model)
         lora.put_on(model, method, further)
+        for name, weight in model.weights().items():
+            if name.startswith("heads.") and name in _new_heads(model):
+                weight.requires_grad_(True)
         if rounded:
             lora.stack(model, adapters[:-1])
     elif rounded:
@@ -68,7 +73,7 @@ def apply(model: Model, method: Method, adapters: Sequence[str] = (), *, widen: 
             _widen(model)
         _merge_all(model, adapters)
         chosen = _chosen(model, method)
-        for name, weight in model.network.named_parameters():
+        for name, weight in model.weights().items():
             weight.requires_grad_(name in chosen)
         _hold_frozen(model)
     model.settle()
@@ -106,7 +111,7 @@ def save(model: Model, folder: Path, whole: Callable[[Tensor], Tensor] = Tensor.
         if model.kind.is_new:
             heads.write_labels(folder, model.kind)
     else:
-        _save_whole(model, folder, whole)
+        write_network(model.base, folder, model.dtype, whole)
     model.tokenizer.save_pretrained(folder)
 
 
@@ -143,7 +148,7 @@ def num_layers(model: Model) -> int:
 
 
 def _chosen(model: Model, method: WholeWeights) -> set[str]:
-    names = [name for name, _ in model.network.named_parameters()]
+    names = list(model.weights())
     if isinstance(method, BitFit):
         biases = {name for name in names if name.endswith("bias")}
         if not biases:
@@ -152,7 +157,7 @@ def _chosen(model: Model, method: WholeWeights) -> set[str]:
                 where="--train_type bitfit",
                 fix="Use --train_type ln_tuning, which is as small",
             )
-        return biases
+        return biases | _new_heads(model)
     if not isinstance(method, Freeze):
         return set(names)
     layers = num_layers(model)
@@ -167,7 +172,18 @@ def _chosen(model: Model, method: WholeWeights) -> set[str]:
         raise ConfigError(
             f"no parameter matches {method.pattern!r}", where="method.pattern", fix=f"Names look like {names[-1]}"
         )
-    return chosen
+    return chosen | _new_heads(model)
+
+
+def _new_heads(model: Model) -> set[str]:
+    """The weights of heads that are learned whatever else moves: drawn at random, they would mean nothing."""
+    learned = tuple(f".{module}." for module in heads.modules(model.base, model.kind))
+    tasks = tuple(f"heads.{task}." for task, other in model.others.items() if other.kind.is_new)
+    return {
+        name
+        for name in model.weights()
+        if name.startswith(tasks) or (not name.startswith("heads.") and any(part in f".{name}" for part in learned))
+    }
 
 
 def _merge_all(model: Model, adapters: Sequence[str]) -> None:
@@ -177,34 +193,51 @@ def _merge_all(model: Model, adapters: Sequence[str]) -> None:
 
 
 def _widen(model: Model) -> None:
-    for weight in model.network.parameters():
+    for weight in model.weights().values():
         weight.data = weight.data.float()
 
 
 def _hold_frozen(model: Model) -> None:
-    for weight in model.network.parameters():
+    for weight in model.weights().values():
         if not weight.requires_grad:
             weight.data = weight.data.to(model.dtype)
 
 
-def _save_whole(model: Model, folder: Path, whole: Callable[[Tensor], Tensor]) -> None:
+def write_network(
+    network: PreTrainedModel,
+    folder: Path,
+    dtype: torch.dtype,
+    whole: Callable[[Tensor], Tensor] = Tensor.detach,
+    *,
+    prefix: str = "",
+    only: Container[str] | None = None,
+) -> None:
+    """Write a model of transformers, in the arithmetic's type.
+
+    Args:
+        whole: as in `save`.
+        prefix: put before every weight's name.
+        only: names of the weights that are written; None writes all.
+    """
     state: dict[str, Tensor] = {}
     written: dict[int, Tensor] = {}
-    for name, value in model.base.state_dict().items():
+    for name, value in network.state_dict().items():
+        if only is not None and name not in only:
+            continue
         # Tied weights are one in memory, and must be one in the file.
         place = held(value).data_ptr()
         if place not in written:
-            written[place] = whole(value).to("cpu", model.dtype) if value.is_floating_point() else value
-        state[name] = written[place]
+            written[place] = whole(value).to("cpu", dtype) if value.is_floating_point() else value
+        state[prefix + name] = written[place]
     # A base model's own settings may name a temperature and yet not sample, which transformers refuses to save.
     try:
-        if model.base.can_generate():
-            model.base.generation_config.validate(strict=True)
+        if network.can_generate():
+            network.generation_config.validate(strict=True)
     except ValueError:
-        model.base.generation_config.do_sample = True
+        network.generation_config.do_sample = True
     with quiet():
-        model.base.save_pretrained(folder, state_dict=state)
+        network.save_pretrained(folder, state_dict=state)
     config = folder / "config.json"
     settings = json.loads(config.read_text(encoding="utf-8"))
-    settings["dtype"] = str(model.dtype).removeprefix("torch.")
+    settings["dtype"] = str(dtype).removeprefix("torch.")
     config.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")

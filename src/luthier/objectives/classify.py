@@ -36,8 +36,9 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import Head, own_labels
 from luthier.model.load import Model
 from luthier.objectives.config import SeqCls
+from luthier.objectives.findings import ClassRow, Findings
 from luthier.objectives.setting import Plainly, Setting
-from luthier.score.labels import Flags, classified, regressed
+from luthier.score.labels import Flags, classified, confusion, count, precision_recall_f1, regressed
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -220,6 +221,28 @@ class Classification(Plainly):
             return one[scores_SC.argmax(1)], one[references]
         return scores_SC > self._threshold, references > 0
 
+    def findings(self, outputs: Mapping[str, Tensor]) -> dict[str, Findings]:
+        """Each row's prediction, and where there are classes the scores of each; nothing before anything was judged."""
+        if not outputs:
+            return {}
+        answers = [self.answer(scores_C) for scores_C in outputs["scores"]]
+        if self.problem == "regression":
+            numbers: list[list[float]] = outputs["reference"].tolist()
+            wanted: list[Json] = [round(values[0], 6) for values in numbers]
+            return {"": Findings(_joined(outputs, answers, wanted), [], None)}
+        hits_SC, wanted_SC = self.flags(outputs)
+        counts = count(hits_SC, wanted_SC)
+        each = precision_recall_f1(counts.hits, counts.predicted, counts.wanted)
+        classes = [
+            ClassRow(name, float(each[0][n]), float(each[1][n]), float(each[2][n]), int(counts.wanted[n]))
+            for n, name in enumerate(self.labels)
+        ]
+        names = [[self.labels[n] for n in np.flatnonzero(row)] for row in wanted_SC]
+        if self.problem == "multi_label_classification":
+            return {"": Findings(_joined(outputs, answers, [list[Json](row) for row in names]), classes, None)}
+        table = confusion(hits_SC.argmax(1), wanted_SC.argmax(1), len(self.labels))
+        return {"": Findings(_joined(outputs, answers, [row[0] for row in names]), classes, table)}
+
     @property
     def _threshold(self) -> float:
         """The score from which on a class is predicted."""
@@ -278,6 +301,15 @@ class Classification(Plainly):
             losses_SC = losses_SC * wrong_SC**self.config.focal_gamma
         hits_SC = scores_SC.sigmoid() > self.config.threshold
         return losses_SC.sum(1), (hits_SC == (wanted_SC > 0)).all(1), wanted_SC
+
+
+def _joined(
+    outputs: Mapping[str, Tensor], answers: list[dict[str, Json]], wanted: list[Json]
+) -> dict[int, dict[str, Json]]:
+    """By sample, in the order of the set."""
+    samples: list[int] = outputs["sample"].tolist()
+    rows = {sample: {"reference": ref, **answer} for sample, answer, ref in zip(samples, answers, wanted, strict=True)}
+    return dict(sorted(rows.items()))
 
 
 def _number(record: Labelled) -> float:

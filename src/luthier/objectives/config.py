@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from luthier.base.config import Config
+from luthier.data.config import Overlong
+
+Sets = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""Data sets; a single one may stand alone."""
 
 
 class Pretrain(Config):
@@ -212,7 +217,55 @@ class Retain(Config):
         return self
 
 
-Objective = Annotated[
-    Pretrain | Sft | SeqCls | TokenCls | Mlm | SpanCorruption | Seq2Seq | Embed | Rerank | GenerativeRerank | Distill,
-    Field(discriminator="type"),
-]
+_One = Pretrain | Sft | SeqCls | TokenCls | Mlm | SpanCorruption | Seq2Seq | Embed | Rerank | GenerativeRerank | Distill
+One = Annotated[_One, Field(discriminator="type")]
+"""What is learned by one task."""
+
+
+def overlong(config: Objective) -> Overlong:
+    """What happens to rows that are too long, where nobody said."""
+    return "split" if isinstance(config, Pretrain | Mlm | SpanCorruption) else "truncate"
+
+
+class OneTask(Config):
+    """One of several tasks: what is learned, from what, and how much it counts."""
+
+    objective: One | None = None
+    """What is learned. Unset: what the first rows are evidently for."""
+    datasets: Sets
+    """Its training sets."""
+    validation: Sets = ()
+    """Its validation sets. Unset: the share of its rows that data.split_ratio says."""
+    weight: float = Field(default=1.0, gt=0)
+    """What its loss counts beside the others'."""
+    ratio: float | None = Field(default=None, gt=0)
+    """Its share of each step's samples, relative to the other tasks'. Unset: by the number of its samples."""
+
+    @model_validator(mode="after")
+    def _has_data(self) -> OneTask:
+        if not self.datasets:
+            raise ValueError("a task needs at least one training set")
+        return self
+
+
+class Multi(Config):
+    """Several tasks are learned at once by one backbone with a head for each."""
+
+    type: Literal["multi"] = "multi"
+    tasks: dict[str, OneTask] = {}
+    """The tasks by name, each with its objective, datasets, validation, weight and ratio."""
+
+    @model_validator(mode="after")
+    def _tasks_are_several(self) -> Multi:
+        if len(self.tasks) < 2:
+            raise ValueError("several tasks are learned at once; name at least two in objective.tasks")
+        wrong = [name for name in self.tasks if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
+        if wrong:
+            raise ValueError(f"a task's name is made of letters, digits, _ and -; {wrong[0]!r} is not")
+        some = [task.ratio is not None for task in self.tasks.values()]
+        if any(some) and not all(some):
+            raise ValueError("give a ratio to every task, or to none")
+        return self
+
+
+Objective = Annotated[_One | Multi, Field(discriminator="type")]

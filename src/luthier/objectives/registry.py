@@ -2,12 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from luthier.objectives import config as kinds
-from luthier.objectives.config import Objective, Pretrain, SeqCls, Sft, TokenCls
-from luthier.objectives.setting import Learnable, Setting
+from luthier.objectives.config import Objective, One, Pretrain, SeqCls, Sft, TokenCls, overlong
+from luthier.objectives.setting import Learnable, Part, Setting, Whole
 
 
-def build(config: Objective, setting: Setting) -> Learnable:
+def parts_of(config: Objective, setting: Setting) -> tuple[Part, ...]:
+    """The objectives that the settings name, each with its data: one without a name, or several.
+
+    Raises:
+        ConfigError, DataError, ModelError: settings, data and model do not go together.
+    """
+    if not isinstance(config, kinds.Multi):
+        return (Part("", build(config, setting), setting.data),)
+    parts: list[Part] = []
+    for name, task in config.tasks.items():
+        assert task.objective is not None, "what the rows are for is found out when the config is read"
+        cut = setting.data.overlong or overlong(task.objective)
+        own = {"datasets": task.datasets, "validation": task.validation, "overlong": cut}
+        data = setting.data.model_copy(update=own)
+        parts.append(Part(name, build(task.objective, replace(setting, data=data)), data, task.ratio))
+    return tuple(parts)
+
+
+def whole(config: Objective, parts: tuple[Part, ...]) -> Whole:
+    """What a run learns: its only part, or all of them."""
+    if not isinstance(config, kinds.Multi):
+        return parts[0].objective
+    from luthier.objectives.multi import Multi
+
+    return Multi(parts, tuple(task.weight for task in config.tasks.values()))
+
+
+def build(config: One, setting: Setting) -> Learnable:
     """The objective that the settings name.
 
     Raises:

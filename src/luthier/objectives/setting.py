@@ -25,6 +25,7 @@ from luthier.engine.objective import Objective
 from luthier.model.config import ModelConfig
 from luthier.model.heads import Head
 from luthier.model.load import Model
+from luthier.objectives.findings import Findings
 
 ALONE = Mesh(torch.device("cpu"))
 
@@ -69,7 +70,27 @@ class Setting:
         return survey.records(self.data, sets, task)
 
 
-class Learnable(Objective, Protocol):
+class Whole(Objective, Protocol):
+    """What a run learns: one objective, or several."""
+
+    @property
+    def vary(self) -> Vary | None:
+        """Done to each group whenever it is used; None leaves groups as they are."""
+        ...
+
+    def begin(self, sets: Sequence[Groups], console: Console) -> None:
+        """Do what is done once, before the model is loaded; every process calls it."""
+        ...
+
+    def findings(self, outputs: Mapping[str, Tensor]) -> dict[str, Findings]:
+        """What is to be written down of the outputs of a set, by the name of the task; empty where it is the only one.
+
+        Nothing for objectives that give no row an answer of its own.
+        """
+        ...
+
+
+class Learnable(Whole, Protocol):
     """An objective with all that a run has to know of it."""
 
     @property
@@ -80,11 +101,6 @@ class Learnable(Objective, Protocol):
     @property
     def head(self) -> Head:
         """What the model must have on its backbone."""
-        ...
-
-    @property
-    def vary(self) -> Vary | None:
-        """Done to each group whenever it is used; None leaves groups as they are."""
         ...
 
     @property
@@ -102,13 +118,21 @@ class Learnable(Objective, Protocol):
         """Tokens that end an answer, where answers are learned."""
         ...
 
-    def begin(self, sets: Sequence[Groups], console: Console) -> None:
-        """Do what is done once, before the model is loaded; every process calls it."""
-        ...
-
     def files(self, model: Model) -> dict[str, str]:
         """Names and contents of what an artefact needs besides model and tokenizer."""
         ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the objectives of a run, with the data that is its own."""
+
+    name: str
+    """Empty where it is the only one."""
+    objective: Learnable
+    data: DataConfig
+    share: float | None = None
+    """Its share of the samples, relative to the others'; None leaves it to the size of its sets."""
 
 
 class Plainly:
@@ -123,6 +147,10 @@ class Plainly:
 
     def begin(self, sets: Sequence[Groups], console: Console) -> None:
         """Nothing."""
+
+    def findings(self, outputs: Mapping[str, Tensor]) -> dict[str, Findings]:
+        """None."""
+        return {}
 
     def files(self, model: Model) -> dict[str, str]:
         """None."""

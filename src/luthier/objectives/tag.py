@@ -32,8 +32,10 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import Head, own_labels
 from luthier.model.load import Model
 from luthier.objectives.config import TokenCls
+from luthier.objectives.findings import ClassRow, Findings
 from luthier.objectives.setting import Plainly, Setting
 from luthier.score import entities
+from luthier.score.labels import precision_recall_f1
 
 
 def tagging(config: TokenCls, setting: Setting) -> Tagging:
@@ -159,6 +161,23 @@ class Tagging(Plainly):
         if self.scheme == "none":
             return {}
         return entities.score(*self.sequences(outputs))
+
+    def findings(self, outputs: Mapping[str, Tensor]) -> dict[str, Findings]:
+        """Each row's tags, and the scores of each type of entity; nothing before anything was judged."""
+        if not outputs:
+            return {}
+        predicted, wanted = self.sequences(outputs)
+        samples: list[int] = sorted(set(outputs["sample"].tolist()))
+        rows: dict[int, dict[str, Json]] = {
+            sample: {"reference": list[Json](theirs), "tags": list[Json](mine)}
+            for sample, mine, theirs in zip(samples, predicted, wanted, strict=True)
+        }
+        each = entities.by_type(predicted, wanted) if self.scheme != "none" else {}
+        classes: list[ClassRow] = []
+        for name, counts in each.items():
+            precision, recall, f1 = precision_recall_f1(*counts)
+            classes.append(ClassRow(name, float(precision), float(recall), float(f1), counts[2]))
+        return {"": Findings(rows, classes, None)}
 
     def sequences(self, outputs: Mapping[str, Tensor]) -> tuple[list[list[str]], list[list[str]]]:
         """Tags predicted and wanted, of each sequence in the order of the set."""

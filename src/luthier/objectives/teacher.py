@@ -47,12 +47,16 @@ class Live:
         self.model: Model | None = None
 
     def ready(self, student: Model) -> None:
+        self._load(student.device)
+
+    def _load(self, device: torch.device) -> None:
         if self.model is None:
-            self.model = load_teacher(self.config, student.device)
+            self.model = load_teacher(self.config, device)
 
     def known(self, batch: Batch) -> tuple[Tensor, ...]:
         """hidden_RD"""
-        assert self.model is not None, "prepare comes first"
+        self._load(batch.ids_T.device)
+        assert self.model is not None
         with torch.no_grad():
             return (self.model.hidden(batch)[batch.trained_R],)
 
@@ -71,21 +75,26 @@ class Stored:
         self._rows: dict[bytes, tuple[int, int]] | None = None
 
     def ready(self, student: Model) -> None:
+        self._read()
+
+    def _read(self) -> dict[bytes, tuple[int, int]]:
+        """Where the rows of each sequence lie."""
         if self._rows is None:
             keys, starts = np.load(self.folder / "keys.npy"), np.load(self.folder / "starts.npy")
             bounds = zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
             self._rows = {key.tobytes(): bound for key, bound in zip(keys, bounds, strict=True)}
             self._ids = np.load(self.folder / "ids.npy", mmap_mode="r")
             self._logprobs = np.load(self.folder / "logprobs.npy", mmap_mode="r")
+        return self._rows
 
     def known(self, batch: Batch) -> tuple[Tensor, ...]:
         """ids_RK, logprobs_RK.  Raises RunError for a sequence that the teacher was not asked about."""
-        assert self._rows is not None, "prepare comes first"
+        known = self._read()
         ids_T, weights_T = batch.ids_T.cpu().numpy().astype(np.int32), batch.weights_T.cpu().numpy()
         found: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
         for start, length in zip(batch.offsets, batch.lengths, strict=False):
             part = slice(start, start + length)
-            bound = self._rows.get(_key(ids_T[part], weights_T[part] != 0))
+            bound = known.get(_key(ids_T[part], weights_T[part] != 0))
             if bound is None:
                 raise RunError("the teacher was not asked about this sequence", where=str(self.folder))
             found.append(np.arange(*bound))

@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import orjson
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from luthier.base.config import to_yaml
 from luthier.base.errors import DataError
 from luthier.base.rundir import write_atomic
 from luthier.data import order, preview, report
-from luthier.data.dataset import Prepared, encoding_of, prepare, stream
+from luthier.data.dataset import Prepared, encoding_of, prepare, stream, together
 from luthier.data.encode import Encoding
 from luthier.data.joined import Joined
 from luthier.data.loader import Shuffled, Source, Streamed, Varied
-from luthier.data.tokens import Groups
+from luthier.data.tokens import Groups, Kinds
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.optim import Optimizer
 from luthier.engine.trainer import Data, Settings, Trainer
 from luthier.engine.watcher import Watcher
-from luthier.model import ability, lowbit, methods, sharding
+from luthier.model import ability, lowbit, methods, sharding, shared
 from luthier.model.config import Lora
-from luthier.model.heads import Head
-from luthier.model.lending import Whole
-from luthier.model.load import Model, arithmetic_dtype, load_model
+from luthier.model.load import Model, arithmetic_dtype
 from luthier.model.noise import Noise
 from luthier.model.turns import turns_of
-from luthier.objectives.registry import build
-from luthier.objectives.setting import Learnable, Setting
-from luthier.run.config import RunConfig
+from luthier.objectives.config import Multi, Pretrain, Sft
+from luthier.objectives.registry import parts_of
+from luthier.objectives.setting import Part, Setting, Whole
+from luthier.run.config import RunConfig, alone
 from luthier.run.environment import describe_device
 from luthier.run.parts import Run
 from luthier.run.plan import RunPlan
-from luthier.run.recompute import KEPT, Choice, choose_on_gpu, state_bytes
+from luthier.run.recompute import KEPT, Choice, Trial, choose_on_gpu, random_trial, repeated_trial, state_bytes
 from luthier.run.resume import model_fingerprint
 from luthier.run.retain import general_sets, retained
 
@@ -46,28 +47,32 @@ PREVIEW_ROWS = 20
 """Samples shown in preview.html."""
 
 
-def build_objective(run: Run, tokenizer: PreTrainedTokenizerFast) -> Learnable:
-    """The objective for this data and model.  Processes take turns: one indexes the files, the others reuse."""
+def build_parts(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Part, ...]:
+    """The objectives for this data and model.  Processes take turns: one indexes the files, the others reuse."""
     setting = Setting(tokenizer, run.config.model, run.config.data, run.max_length, run.mesh)
     with run.mesh.leader_first():
-        return build(run.config.objective, setting)
+        return parts_of(run.config.objective, setting)
 
 
-def build_data(run: Run, objective: Learnable, tokenizer: PreTrainedTokenizerFast) -> Prepared:
+def build_data(run: Run, parts: Sequence[Part], tokenizer: PreTrainedTokenizerFast) -> Prepared:
     """Tokenise, report, and refuse what cannot be learned from.  Processes take turns: one works, the others reuse."""
-    config, encoding = run.config, _encoding(run, objective)
+    found: list[Prepared] = []
     with run.mesh.leader_first(), run.console.progress("Reading and tokenising rows") as bar:
-        prepared = prepare(config.data, encoding, template_note=objective.note, seed=config.seed, progress=bar.advance)
+        for part in parts:
+            encoding, note = _encoding(run, part), part.objective.note
+            note = f"{part.name}: {note}" if part.name and note else note
+            found.append(prepare(part.data, encoding, template_note=note, seed=run.config.seed, progress=bar.advance))
+    prepared = together(found)
     if run.mesh.leads:
         _show_data(run, prepared, tokenizer)
-    report.refuse(prepared.report, config.data, prepared.rejected, str(run.directory.path / "rejected.jsonl"))
-    return replace(prepared, train=Joined(prepared.train, run.max_length)) if config.data.combine else prepared
+    for part, mine in zip(parts, found, strict=True):
+        report.refuse(mine.report, part.data, mine.rejected, str(run.directory.path / "rejected.jsonl"))
+    return replace(prepared, train=Joined(prepared.train, run.max_length)) if run.config.data.combine else prepared
 
 
-def _encoding(run: Run, objective: Learnable) -> Encoding:
-    return encoding_of(
-        run.config.data, objective.encode, objective.key, objective.stop_ids, run.max_length, objective.task
-    )
+def _encoding(run: Run, part: Part) -> Encoding:
+    learned = part.objective
+    return encoding_of(part.data, learned.encode, learned.key, learned.stop_ids, run.max_length, learned.task)
 
 
 def _show_data(run: Run, prepared: Prepared, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -83,8 +88,8 @@ def _show_data(run: Run, prepared: Prepared, tokenizer: PreTrainedTokenizerFast)
         run.console.say(line)
 
 
-def build_model(run: Run, tokenizer: PreTrainedTokenizerFast, head: Head) -> tuple[Model, str]:
-    """The model with its method applied, and the fingerprint of the model it started from."""
+def build_model(run: Run, tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part]) -> tuple[Model, str]:
+    """The model with its heads and its method applied, and the fingerprint of the model it started from."""
     config, device, settings = run.config, run.mesh.device, run.config.model
     sharded = config.train.shard == "full" and run.mesh.world > 1
     if sharded:
@@ -92,7 +97,8 @@ def build_model(run: Run, tokenizer: PreTrainedTokenizerFast, head: Head) -> tup
         dtype = str(arithmetic_dtype(settings.dtype, device)).removeprefix("torch.")
         device, settings = torch.device("cpu"), settings.model_copy(update={"dtype": dtype})
     torch.manual_seed(config.seed)  # a head that is new is drawn at random
-    model = load_model(settings, device, tokenizer=tokenizer, trained=True, head=head)
+    tasks = {part.name: part.objective.head for part in parts}
+    model = shared.load_shared(settings, device, tokenizer=tokenizer, tasks=tasks)
     if model.note:
         run.console.say(model.note)
     packed = model.packed
@@ -116,22 +122,23 @@ def build_model(run: Run, tokenizer: PreTrainedTokenizerFast, head: Head) -> tup
     return model, fingerprint
 
 
-def build_general(run: Run, objective: Learnable) -> dict[str, Groups]:
+def build_general(run: Run, parts: Sequence[Part]) -> dict[str, Groups]:
     """The sets that tell what was forgotten, by name."""
-    return general_sets(run, _encoding(run, objective))
+    return general_sets(run, _encoding(run, parts[0]))
 
 
 def build_trainer(
     run: Run,
     data: Prepared,
     model: Model,
-    objective: Learnable,
+    parts: Sequence[Part],
+    objective: Whole,
     watcher: Watcher,
     general: Mapping[str, Groups] | None = None,
 ) -> Trainer:
     """The trainer of a run, at step 0."""
     config = run.config
-    source = _source(run, data, objective)
+    source = _source(run, data, parts, objective)
     choice = _keep(run, model, objective, data)
     total_steps = config.train.max_steps or source.steps(config.train.epochs) or 0
     turns = turns_of(model, config.method, total=total_steps, seed=config.seed)
@@ -154,7 +161,7 @@ def build_trainer(
         Data(
             source=source,
             share=run.share(config.train.micro_batch, model),
-            validation=_judged(data.validation, objective, config.seed),
+            validation=_judged(data.validation, parts, config.seed),
             validation_share=run.share(config.eval.micro_batch or config.train.micro_batch, model),
             per_epoch=None if config.data.streaming else len(data.train),
         ),
@@ -162,12 +169,12 @@ def build_trainer(
         Checkpoints(run.directory.path / "checkpoints", config.save.total_limit),
         watcher,
         run.mesh,
-        lambda folder, whole: _write_artefact(model, objective, config, folder, whole),
+        lambda folder, weights: _write_artefact(model, parts, config, folder, weights),
         turns,
     )
 
 
-def _keep(run: Run, model: Model, objective: Learnable, data: Prepared) -> Choice:
+def _keep(run: Run, model: Model, objective: Whole, data: Prepared) -> Choice:
     """What each layer keeps for its backward pass: what was asked for, or on a GPU what fits."""
     asked = run.config.train.gradient_checkpointing
     if not run.config.method.supports.checkpointing:
@@ -190,7 +197,7 @@ def _keep(run: Run, model: Model, objective: Learnable, data: Prepared) -> Choic
         objective,
         run.mesh,
         capacity=min(run.share(config.train.micro_batch, model).capacity, whole_step),
-        longest=longest,
+        trials=_trials(run, model, objective, data, longest),
         later=state_bytes(model, config.optim, average=config.train.ema_decay is not None),
     )
     if choice.predicted is not None and choice.available is not None:
@@ -201,10 +208,21 @@ def _keep(run: Run, model: Model, objective: Learnable, data: Prepared) -> Choic
     return choice
 
 
-def _source(run: Run, data: Prepared, objective: Learnable) -> Source:
+def _trials(run: Run, model: Model, objective: Whole, data: Prepared, longest: int) -> list[Trial]:
+    """Micro-batches of the longest sample of each kind; where next tokens are learned, of tokens that all are."""
+    if isinstance(run.config.objective, Pretrain | Sft):
+        return [lambda tokens: random_trial(tokens, longest, model.vocabulary)]
+    sets = data.train.sets if isinstance(data.train, Kinds) else (data.train,)
+    found = [replace(mine[int(mine.lengths.argmax())], kind=kind) for kind, mine in enumerate(sets)]
+    rng = np.random.default_rng(run.config.seed)
+    seen = [group if objective.vary is None else objective.vary(group, rng) for group in found]
+    return [partial(repeated_trial, like=group) for group in seen]
+
+
+def _source(run: Run, data: Prepared, parts: Sequence[Part], objective: Whole) -> Source:
     config = run.config
     if config.data.streaming:
-        groups = stream(config.data, _encoding(run, objective), seed=config.seed)
+        groups = stream(config.data, _encoding(run, parts[0]), seed=config.seed)
         return Streamed(groups, per_step=run.per_step, vary=objective.vary, seed=config.seed)
     return Shuffled(
         data.train,
@@ -213,18 +231,22 @@ def _source(run: Run, data: Prepared, objective: Learnable) -> Source:
         pack_length=run.max_length if config.data.packing else None,
         shuffle=config.data.shuffle,
         vary=objective.vary,
-        order=_order(config, data),
+        order=_order(config, data, parts),
         shares=data.measures[:, 0] if config.data.order == "weighted" else None,
     )
 
 
-def _order(config: RunConfig, data: Prepared) -> Callable[[int], NDArray[np.int64]] | None:
+def _order(config: RunConfig, data: Prepared, parts: Sequence[Part]) -> Callable[[int], NDArray[np.int64]] | None:
     """The samples of an epoch by what is known of them; None leaves them in random order.
 
     Raises:
         DataError: rows without the column that says how difficult they are.
     """
     kind, seed = config.data.order, config.seed
+    if isinstance(data.train, Kinds):
+        sizes = [len(mine) for mine in data.train.sets]
+        shares = [size if part.share is None else part.share for size, part in zip(sizes, parts, strict=True)]
+        return lambda epoch: order.blended(sizes, shares, seed, epoch)
     if kind == "random":
         return None
     if kind == "weighted":
@@ -243,17 +265,30 @@ def _order(config: RunConfig, data: Prepared) -> Callable[[int], NDArray[np.int6
     return lambda epoch: order.easy_first(hardness_N.astype(np.float64), seed, epoch, epochs)
 
 
-def _judged(groups: Groups | None, objective: Learnable, seed: int) -> Groups | None:
+def _judged(groups: Groups | None, parts: Sequence[Part], seed: int) -> Groups | None:
     """What the model is judged on: the same in every evaluation."""
-    return groups if groups is None or objective.vary is None else Varied(groups, objective.vary, seed)
+    if groups is None:
+        return None
+    sets = groups.sets if isinstance(groups, Kinds) else (groups,)
+    varied = [
+        mine if part.objective.vary is None else Varied(mine, part.objective.vary, seed)
+        for mine, part in zip(sets, parts, strict=True)
+    ]
+    return Kinds(varied) if isinstance(groups, Kinds) else varied[0]
 
 
-def _write_artefact(model: Model, objective: Learnable, config: RunConfig, folder: Path, whole: Whole) -> None:
-    methods.save(model, folder, whole)
-    for name, text in objective.files(model).items():
-        file = folder / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+def _write_artefact(
+    model: Model, parts: Sequence[Part], config: RunConfig, folder: Path, weights: Callable[[Tensor], Tensor]
+) -> None:
+    names = tuple(part.name for part in parts if part.name)
+    shared.save(model, folder, weights, names)
+    for part in parts:
+        place = folder / shared.HEADS / part.name if part.name else folder
+        for name, text in part.objective.files(model.under(part.name)).items():
+            file = place / name
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        (place / "config.yaml").write_text(to_yaml(alone(config, part.name)), encoding="utf-8")
     (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 
 
@@ -267,16 +302,24 @@ def _rate(name: str, model: Model, config: RunConfig) -> float:
     return (ratio or 1.0) * decay ** (layers - layer)
 
 
+def _named(config: RunConfig) -> str:
+    if not isinstance(config.objective, Multi):
+        return config.objective.type
+    tasks = {name: task.objective for name, task in config.objective.tasks.items()}
+    return "multi: " + ", ".join(f"{name} ({learned.type})" for name, learned in tasks.items() if learned)
+
+
 def describe(run: Run, data: Prepared, model: Model, trainer: Trainer) -> RunPlan:
     """What is about to be trained."""
     streaming, steps = run.config.data.streaming, trainer.settings.total_steps
     an_epoch = trainer.data.source.steps(1.0)
     return RunPlan(
         model=run.config.model.path,
-        parameters=lowbit.count_weights(model.network),
+        parameters=lowbit.count_weights(model.network)
+        + sum(weight.numel() for name, weight in model.weights().items() if name.startswith("heads.")),
         trained_parameters=sum(weight.numel() for weight in model.trained().values()),
         method=run.config.method.type,
-        objective=run.config.objective.type,
+        objective=_named(run.config),
         samples=0 if streaming else len(data.train),
         tokens_per_epoch=None if streaming else int(data.train.lengths.sum()),
         steps=steps,

@@ -9,7 +9,7 @@ from luthier.data.config import DataConfig
 from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.method import Gradual, Lisa
-from luthier.objectives.config import Distill, Mlm, Objective, Pretrain, Retain, Sft, SpanCorruption
+from luthier.objectives.config import Distill, Multi, Objective, OneTask, Pretrain, Retain, Sft, overlong
 
 
 class RunConfig(Config):
@@ -42,6 +42,30 @@ class RunConfig(Config):
     device: str = "auto"
     """cpu, cuda, or auto."""
 
+    @property
+    def sets(self) -> dict[str, tuple[str, ...]]:
+        """The training sets of each task, by its name; empty where there is only one."""
+        if isinstance(self.objective, Multi):
+            return {name: task.datasets for name, task in self.objective.tasks.items()}
+        return {"": self.data.datasets}
+
+    @property
+    def judged(self) -> bool:
+        """Whether there is anything that the model is judged on while it is trained."""
+        own = any(task.validation for task in _tasks(self).values())
+        return bool(self.data.validation or self.data.split_ratio or own)
+
+
+def alone(config: RunConfig, name: str) -> RunConfig:
+    """The settings of one task as if it were the only one; of a run that has only one, its own."""
+    if not isinstance(config.objective, Multi):
+        return config
+    task = config.objective.tasks[name]
+    assert task.objective is not None, "what the rows are for is found out when the config is read"
+    cut = config.data.overlong or overlong(task.objective)
+    data = config.data.model_copy(update={"datasets": task.datasets, "validation": task.validation, "overlong": cut})
+    return config.model_copy(update={"objective": task.objective, "data": data})
+
 
 def resolve(config: RunConfig) -> RunConfig:
     """Fill in the defaults that depend on other settings, and refuse what cannot work.
@@ -58,7 +82,9 @@ def resolve(config: RunConfig) -> RunConfig:
         )
     if not config.model.path:
         raise ConfigError("no model was named", where="--model", fix="Give a folder or a hub id")
-    if not config.data.datasets:
+    if isinstance(config.objective, Multi):
+        _refuse_what_several_tasks_cannot(config)
+    elif not config.data.datasets:
         raise ConfigError("no training data was named", where="--dataset", fix="Give at least one file or data set")
     if config.data.streaming and config.train.max_steps is None:
         raise ConfigError("streaming needs a length", where="--streaming", fix="Set --max_steps")
@@ -74,7 +100,7 @@ def resolve(config: RunConfig) -> RunConfig:
         )
     if config.data.combine and not isinstance(config.objective, Pretrain | Sft | Distill):
         raise ConfigError("only texts and chats can be joined", where="--combine", fix="Leave it out")
-    if config.eval.patience and not (config.data.validation or config.data.split_ratio):
+    if config.eval.patience and not config.judged:
         raise ConfigError(
             "early stopping needs validation data", where="--early_stopping_patience", fix="Set --val_dataset"
         )
@@ -97,16 +123,15 @@ def resolve(config: RunConfig) -> RunConfig:
         )
     pretrain = isinstance(config.objective, Pretrain)
     packing = config.data.packing if config.data.packing is not None else pretrain and not config.data.streaming
-    overlong = config.data.overlong or (
-        "split" if pretrain or isinstance(config.objective, Mlm | SpanCorruption) else "truncate"
-    )
+    several = isinstance(config.objective, Multi)  # then each task has its own
+    overlong_rows = config.data.overlong if several else config.data.overlong or overlong(config.objective)
     rate = config.optim.learning_rate
     if rate is None:
         rate = config.method.rate
     return config.model_copy(
         update={
             "model": _keeping_modules(config),
-            "data": config.data.model_copy(update={"packing": packing, "overlong": overlong}),
+            "data": config.data.model_copy(update={"packing": packing, "overlong": overlong_rows}),
             "optim": config.optim.model_copy(update={"learning_rate": rate}),
             "eval": config.eval.model_copy(
                 update={
@@ -116,6 +141,38 @@ def resolve(config: RunConfig) -> RunConfig:
             ),
         }
     )
+
+
+def _refuse_what_several_tasks_cannot(config: RunConfig) -> None:
+    data, where = config.data, "--task_type multi"
+    refused = {
+        "--dataset": (data.datasets or data.validation, "each task has its own sets: --objective.tasks.NAME.datasets"),
+        "--streaming": (data.streaming, "several tasks are not streamed"),
+        "--packing": (data.packing, "a step holds each task by its share of the samples"),
+        "--combine": (data.combine, "samples of several tasks are not joined"),
+        "--order": (data.order != "random", "a step holds each task by its share, in random order"),
+        "--interleave_prob": (data.interleave, "say it by each task's ratio"),
+        "--replay": (data.replay, "make what is replayed a task of its own"),
+        "--adapters": (config.model.adapters, "merge the earlier adapter into its base first"),
+        "--fsdp": (config.train.shard == "full", "heads of several tasks are not split over processes"),
+        f"--train_type {config.method.type}": (not config.method.supports.packing, "use --train_type lora or full"),
+    }
+    for flag, (asked, why) in refused.items():
+        if asked:
+            raise ConfigError(f"does not go together with several tasks: {why}", where=f"{where} {flag}")
+    if config.retain.general or config.retain.kl or config.retain.lwf:
+        raise ConfigError(
+            "what must not be forgotten is for one task", where=f"{where} retain", fix="Make it a task, or use l2sp"
+        )
+    unknown = [name for name, task in _tasks(config).items() if task.objective is None]
+    if unknown:
+        raise ConfigError(
+            f"nobody said what the task {unknown[0]} learns", where=f"objective.tasks.{unknown[0]}.objective.type"
+        )
+
+
+def _tasks(config: RunConfig) -> dict[str, OneTask]:
+    return config.objective.tasks if isinstance(config.objective, Multi) else {}
 
 
 def _refuse_what_the_method_cannot(config: RunConfig) -> None:

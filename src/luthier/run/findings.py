@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from luthier.base.rundir import RunDir, write_atomic
 from luthier.data.tokens import Groups
 from luthier.evaluate.pictures import matrix
-from luthier.objectives.findings import find
+from luthier.objectives.findings import Findings
+from luthier.objectives.setting import Whole
 
 PREDICTIONS, CLASSES = "predictions.jsonl", "classes.json"
 _DRAWN = 100
@@ -23,21 +24,23 @@ _DRAWN = 100
 
 
 def write_findings(
-    run: RunDir, objective: object, outputs: Mapping[str, Tensor], groups: Groups, tokenizer: PreTrainedTokenizerFast
+    run: RunDir, objective: Whole, outputs: Mapping[str, Tensor], groups: Groups, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Write the findings of the best evaluation, if the objective has any.
+    """Write the findings of the best evaluation, if the objective has any; of several tasks, each to files of its own.
 
     Raises:
         RunError: a file cannot be written.
     """
-    found = find(objective, outputs)
-    if found is None:
-        return
+    for task, found in objective.findings(outputs).items():
+        _write(run, f"{task}-" if task else "", found, groups, tokenizer)
+
+
+def _write(run: RunDir, task: str, found: Findings, groups: Groups, tokenizer: PreTrainedTokenizerFast) -> None:
     lines: list[bytes] = []
     for sample, row in found.predictions.items():
         text = tokenizer.decode(groups[sample].sequences[0].ids.tolist(), skip_special_tokens=True)
         lines.append(orjson.dumps({"text": text, **row}, option=orjson.OPT_APPEND_NEWLINE))
-    write_atomic(run.file(PREDICTIONS), b"".join(lines))
+    write_atomic(run.file(task + PREDICTIONS), b"".join(lines))
     if not found.classes:
         return
     written: dict[str, Any] = {"classes": [asdict(row) for row in found.classes], "confusion": None}
@@ -45,5 +48,5 @@ def write_findings(
         table: NDArray[np.int64] = found.confusion_CC
         written["confusion"] = table.tolist()
         if len(table) <= _DRAWN:
-            write_atomic(run.file("plots/confusion.png"), matrix(table, [row.name for row in found.classes]))
-    write_atomic(run.file(CLASSES), orjson.dumps(written))
+            write_atomic(run.file(f"plots/{task}confusion.png"), matrix(table, [row.name for row in found.classes]))
+    write_atomic(run.file(task + CLASSES), orjson.dumps(written))

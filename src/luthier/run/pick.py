@@ -6,7 +6,7 @@ from pathlib import Path
 
 from luthier.base.records import Task
 from luthier.data.config import DataConfig
-from luthier.objectives.config import Embed, Objective, SeqCls, Sft, TokenCls
+from luthier.objectives.config import Embed, Multi, One, SeqCls, Sft, TokenCls
 
 PICKED: dict[Task, type[SeqCls | TokenCls | Embed]] = {
     "classification": SeqCls,
@@ -16,7 +16,18 @@ PICKED: dict[Task, type[SeqCls | TokenCls | Embed]] = {
 """The objective for rows that are evidently no language modelling; others are told by the data's own checks."""
 
 
-def pick(data: DataConfig) -> Objective:
+def picked(objective: Multi, data: DataConfig) -> Multi:
+    """Several tasks, each with the objective that its first rows are for where nobody said another."""
+    tasks = {
+        name: task.model_copy(
+            update={"objective": task.objective or pick(data.model_copy(update={"datasets": task.datasets}))}
+        )
+        for name, task in objective.tasks.items()
+    }
+    return objective.model_copy(update={"tasks": tasks})
+
+
+def pick(data: DataConfig) -> One:
     """The objective that the first rows are for; sft where they give nothing away, or are not on this machine."""
     name = data.datasets[0]
     paths = name, name.rpartition("#")[0], name.rpartition(":")[0]

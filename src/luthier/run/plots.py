@@ -52,6 +52,14 @@ def draw(rows: Rows) -> dict[str, bytes]:
             figure, (axes,) = _figure(1)
             _draw_panel(axes, panel, train, evaluation)
             pictures[f"{name}.png"] = _png(figure)
+    tasks = {key: curve(rows, key) for key in sorted({key for row in rows for key in row if _is_of_a_task(key)})}
+    if tasks:
+        figure, all_axes = _figure(len(tasks))
+        for axes, (key, values) in zip(all_axes, tasks.items(), strict=True):
+            _draw_panel(
+                axes, Panel(f"Loss: {key.removesuffix('/loss')}", key, smooth=True), values, curve(rows, f"eval_{key}")
+            )
+        pictures["tasks.png"] = _png(figure)
     keys = sorted({key for row in rows for key in row if key.startswith("eval_")} - {"eval_seconds"})
     curves = {key: values for key in keys if (values := curve(rows, key))[0]}
     if curves:
@@ -61,6 +69,10 @@ def draw(rows: Rows) -> dict[str, bytes]:
             _draw_panel(axes, Panel(f"Evaluation: {title}", key), ([], []), values)
         pictures["evaluation.png"] = _png(figure)
     return pictures
+
+
+def _is_of_a_task(key: str) -> bool:
+    return key.endswith("/loss") and not key.startswith("eval_")
 
 
 def curve(rows: Rows, key: str) -> Curve:

@@ -8,7 +8,7 @@ way of keeping that fits is taken.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +45,10 @@ _STATE = {
 
 Measure = Callable[[Keep, int], int | None]
 """Peak bytes of a trial step that keeps so much, with so many tokens; None when there is no room for it."""
+
+
+Trial = Callable[[int], Batch]
+"""A micro-batch of about so many tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +92,28 @@ def state_bytes(model: Model, optim: OptimConfig, *, average: bool) -> int:
     return int(moving * (_STATE[optim.name] + (4.0 if average else 0.0)))
 
 
-def choose_on_gpu(model: Model, objective: Objective, mesh: Mesh, *, capacity: int, longest: int, later: int) -> Choice:
+def choose_on_gpu(
+    model: Model, objective: Objective, mesh: Mesh, *, capacity: int, trials: Sequence[Trial], later: int
+) -> Choice:
     """Try on this device; all processes then keep what the one with the least room can.
 
-    longest: tokens of the longest sequence.
+    trials: micro-batches of each kind, of which the one that takes the most counts.
     """
     device = mesh.device
     keeps: tuple[Keep, ...] = KEEPS if model.runs_by_hand else ("most", "input")
 
     def measure(keep: Keep, tokens: int) -> int | None:
         model.train_mode(keep)
-        batch = trial_batch(tokens, longest, model.vocabulary).to(device)
+        batches = [trial(tokens).to(device) for trial in trials]
         torch.cuda.reset_peak_memory_stats(device)
         try:
-            torch.stack(list(objective.sums(model, batch).losses.values())).sum().backward()
+            for batch in batches:
+                torch.stack(list(objective.sums(model, batch).losses.values())).sum().backward()
             return torch.cuda.max_memory_allocated(device)
         except torch.OutOfMemoryError:
             return None
         finally:
-            del batch
+            del batches
             for weight in model.trained().values():
                 weight.grad = None
             gc.collect()
@@ -121,7 +128,7 @@ def choose_on_gpu(model: Model, objective: Objective, mesh: Mesh, *, capacity: i
     return replace(choice, keep=keeps[agreed])
 
 
-def trial_batch(tokens: int, longest: int, vocabulary: int) -> Batch:
+def random_trial(tokens: int, longest: int, vocabulary: int) -> Batch:
     """Sequences of random tokens, as long as they may be, every token trained."""
     rng = np.random.default_rng(0)
     lengths = [longest] * (tokens // longest) + ([tokens % longest] if tokens % longest else [])
@@ -130,3 +137,9 @@ def trial_batch(tokens: int, longest: int, vocabulary: int) -> Batch:
         for length in lengths
     ]
     return collate(groups, range(len(groups)))
+
+
+def repeated_trial(tokens: int, like: Group) -> Batch:
+    """A sample as often as fits into so many tokens, but at least once."""
+    groups = [like] * max(1, tokens // len(like))
+    return collate(groups, range(len(groups)), like.kind)

@@ -6,7 +6,6 @@ and draws the plots.  A run that was stopped gets a report too.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,39 +16,14 @@ import orjson
 from luthier.base.records import Json
 from luthier.base.rundir import RunDir, write_atomic
 from luthier.data.report import DataReport, SetReport, notes, table
-from luthier.model.config import Lora
 from luthier.run.cautions import cautions
 from luthier.run.config import RunConfig
 from luthier.run.plan import RunPlan, plan_lines
 from luthier.run.plots import Rows, curve, draw, sparkline
+from luthier.run.usage import Ending, python_lines, usage
 from luthier.run.watch import EVENTS, METRICS, duration
 
-PICTURES = ("loss", "token_accuracy", "evaluation", "learning_rate", "grad_norm")
-AUTO = {"seq_cls": "AutoModelForSequenceClassification", "token_cls": "AutoModelForTokenClassification"}
-"""What opens a model that was trained for another task than language modelling."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a run ended."""
-
-    reason: str
-    """In the engine's words: finished, early_stopped, or the signal that stopped it; `failed` for an error."""
-    step: int
-    """Optimizer steps taken, over all resumptions."""
-    seconds: float
-    """Wall time of this process, in seconds."""
-    checkpoint: Path | None
-    """The last verified checkpoint."""
-    best: Path | None
-    """The checkpoint with the best evaluation."""
-    message: str = ""
-    """What an error said."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether there is nothing left to resume."""
-        return self.reason in ("finished", "early_stopped")
+PICTURES = ("loss", "tasks", "token_accuracy", "evaluation", "learning_rate", "grad_norm")
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +127,8 @@ def headline(facts: Facts) -> str:
 def _what(facts: Facts) -> list[str]:
     rows = plan_lines(facts.plan)
     rows["learning rate"] = f"{facts.config.optim.learning_rate:g}, {facts.config.optim.schedule}"
-    rows["data sets"] = ", ".join(f"`{name}`" for name in facts.config.data.datasets)
+    sets = {task: ", ".join(f"`{name}`" for name in names) for task, names in facts.config.sets.items()}
+    rows["data sets"] = "; ".join(f"{task}: {names}" if task else names for task, names in sets.items())
     lines = _table(("", ""), rows.items())
     if facts.ending.message:
         lines += ["", facts.ending.message]
@@ -162,12 +137,11 @@ def _what(facts: Facts) -> list[str]:
 
 def _results(facts: Facts) -> list[str]:
     rows: list[tuple[str, ...]] = []
-    for key, title, lower in (
-        ("loss", "training loss", True),
-        ("token_accuracy", "training token accuracy", False),
-        ("eval_loss", "evaluation loss", True),
-        ("eval_token_accuracy", "evaluation token accuracy", False),
-    ):
+    told = [("loss", "loss", True), ("token_accuracy", "token accuracy", False)]
+    told += [(f"{task}/loss", f"{task} loss", True) for task in facts.config.sets if task]
+    both = [(key, f"training {title}", lower) for key, title, lower in told]
+    both += [(f"eval_{key}", f"evaluation {title}", lower) for key, title, lower in told]
+    for key, title, lower in both:
         steps, values = curve(facts.metrics, key)
         if values:
             best = (min if lower else max)(range(len(values)), key=values.__getitem__)
@@ -214,17 +188,22 @@ def _forgotten(facts: Facts) -> list[str]:
 
 def _classes(facts: Facts) -> list[str]:
     """The scores of each class, and a picture of which is taken for which."""
-    classes: Any = _read_json(facts.run / "classes.json").get("classes") or []
-    if not classes:
-        return []
-    rows = [
-        (row["name"], *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")), str(row["support"]))
-        for row in classes
-    ]
-    lines = ["On the evaluation set, by the best checkpoint; each row's prediction is in predictions.jsonl.", ""]
-    lines += _table(("class", "precision", "recall", "F1", "rows"), rows)
-    picture = ["", "![confusion](plots/confusion.png)"] if (facts.run / "plots/confusion.png").exists() else []
-    return lines + picture
+    lines: list[str] = []
+    for task in facts.config.sets:
+        before, of = (f"{task}-", f" of {task}") if task else ("", "")
+        classes: Any = _read_json(facts.run / f"{before}classes.json").get("classes") or []
+        if not classes:
+            continue
+        rows = [
+            (row["name"], *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")), str(row["support"]))
+            for row in classes
+        ]
+        told = f"{before}predictions.jsonl"
+        lines += [f"On the evaluation set{of}, by the best checkpoint; each row's prediction is in {told}.", ""]
+        lines += [*_table(("class", "precision", "recall", "F1", "rows"), rows), ""]
+        if (facts.run / f"plots/{before}confusion.png").exists():
+            lines += [f"![confusion](plots/{before}confusion.png)", ""]
+    return lines[:-1]
 
 
 def _is_number(value: Json) -> TypeGuard[float]:
@@ -248,73 +227,10 @@ def _usage(facts: Facts) -> list[str]:
     for title, command in commands.items():
         lines += [f"{title}:", "", "```sh", command, "```", ""]
     if artefact := facts.ending.best or facts.ending.checkpoint:
-        without = python_lines(facts.config, artefact)
-        lines += ["Open it without Luthier:", "", "```python", *without, "```", ""]
+        for task in facts.config.sets:
+            title = f"Open {task} without Luthier:" if task else "Open it without Luthier:"
+            lines += [title, "", "```python", *python_lines(facts.config, artefact, task), "```", ""]
     return lines[:-1]
-
-
-def python_lines(config: RunConfig, checkpoint: Path) -> list[str]:
-    """A checkpoint opened by plain transformers (and peft), an adapter also merged into its base."""
-    folder = repr(str(checkpoint))
-    kind = AUTO.get(config.objective.type, "AutoModelForCausalLM")
-    if not isinstance(config.method, Lora):
-        return [
-            f"from transformers import {kind}, AutoTokenizer",
-            f"model = {kind}.from_pretrained({folder})",
-            f"tokenizer = AutoTokenizer.from_pretrained({folder})",
-        ]
-    peft = kind.replace("AutoModel", "AutoPeftModel")
-    # The base does not know how many classes the adapter's head has.
-    labels = f", num_labels={len(_labels(checkpoint))}" if config.objective.type in ("seq_cls", "token_cls") else ""
-    return [
-        f"from peft import {peft}",
-        "from transformers import AutoTokenizer",
-        f"model = {peft}.from_pretrained({folder}{labels})",
-        f"tokenizer = AutoTokenizer.from_pretrained({folder})",
-        'model.merge_and_unload().save_pretrained("merged")  # one plain model, the adapter inside',
-        'tokenizer.save_pretrained("merged")',
-    ]
-
-
-def _labels(checkpoint: Path) -> Mapping[str, Json]:
-    named = _read_json(checkpoint / "labels.json").get("id2label")
-    return named if isinstance(named, dict) else {}
-
-
-def usage(run: Path, config: RunConfig, ending: Ending) -> dict[str, str]:
-    """What can be done with a run now: a title and the exact command each."""
-    commands: dict[str, str] = {}
-    if not ending.complete:
-        commands["Go on where it stopped"] = shlex.join(
-            ["luthier", "train", str(run / "config.yaml"), "--resume_from_checkpoint", str(run)]
-        )
-    checkpoint = ending.best or ending.checkpoint
-    if checkpoint is None:
-        return commands
-    adapter = isinstance(config.method, Lora)
-    flag = "--adapters" if adapter else "--model"
-    talks = config.objective.type in ("sft", "pretrain")
-    if talks:
-        commands["Talk to it"] = shlex.join(["luthier", "infer", flag, str(checkpoint)])
-    elif config.objective.type in ("seq_cls", "token_cls"):
-        use = shlex.join(["luthier", "infer", flag, str(checkpoint)])
-        commands["Classify a file"] = f"{use} --val_dataset ROWS.jsonl --result_path predicted.jsonl"
-    base = ["--model", config.model.path, "--adapters", str(checkpoint)] if adapter else ["--model", str(checkpoint)]
-    command = [config.objective.type] if talks else ["sft", "--task_type", config.objective.type]
-    teach = ["luthier", *command, *base, *_quant_flags(config), "--train_type", config.method.type]
-    commands["Teach it more, from other data"] = f"{shlex.join(teach)} --dataset MORE.jsonl"
-    return commands
-
-
-def _quant_flags(config: RunConfig) -> list[str]:
-    """Flags that hold the base as this run did."""
-    quant = config.model.quant
-    if not quant.on:
-        return []
-    flags = ["--quant_method", str(quant.method), "--quant_bits", str(quant.bits)]
-    for name, value in quant.model_dump(mode="json", exclude_defaults=True, exclude={"method", "bits"}).items():
-        flags += [f"--model.quant.{name}", *(value if isinstance(value, list) else [str(value)])]
-    return flags
 
 
 def _data(facts: Facts) -> list[str]:

@@ -13,6 +13,7 @@ from luthier.base.sealed import verify
 from luthier.engine.checkpoint import Checkpoints
 from luthier.model.config import ModelConfig
 from luthier.run.config import RunConfig
+from luthier.run.usage import HEADS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +40,13 @@ def find(model: ModelConfig) -> Usable:
         ConfigError: the run has no checkpoint, or no model was named and the adapter does not say one.
     """
     if model.path:
-        model = model.model_copy(update={"path": str(_checkpoint(model.path))})
+        model = model.model_copy(update={"path": str(_one_task(_checkpoint(model.path)))})
     if not model.adapters:
         if not model.path:
             raise ConfigError("no model was named", where="--model", fix="Give a folder or hub id, or --adapters")
         return Usable(model, model, _config(model.path))
     *earlier, last = model.adapters
-    folder = _checkpoint(last)
+    folder = _one_task(_checkpoint(last))
     trained = _config(folder)
     if trained is None:
         base = model.path or _base_of(folder)
@@ -83,6 +84,19 @@ def _checkpoint(named: str) -> Path | str:
         if found is not None and verify(found) is None:
             return found
     raise ConfigError("this run has no whole checkpoint yet", where=named, code="no_checkpoint")
+
+
+def _one_task(folder: Path | str) -> Path | str:
+    """The folder itself, unless a model for each of several tasks lies in it.  Raises ConfigError."""
+    tasks = sorted(place for place in (Path(folder).expanduser() / HEADS).glob("*") if place.is_dir())
+    if tasks:
+        raise ConfigError(
+            "this run has learned several tasks",
+            where=str(folder),
+            code="several_tasks",
+            fix=f"Give the model of one: {', '.join(map(str, tasks))}",
+        )
+    return folder
 
 
 def _config(folder: Path | str) -> RunConfig | None:

@@ -18,7 +18,8 @@ from luthier.engine.trainer import Trainer
 from luthier.model import lowbit, methods
 from luthier.model.load import context_length, load_tokenizer
 from luthier.model.method import virtual_tokens
-from luthier.run.build import build_data, build_general, build_model, build_objective, build_trainer, describe
+from luthier.objectives.registry import whole
+from luthier.run.build import build_data, build_general, build_model, build_parts, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, measured_memory
 from luthier.run.findings import write_findings
@@ -26,10 +27,11 @@ from luthier.run.grow import with_vocabulary
 from luthier.run.memory import within_memory
 from luthier.run.parts import Run
 from luthier.run.plan import RunPlan
-from luthier.run.report import Ending, usage, write_report
+from luthier.run.report import write_report
 from luthier.run.resume import Resume, find_resume, refuse_changes, stored_config
 from luthier.run.retain import Forgetting
 from luthier.run.trackers import TrackedRun, flatten, start_trackers
+from luthier.run.usage import Ending, usage
 from luthier.run.watch import Unwatched, Watch, duration
 
 
@@ -58,14 +60,15 @@ def train(config: RunConfig, console: Console) -> Path:
         directory = _open(config, resume, mesh)
         stack.callback(directory.close)
         run = Run(config, voice, mesh, directory, max_length)
-        objective = build_objective(run, tokenizer)
-        data = build_data(run, objective, tokenizer)
+        parts = build_parts(run, tokenizer)
+        objective = whole(config.objective, parts)
+        data = build_data(run, parts, tokenizer)
         objective.begin([data.train, *([] if data.validation is None else [data.validation])], voice)
         with within_memory(run):
-            model, fingerprint = build_model(run, tokenizer, objective.head)
+            model, fingerprint = build_model(run, tokenizer, parts)
         watcher = _watch(run, resume, stack) if mesh.leads else Unwatched()
-        general = build_general(run, objective)
-        trainer = build_trainer(run, data, model, objective, watcher, general)
+        general = build_general(run, parts)
+        trainer = build_trainer(run, data, model, parts, objective, watcher, general)
         forgetting = Forgetting(run, model, objective, general)
         with within_memory(run):
             forgetting.begin()

@@ -1,0 +1,128 @@
+"""Other tasks than language modelling keep the promises of a run: a resumed one ends as the one that went through, and
+several processes take the steps of one; losses in which all rows of a step meet, and several tasks at once, too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LINES
+from encoders import save_encoder
+
+WORDS = [line.replace(",", " ").replace(".", " ").split() for line in LINES[:3]]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    "classes": [{"text": " ".join(WORDS[n % 3][n // 3 :]), "label": "ab"[n % 2]} for n in range(12)],
+    "tags": [{"tokens": WORDS[n % 3][: 3 + n // 3], "tags": ["O", "B-x", "I-x"] + ["O"] * (n // 3)} for n in range(12)],
+    "texts": [{"text": " ".join(WORDS[n % 3])} for n in range(12)],
+    "pairs": [
+        {
+            "query": " ".join(WORDS[n % 3][n // 3 :]),
+            "pos": [" ".join(WORDS[n % 3][: 2 + n // 3])],
+            "neg": [" ".join(WORDS[(n + 1) % 3][n // 3 :]), " ".join(WORDS[(n + 2) % 3][:3])],
+        }
+        for n in range(12)
+    ],
+}
+TASKS: dict[str, dict[str, Any]] = {
+    "seq_cls": {"dataset": "classes", "class_weights": "balanced"},
+    "token_cls": {"dataset": "tags"},
+    "mlm": {"dataset": "texts"},
+    "embedding": {"dataset": "pairs", "infonce_hard_negatives": 1},
+    "reranker": {"dataset": "pairs", "loss_type": "listwise_reranker"},
+    "multi": {
+        "dataset": None,
+        "tasks": ["mood=classes", "names=tags", "words=texts"],
+        "tasks.words.objective.type": "mlm",
+        "tasks.mood.ratio": 2,
+        "tasks.names.ratio": 1,
+        "tasks.words.ratio": 1,
+        "tasks.mood.weight": 0.5,
+    },
+}
+
+
+def flags(job: Any, task: str, **encoder: Any) -> dict[str, Any]:
+    """The words that train a small encoder for a task."""
+    for name, rows in ROWS.items():
+        (job.folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def place(word: Any) -> Any:
+        name, equals, rows = str(word).rpartition("=")
+        return f"{name}{equals}{job.folder / rows}.jsonl" if rows in ROWS else word
+
+    job.model = save_encoder(job.folder / "encoder", "bert", **encoder)
+    named = {
+        name: [place(word) for word in value] if isinstance(value, list) else place(value)
+        for name, value in TASKS[task].items()
+    }
+    return {"train_type": "full", "learning_rate": 1e-3, "task_type": task, **named}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_resumed_run_ends_as_the_one_that_went_through(job: Any, task: str):
+    words = flags(job, task)
+    job.run(**words)
+    straight, losses = job.final(), job.losses()
+    assert sorted(losses) == list(range(1, 9)) and losses[8] != losses[1]
+    job.run(resume_from_checkpoint=job.runs()[0] / "checkpoints" / "step-00000004", **words)
+    assert job.final() == straight
+    assert job.losses() == {step: loss for step, loss in losses.items() if step > 4}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_take_the_steps_of_one(job: Any, task: str):
+    words = flags(job, task, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    words |= {"optim": "sgd", "learning_rate": 0.05, "save_steps": 8}
+    job.run(**words)
+    alone = [{name: value for name, value in row.items() if is_told(name)} for row in job.rows() if "loss" in row]
+    job.run_ranks(2, **words)
+    both = [{name: value for name, value in row.items() if is_told(name)} for row in job.rows() if "loss" in row]
+    assert len(alone) == len(both) == 8
+    for one, two in zip(alone, both, strict=True):
+        assert two == pytest.approx(one, rel=2e-5, abs=1e-7)
+
+
+def is_told(name: str) -> bool:
+    return name in ("loss", "grad_norm", "tokens", "trained_tokens") or name.endswith(("/loss", "accuracy"))
+
+
+def test_what_several_tasks_learned_is_opened_one_by_one(job: Any):
+    words = flags(job, "multi")
+    said = job.run(**words, **{"tasks.mood.validation": job.folder / "classes.jsonl"})
+    assert "mood (seq_cls), names (token_cls), words (mlm)" in said
+    run = job.runs()[-1]
+    rows = job.rows()
+    assert {"mood/loss", "mood/weighted_loss", "names/loss", "words/loss"} <= {key for row in rows for key in row}
+    assert any("eval_mood/accuracy" in row for row in rows) and not any("eval_names/loss" in row for row in rows)
+    assert (run / "mood-predictions.jsonl").exists() and (run / "plots" / "tasks.png").exists()
+    place = run / "checkpoints" / "step-00000008"
+    for task, answer in (("mood", "label"), ("names", "tags")):
+        source = job.folder / ("classes.jsonl" if task == "mood" else "tags.jsonl")
+        job.call(
+            "infer", "--model", place / "heads" / task, "--val_dataset", source, "--result_path", job.folder / task
+        )
+        assert answer in json.loads((job.folder / task).read_text().splitlines()[0])
+    said = job.call("infer", "--model", run, "--val_dataset", source, "--result_path", job.folder / "no", expect=2)
+    assert "several tasks" in said and str(place / "heads" / "mood") in said
+    report = Path(run / "report.md").read_text()
+    assert "Open names without Luthier" in report and "AutoModelForTokenClassification" in report
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"dataset": "texts"}, "each task has its own sets"),
+        ({"packing": "true"}, "--packing"),
+        ({"fsdp": "full_shard"}, "not split over processes"),
+        ({"streaming": "true"}, "not streamed"),
+        ({"tasks": ["mood=classes"], "tasks.names.ratio": None}, "at least two"),
+        ({"tasks": ["mood"]}, "NAME=DATA"),
+    ],
+)
+def test_what_several_tasks_cannot_do_is_said_at_once(job: Any, more: dict[str, Any], told: str):
+    words = {**flags(job, "multi"), **more}
+    if "tasks" in more:
+        words = {name: value for name, value in words.items() if not name.startswith("tasks.")}
+    assert told in job.run(expect=2, **words)
