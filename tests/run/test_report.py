@@ -13,12 +13,12 @@ from luthier.base.rundir import RunDir
 from luthier.cli.flags import parse
 from luthier.data.config import DataConfig
 from luthier.data.report import DataReport, SetReport
-from luthier.model.config import Full, ModelConfig, Quant
+from luthier.model.config import ModelConfig, Quant
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, git_revision, measured_memory
 from luthier.run.plan import RunPlan
 from luthier.run.report import Facts, compose, write_report
-from luthier.run.usage import Ending, python_lines, usage
+from luthier.run.usage import Ending, usage
 
 CONFIG = resolve(RunConfig(model=ModelConfig(path="models/my base"), data=DataConfig(datasets=("a.jsonl#500",))))
 PLAN = RunPlan(
@@ -109,19 +109,6 @@ def test_a_stopped_run_says_so_and_how_to_resume() -> None:
     assert "luthier train runs/v1/config.yaml --resume_from_checkpoint runs/v1\n" in text
 
 
-def test_commands_survive_a_shell() -> None:
-    best = Path("runs/a b/checkpoints/step-00000025")
-    commands = usage(Path("runs/a b"), CONFIG, replace(ENDING, best=best))
-    assert shlex.split(commands["Talk to it"]) == ["luthier", "infer", "--adapters", str(best)]
-    assert shlex.split(commands["Teach it more, from other data"]) == [
-        "luthier", "sft", "--model", "models/my base", "--adapters", str(best), "--train_type", "lora",
-        "--dataset", "MORE.jsonl",
-    ]  # fmt: skip
-    full = CONFIG.model_copy(update={"method": Full()})
-    assert shlex.split(usage(Path("r"), full, ENDING)["Talk to it"])[2] == "--model"
-    assert usage(Path("r"), CONFIG, replace(ENDING, checkpoint=None)) == {}
-
-
 def test_report_and_pictures_are_written_into_the_run(tmp_path: Path) -> None:
     run = RunDir(tmp_path)
     for row in GOOD:
@@ -164,13 +151,6 @@ def test_no_git_revision_outside_a_repository(tmp_path: Path) -> None:
 def test_memory_is_measured() -> None:
     measured = measured_memory(torch.device("cpu"))["measured"]
     assert 0.05 < measured["resident_peak_gib"] < 64
-
-
-def test_the_python_lines_open_what_was_trained(tmp_path: Path) -> None:
-    lines = "\n".join(python_lines(CONFIG, tmp_path / "it's"))
-    compile(lines, "report", "exec")
-    assert "merge_and_unload" in lines
-    assert "peft" not in "\n".join(python_lines(CONFIG.model_copy(update={"method": Full()}), tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,10 @@ AUTO = {
     "mlm": "AutoModelForMaskedLM",
     "span_corruption": "AutoModelForSeq2SeqLM",
     "seq2seq": "AutoModelForSeq2SeqLM",
-    "embedding": "AutoModel",
 }
 """What opens a model that was trained for another task than language modelling."""
+SENTENCES = {"embedding": "SentenceTransformer", "reranker": "CrossEncoder"}
+"""What of sentence-transformers opens the results of tasks that it makes vectors or scores of."""
 HEADS = "heads"
 """Where the models of several tasks lie in a checkpoint."""
 
@@ -59,24 +60,37 @@ def python_lines(config: RunConfig, checkpoint: Path, task: str = "") -> list[st
     """
     if task:
         config, checkpoint = alone(config, task), checkpoint / HEADS / task
-    folder = repr(str(checkpoint))
-    kind = AUTO.get(config.objective.type, "AutoModelForCausalLM")
-    if not isinstance(config.method, Adapting):
+    folder, kind = repr(str(checkpoint)), config.objective.type
+    adapter = isinstance(config.method, Adapting)
+    if (name := SENTENCES.get(kind)) and not (adapter and kind == "reranker"):
+        return [f"from sentence_transformers import {name}", f"model = {name}({folder})"]
+    auto = AUTO.get(kind, "AutoModelForCausalLM")
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({folder})"
+    if not adapter:
         return [
-            f"from transformers import {kind}, AutoTokenizer",
-            f"model = {kind}.from_pretrained({folder})",
-            f"tokenizer = AutoTokenizer.from_pretrained({folder})",
+            f"from transformers import {auto}, AutoTokenizer",
+            f"model = {auto}.from_pretrained({folder})",
+            tokenizer,
         ]
-    peft = kind.replace("AutoModel", "AutoPeftModel")
-    # The base does not know how many classes the adapter's head has.
-    count = len(_labels(checkpoint))
-    labels = f", num_labels={count}" if count else ""
-    lines = [
-        f"from peft import {peft}",
-        "from transformers import AutoTokenizer",
-        f"model = {peft}.from_pretrained({folder}{labels})",
-        f"tokenizer = AutoTokenizer.from_pretrained({folder})",
-    ]
+    if kind == "mlm":  # PEFT has no class of its own for these
+        base = f"{auto}.from_pretrained({config.model.path!r})"
+        lines = [
+            "from peft import PeftModel",
+            f"from transformers import {auto}, AutoTokenizer",
+            f"model = PeftModel.from_pretrained({base}, {folder})",
+            tokenizer,
+        ]
+    else:
+        peft = auto.replace("AutoModel", "AutoPeftModel")
+        # The base does not know how many classes the adapter's head has.
+        count = len(_labels(checkpoint))
+        labels = f", num_labels={count}" if count else ""
+        lines = [
+            f"from peft import {peft}",
+            "from transformers import AutoTokenizer",
+            f"model = {peft}.from_pretrained({folder}{labels})",
+            tokenizer,
+        ]
     if not config.method.supports.merging:
         return lines
     return [
@@ -122,8 +136,10 @@ def _uses(config: RunConfig, checkpoint: Path) -> dict[str, str]:
     elif config.objective.type in ("seq_cls", "token_cls"):
         use = shlex.join(["luthier", "infer", flag, str(checkpoint)])
         commands["Classify a file"] = f"{use} --val_dataset ROWS.jsonl --result_path predicted.jsonl"
+    if adapter and not config.method.supports.continues:
+        return commands
     base = ["--model", config.model.path, "--adapters", str(checkpoint)] if adapter else ["--model", str(checkpoint)]
-    command = [config.objective.type] if talks else ["sft", "--task_type", config.objective.type]
+    command = [config.objective.type] if talks else ["train", "--task_type", config.objective.type]
     teach = ["luthier", *command, *base, *_quant_flags(config), "--train_type", config.method.type]
     commands["Teach it more, from other data"] = f"{shlex.join(teach)} --dataset MORE.jsonl"
     return commands

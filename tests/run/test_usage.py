@@ -1,0 +1,117 @@
+"""What is offered for the result of a run: every command is one, and the lines of Python open what was saved."""
+
+from __future__ import annotations
+
+import shlex
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from encoders import save_encoder
+from objectives.settings import learnable, opened
+
+from luthier.data.config import DataConfig
+from luthier.model import methods
+from luthier.model.config import ModelConfig
+from luthier.model.method import AdaLora, Full, Ia3, Lora, Method, Prefix, Prompt
+from luthier.objectives import config as kinds
+from luthier.run.config import RunConfig, resolve
+from luthier.run.usage import Ending, python_lines, usage
+
+CONFIG = resolve(RunConfig(model=ModelConfig(path="models/my base"), data=DataConfig(datasets=("a.jsonl#500",))))
+MADE = Path("runs/a b/checkpoints/step-00000025")
+ENDING = Ending("finished", 25, 65.0, MADE, MADE)
+AGAIN = "Teach it more, from other data"
+
+
+def of(**changes: Any) -> RunConfig:
+    return CONFIG.model_copy(update=changes)
+
+
+def test_commands_survive_a_shell() -> None:
+    commands = usage(Path("runs/a b"), CONFIG, ENDING)
+    assert shlex.split(commands["Talk to it"]) == ["luthier", "infer", "--adapters", str(MADE)]
+    assert shlex.split(commands[AGAIN]) == [
+        "luthier", "sft", "--model", "models/my base", "--adapters", str(MADE), "--train_type", "lora",
+        "--dataset", "MORE.jsonl",
+    ]  # fmt: skip
+    assert shlex.split(usage(Path("r"), of(method=Full()), ENDING)["Talk to it"])[2] == "--model"
+    assert usage(Path("r"), CONFIG, replace(ENDING, checkpoint=None, best=None)) == {}
+
+
+@pytest.mark.parametrize("method", [Prompt(), Prefix(), Ia3(), AdaLora()])
+def test_every_adapter_is_used_over_its_base(method: Method) -> None:
+    commands = usage(Path("r"), of(method=method), ENDING)
+    assert "--adapters" in commands["Talk to it"]
+    assert (AGAIN in commands) == method.supports.continues
+    if AGAIN in commands:
+        assert "--adapters" in commands[AGAIN]
+
+
+def test_other_tasks_are_taught_by_their_own_name() -> None:
+    commands = usage(Path("r"), of(objective=kinds.Mlm(), method=Full()), ENDING)
+    assert "Talk to it" not in commands
+    assert shlex.split(commands[AGAIN])[:4] == ["luthier", "train", "--task_type", "mlm"]
+
+
+OPENED: list[tuple[kinds.Objective, Method, str]] = [
+    (kinds.Sft(), Lora(rank=2), "PeftModelForCausalLM"),
+    (kinds.Sft(), Ia3(), "PeftModelForCausalLM"),
+    (kinds.Sft(), Prompt(virtual_tokens=3), "PeftModelForCausalLM"),
+    (kinds.Sft(), Full(), "Qwen2ForCausalLM"),
+    (kinds.Mlm(), Full(), "BertForMaskedLM"),
+    (kinds.Mlm(), Lora(rank=2), "PeftModel"),
+    (kinds.Rerank(), Lora(rank=2), "PeftModelForSequenceClassification"),
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize(
+    ("objective", "method", "kind"), OPENED, ids=[f"{task.type}-{way.type}" for task, way, _ in OPENED]
+)
+def test_the_lines_open_what_was_saved(
+    objective: kinds.Objective,
+    method: Method,
+    kind: str,
+    tmp_path: Path,
+    tiny_model_dir: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    talks = objective.type == "sft"
+    base = tiny_model_dir() if talks else save_encoder(tmp_path / "base", "bert")
+    learned = learnable(objective, base)
+    model = opened(learned, base, method)
+    made = tmp_path / "it's"
+    methods.save(model, made)
+    learned_tokens = [file for file in made.iterdir() if file.name.startswith("tokenizer")]
+    assert learned_tokens, "an artefact brings its tokenizer"
+    config = of(objective=objective, method=method, model=ModelConfig(path=str(base)))
+    names: dict[str, Any] = {}
+    exec("\n".join(python_lines(config, made)), names)
+    assert type(names["model"]).__name__ == kind
+    assert (tmp_path / "merged" / "model.safetensors").exists() == method.supports.merging
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("objective", [kinds.Embed(loss="infonce"), kinds.Rerank()], ids=["embedding", "reranker"])
+def test_sentence_transformers_opens_vectors_and_scores(objective: kinds.Objective, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("sentence_transformers")
+        base = save_encoder(tmp_path / "base", "bert")
+        learned = learnable(objective, base)
+        model = opened(learned, base)
+        made = tmp_path / "made"
+        methods.save(model, made)
+        for name, text in learned.files(model).items():
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_text(text)
+        names: dict[str, Any] = {}
+        exec("\n".join(python_lines(of(objective=objective, method=Full()), made)), names)
+        assert type(names["model"]).__name__ == (
+            "CrossEncoder" if objective.type == "reranker" else "SentenceTransformer"
+        )
