@@ -1,10 +1,12 @@
 """Every way of tuning on one data set: what moves, memory, processor time, quality, size on disk, what is forgotten.
 
-    python benchmarks/methods.py --work /tmp/methods [--steps 30] [--only lora prefix]
+    python benchmarks/methods.py --work /tmp/methods [--steps 30] [--only LoRA "prefix (P-tuning v2)"] [--times 1 3]
 
-Each is one `luthier sft` of the bundled model on a CPU: the same rows of dolly in the same order, judged before and
-after on 64 of those rows (draws of one file share a seed), with a learning rate of its own that is usual for it.  The
-general set is Chinese instructions that nobody trains on.  Processor seconds are those of the whole command.
+Each is one `luthier sft` of the bundled model on a CPU, in a process of its own: the same questions to tables (WikiSQL,
+to be answered in SQL) in the same order.  Each method starts from a learning rate that is usual for it, and runs once
+with each multiple of it in `--times`; 64 rows that nothing is trained on choose the multiple, 64 others give the loss
+that is told.  The general set is Chinese instructions that nobody trains on.  Processor seconds are those of the whole
+command.  A row is kept in the work folder as soon as it is there, and not measured again.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -23,24 +25,29 @@ from typing import Any
 from safetensors import safe_open
 
 DATA = Path(os.environ.get("LUTHIER_TEST_DATA", Path(__file__).parents[1] / "../shared/data"))
-METHODS: dict[str, list[str]] = {
-    "full": ["--train_type", "full", "--learning_rate", "5e-4"],
-    "full, layer-wise decay 0.8": ["--train_type", "full", "--learning_rate", "5e-4", "--layer_decay", "0.8"],
-    "LoRA": ["--train_type", "lora", "--learning_rate", "2e-3"],
-    "QLoRA (nf4)": ["--train_type", "lora", "--learning_rate", "2e-3", "--quant_bits", "4"],
-    "DoRA": ["--train_type", "lora", "--use_dora", "true", "--learning_rate", "2e-3"],
-    "prompt": ["--train_type", "prompt", "--learning_rate", "3e-2"],
-    "prefix (P-tuning v2)": ["--train_type", "prefix", "--learning_rate", "1e-2"],
-    "P-tuning v1": ["--train_type", "ptuning", "--learning_rate", "3e-3"],
-    "IA3": ["--train_type", "ia3", "--learning_rate", "1e-2"],
-    "AdaLoRA": ["--train_type", "adalora", "--learning_rate", "5e-3"],
-    "VeRA": ["--train_type", "vera", "--learning_rate", "1e-2"],
-    "OFT": ["--train_type", "oft", "--learning_rate", "2e-3"],
-    "norms": ["--train_type", "ln_tuning", "--learning_rate", "1e-2"],
-    "biases": ["--train_type", "bitfit", "--learning_rate", "1e-2"],
-    "LISA": ["--train_type", "lisa", "--learning_rate", "5e-4", "--lisa_step_interval", "5"],
+METHODS: dict[str, tuple[float, str]] = {
+    "full": (5e-4, "full"),
+    "full, layer-wise decay 0.8": (5e-4, "full --layer_decay 0.8"),
+    "LoRA": (2e-3, "lora"),
+    "QLoRA (nf4)": (2e-3, "lora --quant_bits 4"),
+    "DoRA": (2e-3, "lora --use_dora true"),
+    "prompt": (3e-2, "prompt"),
+    "prefix (P-tuning v2)": (1e-2, "prefix"),
+    "P-tuning v1": (3e-3, "ptuning"),
+    "IA3": (1e-2, "ia3"),
+    "AdaLoRA": (5e-3, "adalora"),
+    "VeRA": (1e-2, "vera"),
+    "OFT": (2e-3, "oft"),
+    "norms": (1e-2, "ln_tuning"),
+    "biases": (1e-2, "bitfit"),
+    "LISA": (5e-4, "lisa --lisa_step_interval 5"),
 }
+"""The usual learning rate of each, and the flags behind --train_type."""
 SEED = 42
+
+
+HELD = 64
+"""Rows that choose a learning rate, and as many that judge."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +55,13 @@ class Row:
     """What one method took and gave."""
 
     method: str
+    rate: float
     trained: int
     memory_gib: float
     seconds: float
     before: float
+    chosen_by: float
+    """loss on the rows that choose"""
     after: float
     general: float
     """rise of the loss on the general set"""
@@ -59,45 +69,72 @@ class Row:
     """bytes of the artefact's weights"""
 
 
-def measure(name: str, words: list[str], work: Path, steps: int) -> Row:
+def measure(name: str, rate: float, work: Path, steps: int) -> Row:
     """Run one method and read what it left."""
-    folder = work / name.split(" ")[0].strip(",") / str(len(words))
+    kept = work / f"{name.replace(' ', '-')}-{rate:g}-{steps}.json"
+    if kept.exists():
+        return Row(**json.loads(kept.read_text()))
+    folder = kept.with_suffix("")
     command = [
-        sys.executable, "-m", "luthier", "sft", "--model", "nano", "--dataset",
-        f"{DATA}/dolly-ir/dolly_instruction_response.jsonl#{steps * 8}", "--val_dataset",
-        f"{DATA}/dolly-ir/dolly_instruction_response.jsonl#64", "--general_dataset", str(work / "general.jsonl"),
-        "--max_steps", str(steps), "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1",
-        "--max_length", "192", "--save_steps", str(steps), "--eval_steps", str(steps), "--seed", str(SEED),
-        "--report_to", "none", "--warmup_ratio", "0.1", "--output_dir", str(folder), *words,
+        sys.executable, "-m", "luthier", "sft", "--model", "nano", "--dataset", str(work / "train.jsonl"),
+        "--val_dataset", str(work / "judge.jsonl"),
+        "--general_dataset", str(work / "choose.jsonl"), str(work / "general.jsonl"), "--max_steps", str(steps),
+        "--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "1", "--max_length", "160",
+        "--save_steps", str(steps), "--eval_steps", str(steps), "--seed", str(SEED), "--report_to", "none",
+        "--warmup_ratio", "0.1", "--learning_rate", str(rate), "--output_dir", str(folder), "--device", "cpu",
+        "--train_type", *METHODS[name][1].split(" "),
     ]  # fmt: skip
     before = os.times()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     after = os.times()
+    if done.returncode:
+        raise SystemExit(f"{name}: {done.stdout[-2000:]}")
     run = max(folder.glob("v*"), key=lambda path: path.stat().st_mtime)
     checkpoint = run / "checkpoints" / (run / "checkpoints" / "LATEST").read_text().strip()
     rows: list[dict[str, Any]] = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     judged = [row["eval_loss"] for row in rows if "eval_loss" in row]
     changes = json.loads((run / "forgetting.json").read_text())["changes"]
+    losses = {Path(change["set"]).name: change for change in changes if change["metric"] == "loss"}
     with safe_open(checkpoint / "trained.safetensors", "pt") as file:
         trained = sum(file.get_tensor(key).numel() for key in file.keys())  # noqa: SIM118 (not a mapping)
     artefact = [*checkpoint.glob("adapter_model*.safetensors"), *checkpoint.glob("model*.safetensors")]
-    return Row(
+    row = Row(
         name,
+        rate,
         trained,
         max(row["memory_gib"] for row in rows if "memory_gib" in row),
         after.children_user + after.children_system - before.children_user - before.children_system,
         judged[0],
+        losses["choose.jsonl"]["after"],
         judged[-1],
-        next(change["after"] - change["before"] for change in changes if change["metric"] == "loss"),
+        losses["general.jsonl"]["after"] - losses["general.jsonl"]["before"],
         sum(file.stat().st_size for file in artefact),
     )
+    kept.write_text(json.dumps(asdict(row)))
+    return row
 
 
-def general(path: Path) -> None:
-    """Chinese instructions, as chats that the model is judged on and never trained on."""
-    source = next(iter(sorted((DATA / "belle").rglob("*.json*"))))
-    lines = [line for line in source.read_text(encoding="utf-8").splitlines() if line.strip().startswith("{")][:64]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+def lay_out(work: Path) -> None:
+    """Rows to train on, to choose by and to judge by, none of them twice; and a general set."""
+    chosen, judged = (questions(part)[:HELD] for part in ("valid", "test"))
+    general = next(iter(sorted((DATA / "belle").rglob("*.json*")))).read_text(encoding="utf-8").splitlines()
+    parts = {
+        "train": [row for row in questions("train") if row not in chosen and row not in judged],
+        "choose": chosen,
+        "judge": judged,
+        "general": [line for line in general if line.strip().startswith("{")][:HELD],
+    }
+    for name, rows in parts.items():
+        (work / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def questions(part: str) -> list[str]:
+    """Rows of WikiSQL: the table and what is asked, and the answer in SQL."""
+    found: list[str] = []
+    for line in (DATA / f"mlx-wikisql/{part}.jsonl").read_text(encoding="utf-8").splitlines():
+        asked, _, answer = json.loads(line)["text"].partition("\nA: ")
+        found.append(json.dumps({"query": asked, "response": answer.removesuffix("</s>").strip()}, ensure_ascii=False))
+    return list(dict.fromkeys(found))
 
 
 def main() -> None:
@@ -105,19 +142,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--times", type=float, nargs="+", default=[1.0], help="multiples of the usual learning rate")
     parser.add_argument("--only", nargs="*", default=list(METHODS))
-    chosen = parser.parse_args()
-    chosen.work.mkdir(parents=True, exist_ok=True)
-    general(chosen.work / "general.jsonl")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    lay_out(given.work)
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
-    print(f"{date.today()}, seed {SEED}, {chosen.steps} steps of 8 rows, nano, CPU, {libraries}\n")
-    print("| method | numbers that move | peak GiB | processor s | loss before | after | general set | on disk |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name in chosen.only:
-        row = measure(name, METHODS[name], chosen.work, chosen.steps)
+    print(f"{date.today()}, seed {SEED}, {given.steps} steps of 8 rows, nano, CPU, {libraries}\n")
+    head = "method", "learning rate", "numbers that move", "peak GiB", "processor s", "loss before", "after", "general"
+    print(f"| {' | '.join(head)} | on disk |\n|{'---|' * (len(head) + 1)}")
+    for name in given.only:
+        tried = [measure(name, METHODS[name][0] * times, given.work, given.steps) for times in given.times]
+        row = min(tried, key=lambda row: row.chosen_by)
         print(
-            f"| {row.method} | {row.trained:,} | {row.memory_gib:.2f} | {row.seconds:.0f} | {row.before:.3f} | "
-            f"{row.after:.3f} | {row.general:+.3f} | {row.size / 2**20:.2f} MiB |",
+            f"| {row.method} | {row.rate:g} | {row.trained:,} | {row.memory_gib:.2f} | {row.seconds:.0f} | "
+            f"{row.before:.3f} | {row.after:.3f} | {row.general:+.3f} | {row.size / 2**20:.2f} MiB |",
             flush=True,
         )
 

@@ -3,7 +3,10 @@
     python benchmarks/outcomes.py polarity --model PATH/all-MiniLM-L6-v2 [--peer_steps 60]
     python benchmarks/outcomes.py banking77 --model PATH/all-MiniLM-L6-v2
     python benchmarks/outcomes.py wnut17 --model PATH/all-MiniLM-L6-v2
-    python benchmarks/outcomes.py resume --model PATH/of/a/chinese/encoder
+    python benchmarks/outcomes.py resume --model PATH/of/a/chinese/encoder     (recipes/encoder makes one)
+
+Where an outcome has a development set (a file, or a share of the training rows), it chooses the epoch; the test set is
+read once, by the checkpoint that was chosen.  `--rate`, `--epochs` and `--dtype` try other settings.
 
 Data is that of $LUTHIER_TEST_DATA (default ../shared/data).  Times are processor seconds of reading, training, judging
 and saving, without the import of libraries, so a busy machine does not matter much; --threads sets torch's threads.
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,8 @@ class Outcome:
     """One data set and how it is learned."""
 
     train: str
+    dev: str | float | None
+    """What chooses the epoch: a file, a share of the training rows, or nothing."""
     test: str
     metric: str
     wanted: float | None
@@ -40,12 +45,16 @@ class Outcome:
     epochs: float
     rate: float
     batch: int = 32
+    dtype: str = "float32"
+    every: int = 100_000
+    """Steps between judgements on the development set: an epoch."""
     columns: dict[str, str] = field(default_factory=dict[str, str])
 
 
 OUTCOMES = {
     "polarity": Outcome(
         "polarity-jsonl/sentence_polarity_train.jsonl",
+        None,
         "polarity-jsonl/sentence_polarity_test.jsonl",
         "accuracy",
         0.80,
@@ -55,16 +64,19 @@ OUTCOMES = {
     ),
     "banking77": Outcome(
         "banking77/train.csv",
+        0.05,
         "banking77/test.csv",
         "accuracy",
         0.90,
         {"type": "seq_cls"},
         epochs=4,
         rate=3e-4,
+        every=297,
         columns={"category": "label"},
     ),
     "wnut17": Outcome(
         "wnut17/wnut17train.conll",
+        "wnut17/emerging.dev.conll",
         "wnut17/emerging.test.annotated",
         "f1",
         None,
@@ -72,9 +84,11 @@ OUTCOMES = {
         epochs=5,
         rate=3e-4,
         batch=16,
+        every=213,
     ),
     "resume": Outcome(
         "resume-ner-zh/train.char.bmes",
+        "resume-ner-zh/dev.char.bmes",
         "resume-ner-zh/test.char.bmes",
         "f1",
         0.85,
@@ -82,32 +96,33 @@ OUTCOMES = {
         epochs=8,
         rate=5e-4,
         batch=16,
+        every=239,
     ),
 }
 
 
-def luthier(name: str, model: str, seed: int, folder: Path) -> dict[str, Any]:
-    """Train and judge through Luthier."""
+def luthier(name: str, outcome: Outcome, model: str, seed: int, folder: Path) -> dict[str, Any]:
+    """Train, choose and judge through Luthier."""
     from luthier.base.config import validate
     from luthier.base.console import Console
     from luthier.run.config import RunConfig
     from luthier.run.train import train
 
-    outcome = OUTCOMES[name]
     tree = {
         "objective": outcome.objective,
-        "model": {"path": model},
+        "model": {"path": model, "dtype": outcome.dtype},
         "method": {"type": "full"},
         "data": {
             "datasets": [str(DATA / outcome.train)],
-            "validation": [str(DATA / outcome.test)],
+            "validation": [str(DATA / outcome.dev)] if isinstance(outcome.dev, str) else [],
+            "split_ratio": outcome.dev if isinstance(outcome.dev, float) else 0.0,
             "columns": outcome.columns,
             "max_length": 256,
             "cache_dir": str(folder / "cache"),
         },
         "train": {"micro_batch": outcome.batch, "accumulation": 1, "epochs": outcome.epochs},
         "optim": {"learning_rate": outcome.rate, "warmup_ratio": 0.1, "schedule": "linear"},
-        "eval": {"every": 100_000},
+        "eval": {"every": outcome.every, "metric": outcome.metric, "higher_is_better": True},
         "save": {"every": 100_000},
         "output_dir": str(folder / name),
         "seed": seed,
@@ -115,20 +130,42 @@ def luthier(name: str, model: str, seed: int, folder: Path) -> dict[str, Any]:
     }
     start, clock = time.process_time(), time.perf_counter()
     run = train(validate(RunConfig, tree), Console())
+    trained = time.process_time() - start
+    metrics = judge(outcome, run)
     seconds, wall = time.process_time() - start, time.perf_counter() - clock
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    judged = [row for row in rows if "eval_loss" in row][-1]
+    dev = {row["step"]: round(row[f"eval_{outcome.metric}"], 4) for row in rows if "eval_loss" in row}
     samples = json.loads((run / "data_report.json").read_text())["totals"]["train"]["samples"] * outcome.epochs
-    metrics = {key.removeprefix("eval_"): value for key, value in judged.items() if key.startswith("eval_")}
-    return result(samples, seconds, wall, metrics)
+    return {"dev": dev, "train_processor_seconds": round(trained, 1), **result(samples, seconds, wall, metrics)}
 
 
-def plain(name: str, model: str, seed: int, steps: int | None) -> dict[str, Any]:
+def judge(outcome: Outcome, run: Path) -> dict[str, float]:
+    """What the run's best checkpoint makes of the test set, as `luthier infer` opens and asks it."""
+    import torch
+
+    from luthier.data.config import DataConfig
+    from luthier.data.sources import open_rows, parse_spec
+    from luthier.model.config import ModelConfig
+    from luthier.run.predict import open_predictor, predict
+    from luthier.run.result import find
+    from luthier.score import entities
+
+    rows = open_rows(parse_spec(str(DATA / outcome.test), "hf"), DataConfig())
+    asked = [rows[index] for index in range(len(rows))]
+    for row in asked:
+        for theirs, ours in outcome.columns.items():
+            row.value[ours] = row.value.pop(theirs)
+    told = predict(asked, open_predictor(find(ModelConfig(path=str(run))), torch.device("cpu")))
+    if outcome.metric == "f1":
+        return entities.score([row["tags"] for row in told], [row["reference"] for row in told])
+    return {"accuracy": sum(row["label"] == row["reference"] for row in told) / len(told)}
+
+
+def plain(outcome: Outcome, model: str, seed: int, steps: int | None) -> dict[str, Any]:
     """The loop that everybody writes first, for the same rows."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
-    outcome = OUTCOMES[name]
     sets = [
         [json.loads(line) for line in (DATA / path).read_text(encoding="utf-8").splitlines()]
         for path in (outcome.train, outcome.test)
@@ -190,23 +227,32 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--peer_steps", type=int, help="steps of the plain loop; unset: an epoch")
+    parser.add_argument("--rate", type=float)
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--keep", type=Path, help="an empty or new folder that keeps the run")
     parser.add_argument("--only", choices=["luthier", "plain"], help="one side, in this process")
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    given = {name: value for name in ("rate", "epochs", "dtype") if (value := getattr(args, name)) is not None}
+    outcome = replace(OUTCOMES[args.outcome], **given)
     if args.only:
         import torch
 
         torch.set_num_threads(args.threads)
         with tempfile.TemporaryDirectory() as folder:
             if args.only == "plain":
-                found = plain(args.outcome, args.model, args.seed, args.peer_steps)
+                found = plain(outcome, args.model, args.seed, args.peer_steps)
             else:
-                found = luthier(args.outcome, args.model, args.seed, Path(folder))
+                found = luthier(args.outcome, outcome, args.model, args.seed, args.keep or Path(folder))
         print(json.dumps(found))
         return
     same = [args.outcome, "--model", args.model, "--seed", str(args.seed), "--threads", str(args.threads)]
-    ours = apart([*same, "--only", "luthier"])
-    print(json.dumps({"outcome": args.outcome, "seed": args.seed, "wanted": OUTCOMES[args.outcome].wanted, **ours}))
+    same += [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    kept = ["--keep", str(args.keep)] if args.keep else []
+    ours = apart([*same, *kept, "--only", "luthier"])
+    told = {"rate": outcome.rate, "epochs": outcome.epochs, "dtype": outcome.dtype}
+    print(json.dumps({"outcome": args.outcome, "seed": args.seed, "wanted": outcome.wanted, **told, **ours}))
     if args.outcome == "polarity":
         steps = ["--peer_steps", str(args.peer_steps)] if args.peer_steps else []
         theirs = apart([*same, *steps, "--only", "plain"])
