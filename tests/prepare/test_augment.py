@@ -158,7 +158,7 @@ def test_pictures(tmp_path: Path, capsys: Any) -> None:
     noise = np.asarray(made["noise"]).astype(int) - pixels
     assert 5 < noise.std() < 12 and abs(noise.mean()) < 1
     assert {row["m"] for row in done.rows if row["n"] == 1} == {"noise"}  # the box would no longer fit
-    assert {row["n"] for row in done.rows} == {0, 1} and done.report["counts"]["bad_image"] > 0
+    assert {row["n"] for row in done.rows} == {0, 1} and done.report["counts"]["bad_media"] > 0
     before = {path: path.read_bytes() for path in folder.iterdir()}
     run("augment", capsys, tmp_path / "again", file, flags=flags)
     assert {path: path.read_bytes() for path in folder.iterdir()} == before

@@ -32,6 +32,7 @@ from luthier.base.records import (
 )
 from luthier.data.config import BadRows, DataConfig
 from luthier.data.formats import PLAIN_SHAPES, extra_columns, other_task, shape_of
+from luthier.data.media import may_have_media
 from luthier.data.messages import Reader
 from luthier.data.row import Row
 from luthier.data.tasks import read_as, task_of
@@ -88,21 +89,23 @@ def to_record(row: Row, options: RecordOptions) -> tuple[Record | Fault, tuple[F
 
 
 def shape_fault(value: Mapping[str, Json], where: Where | None) -> Fault | None:
-    """What a row says against its own shape, after the safe repairs; None when it is fine or has no shape we know.
+    """What a row says against its own shape, or else the first thing that reading it would repair; None when it is fine
+    or has no shape we know.
 
     Args:
         where: for the fault; it may be left out to learn whether there is one.
     """
     if _is_plain(value):
         return None
-    reader = Reader(where or _NOWHERE, [])
+    repairs: list[Fault] = []
+    reader = Reader(where or _NOWHERE, repairs)
     try:
-        record = read_as(value, reader.where, reader.repairs)
+        record = read_as(value, reader.where, repairs)
         if isinstance(record, Chat | Judged):
             _sensible(reader, record.messages)
     except BadRow as error:
         return None if error.fault.code in _NO_SHAPE else error.fault
-    return None
+    return next(iter(repairs), None)
 
 
 def _is_plain(value: Mapping[str, Json]) -> bool:
@@ -133,6 +136,8 @@ def _all_said(columns: Sequence[Sequence[Json]]) -> bool:
 @lru_cache(maxsize=4096)
 def _plain_columns(columns: tuple[str, ...]) -> tuple[str, ...] | None:
     """The columns of a row that must be text, the one that must not be empty last; None if there is more to look at."""
+    if may_have_media(columns):
+        return None
     row: dict[str, Json] = dict.fromkeys(columns, "x")
     shape = shape_of(row)
     if shape not in PLAIN_SHAPES or task_of(row) != "language" or other_task(row):

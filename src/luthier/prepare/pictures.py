@@ -13,6 +13,7 @@ import numpy as np
 from luthier.base.errors import DataError, MissingExtra
 from luthier.base.records import Json
 from luthier.base.rundir import storage_error
+from luthier.data.media import picture_fault
 
 Change = Literal["crop", "rotate", "flip", "noise"]
 CHANGES: tuple[Change, ...] = ("crop", "rotate", "flip", "noise")
@@ -44,7 +45,7 @@ def changed(source: Path, target: Path, change: Change, strength: float, generat
     corners away; flip mirrors left and right; noise adds Gaussian noise with a deviation of 100 * strength levels.
 
     Raises:
-        DataError: code `bad_image` for a file that is missing or no picture.
+        DataError: code `bad_media` for a file that is missing, no picture, or too large a one.
         RunError: code `disk_full` or `cannot_write`.
         MissingExtra: Pillow is not installed.
     """
@@ -52,12 +53,15 @@ def changed(source: Path, target: Path, change: Change, strength: float, generat
         from PIL import Image
     except ImportError as error:
         raise MissingExtra("pillow", "data", what_for="changing pictures") from error
+    fault = picture_fault(source)
+    if fault:
+        raise DataError(fault, where=str(source), code="bad_media")
     try:
         with Image.open(source) as opened:
             kind = opened.format
             picture = opened.convert("RGBA" if "A" in opened.getbands() else "RGB")
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"not a picture: {error}", where=str(source), code="bad_image") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"not a picture: {error}", where=str(source), code="bad_media") from error
     made = _apply(picture, change, strength, generator)
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}.{os.getpid()}")

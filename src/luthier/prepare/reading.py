@@ -12,6 +12,7 @@ from luthier.base.errors import DataError, LuthierError
 from luthier.base.records import Fault, Json, Where
 from luthier.data.checks import are_plain, renamed, shape_fault
 from luthier.data.config import BadRows
+from luthier.data.media import media_fault
 from luthier.data.row import Row, plain_rows
 from luthier.prepare.chunks import Chunk, Span
 from luthier.prepare.origins import Origins
@@ -90,7 +91,7 @@ class Worker:
         sound = are_plain([value or {} for value in values]) if check else [True] * len(values)
         items: list[Item] = []
         for (file, line), number, raw, value, fine in zip(places, numbers, lines, values, sound, strict=True):
-            if value is None or not (fine or shape_fault(value, None) is None):
+            if value is None or not (fine or _fault(value, Where(file, line)) is None):
                 row = replace(chunk.file.row(1, raw, number, 1), where=Where(file, line))
                 item = self._item(row, rejected, faulty)
                 if item is not None:
@@ -110,7 +111,7 @@ class Worker:
             return None
         if columns:
             value = renamed(value, columns)
-        fault = shape_fault(value, row.where) if self.first or policy == "drop" else None
+        fault = _fault(value, row.where) if self.first or policy == "drop" else None
         if fault is not None:
             if policy != "fix":
                 rejected.append(_reject(fault, row, policy))
@@ -118,6 +119,11 @@ class Worker:
             faulty.count(fault.code)
             faulty.example(fault.code, row.where, path=fault.path, message=fault.message)
         return Item(row.where.file, row.where.line, value)
+
+
+def _fault(value: Value, where: Where) -> Fault | None:
+    """What a row says against its own shape, or what is wrong with the pictures it names."""
+    return shape_fault(value, where) or media_fault(value, where)
 
 
 def _reject(fault: Fault, row: Row, policy: BadRows) -> Value:
