@@ -25,7 +25,8 @@ from luthier.base.records import (
     Where,
 )
 from luthier.data.tasks import as_task, read_as
-from luthier.prepare.shapes import SHAPES, TASKS, CannotHold, write
+from luthier.prepare.shapes import SHAPES, TASKS, write
+from luthier.prepare.shapes.parts import CannotHold
 from luthier.prepare.verbs.convert import ConvertConfig
 
 HERE = Where("f.jsonl", 1)

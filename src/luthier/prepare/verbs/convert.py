@@ -13,7 +13,8 @@ from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
 from luthier.prepare.parcel import Batch, Item, Parcel
 from luthier.prepare.report import Report
-from luthier.prepare.shapes import TASKS, CannotHold, used_columns, write
+from luthier.prepare.shapes import TASKS, used_columns, write
+from luthier.prepare.shapes.parts import CannotHold
 from luthier.prepare.verb import Job, Outcome, Verb
 
 Shape = Literal[
