@@ -51,7 +51,7 @@ def settings(model: Path, objective: kinds.Objective, datasets: tuple[str, ...],
     return RunConfig.model_validate(
         {
             "objective": objective.model_dump(),
-            "model": {"path": str(model), "dtype": "float32"},
+            "model": {"path": str(model), "dtype": more.pop("dtype", "float32")},
             "method": Full().model_dump(),
             "data": {"datasets": datasets, "cache_dir": str(out / "cache"), **more.pop("data", {})},
             "log": {"every": 1, "report_to": ["none"]},
@@ -101,7 +101,7 @@ def found(folder: Path, queries: dict[str, str], corpus: dict[str, str], judged:
     return retrieval(run, judged, (10,))
 
 
-def search(model: Path, name: str, epochs: float, out: Path) -> dict[str, Any]:
+def search(model: Path, name: str, epochs: float, rate: float, dtype: str, out: Path) -> dict[str, Any]:
     folder = DATA / "retrieval-derived" / name
     corpus = {row["_id"]: row["text"] for row in rows(folder / "corpus.jsonl")}
     queries = {row["_id"]: row["text"] for row in rows(folder / "queries.jsonl")}
@@ -124,12 +124,14 @@ def search(model: Path, name: str, epochs: float, out: Path) -> dict[str, Any]:
         out,
         data={"max_length": 256},
         train={"epochs": epochs, "micro_batch": 32, "accumulation": 1},
-        optim={"learning_rate": 3e-5, "warmup_ratio": 0.1},
+        optim={"learning_rate": rate, "warmup_ratio": 0.1},
+        dtype=dtype,
     )
     run = train(config, Console(quiet=True))
     spent = time.process_time() - start
     after = found(newest(run), asked, corpus, judged)
-    return {"set": name, "questions": len(asked), "before": before, "after": after, "train_seconds": spent}
+    how = {"epochs": epochs, "rate": rate, "dtype": dtype}
+    return {"set": name, **how, "questions": len(asked), "before": before, "after": after, "train_seconds": spent}
 
 
 def pretrain(kind: str, steps: int, out: Path) -> dict[str, Any]:
@@ -221,13 +223,15 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--set", default="xquad-en")
     parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--rate", type=float, default=3e-5)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         if given.what == "retrieval":
-            result = search(given.model, given.set, given.epochs, Path(folder))
+            result = search(given.model, given.set, given.epochs, given.rate, given.dtype, Path(folder))
         else:
             result = pretrain(given.what, given.steps, Path(folder))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -10,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers
+from conftest import LINES
 from encoders import save_encoder
 from objectives.settings import learnable, opened
 
 from luthier.data.config import DataConfig
 from luthier.model import methods
-from luthier.model.config import ModelConfig
-from luthier.model.method import AdaLora, Full, Ia3, Lora, Method, Prefix, Prompt
+from luthier.model.config import ModelConfig, Shape
+from luthier.model.method import AdaLora, Adapting, Full, Ia3, Lora, Method, Prefix, Prompt
+from luthier.model.scratch_encoders import t5_tokenizer, write_encoder
 from luthier.objectives import config as kinds
 from luthier.run.config import RunConfig, resolve
 from luthier.run.usage import Ending, python_lines, usage
@@ -65,14 +69,29 @@ OPENED: list[tuple[kinds.Objective, Method, str]] = [
     (kinds.Mlm(), Full(), "BertForMaskedLM"),
     (kinds.Mlm(), Lora(rank=2), "PeftModel"),
     (kinds.Rerank(), Lora(rank=2), "PeftModelForSequenceClassification"),
+    (kinds.SpanCorruption(), Full(), "T5ForConditionalGeneration"),
+    (kinds.Seq2Seq(), Lora(rank=2), "PeftModelForSeq2SeqLM"),
 ]
+
+
+def base_of(objective: kinds.Objective, folder: Path, tiny_model_dir: Callable[..., Path]) -> Path:
+    """A small model with random weights that the task can be learned by."""
+    if objective.type == "sft":
+        return tiny_model_dir()
+    if objective.type in ("span_corruption", "seq2seq"):
+        words = LINES + [chr(97 + n % 26) * (n % 7 + 1) for n in range(200)]
+        size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+        shape = Shape(architecture="t5", vocab_size=300, max_position_embeddings=128, initializer_range=0.2, **size)
+        write_encoder(folder, t5_tokenizer(words, 300), shape, seed=1)
+        return folder
+    return save_encoder(folder, "bert")
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(
     ("objective", "method", "kind"), OPENED, ids=[f"{task.type}-{way.type}" for task, way, _ in OPENED]
 )
-def test_the_lines_open_what_was_saved(
+def test_the_lines_open_what_was_saved_and_it_predicts_the_same(
     objective: kinds.Objective,
     method: Method,
     kind: str,
@@ -81,19 +100,35 @@ def test_the_lines_open_what_was_saved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    talks = objective.type == "sft"
-    base = tiny_model_dir() if talks else save_encoder(tmp_path / "base", "bert")
-    learned = learnable(objective, base)
-    model = opened(learned, base, method)
+    base = base_of(objective, tmp_path / "base", tiny_model_dir)
+    model = opened(learnable(objective, base), base, method, dropout=False)
+    with torch.no_grad():
+        for weight in model.trained().values():
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(3)) * 0.05)
     made = tmp_path / "it's"
     methods.save(model, made)
-    learned_tokens = [file for file in made.iterdir() if file.name.startswith("tokenizer")]
-    assert learned_tokens, "an artefact brings its tokenizer"
     config = of(objective=objective, method=method, model=ModelConfig(path=str(base)))
     names: dict[str, Any] = {}
-    exec("\n".join(python_lines(config, made)), names)
+    opening = [line for line in python_lines(config, made) if "merge" not in line]
+    exec("\n".join(opening), names)
     assert type(names["model"]).__name__ == kind
-    assert (tmp_path / "merged" / "model.safetensors").exists() == method.supports.merging
+    assert names["tokenizer"](LINES[0])["input_ids"] == model.tokenizer(LINES[0])["input_ids"]
+    if method.type == "prompt":
+        return  # what stands before the text is compared in tests/model/test_tuners.py
+    inputs = names["tokenizer"](LINES[0], return_tensors="pt")
+    if objective.type in ("span_corruption", "seq2seq"):
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    with torch.no_grad():
+        ours, theirs = model.base(**inputs).logits, names["model"].eval()(**inputs).logits
+    assert float((ours - theirs).abs().max()) < 1e-5
+    merging = python_lines(config, made)[len(opening) :]
+    assert bool(merging) == (isinstance(method, Adapting) and method.supports.merging)
+    if merging:
+        exec("\n".join(merging), names)
+        whole = transformers.AutoConfig.from_pretrained("merged").architectures[0]
+        with torch.no_grad():
+            merged = getattr(transformers, whole).from_pretrained("merged").eval()(**inputs).logits
+        assert float((ours - merged).abs().max()) < 1e-4
 
 
 @pytest.mark.peer
