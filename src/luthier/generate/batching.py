@@ -26,6 +26,7 @@ from luthier.model.attention import step_inputs
 from luthier.model.causal import Model
 from luthier.model.lanes import Lanes, Part, Step, token_bytes
 from luthier.model.several import Adapter, Several
+from luthier.model.stepping import Stepper
 
 _SMALLEST_LANE = 256
 _AHEAD = 128
@@ -99,6 +100,8 @@ class Batching:
         self.max_length = min(longest, self.cache_tokens)
         self.adapters: dict[str, Adapter] = {}
         self.several = Several(model)
+        decoder = model.base.get_decoder()
+        self._stepper = Stepper(decoder) if Stepper.suits(decoder, model.dtype) else None
         self.forms = Forms(model.tokenizer, model.vocabulary, self.stop_ids)
         self._chunk = chunk
         self._lanes = Lanes(model.device, model.dtype)
@@ -197,6 +200,8 @@ class Batching:
         continued = sum(running.waiting == 1 for running, _ in row)
         parts = [part for _, part in row]
         step = Step(self._lanes, parts[:continued], parts[continued:])
+        if self._stepper is not None and all(running.adapter is None for running, _ in row):
+            return self._stepper(torch.tensor(ids).to(model.device), step)
         decoder: Any = model.base.get_decoder()
         users = [running.adapter for running, part in row for _ in range(part.length)]
         with self.several.used(users), model.arithmetic():

@@ -79,9 +79,13 @@ class Step:
         self._lane_T, self.positions_T = lane_and_position.unbind(1)
         self._count = len(continued)
         self._longest = max((part.start + 1 for part in continued), default=0)
+        every = (*continued, *prompts)
+        self._alone = (every[0].lane, every[0].start, every[0].start + every[0].length) if len(every) == 1 else None
         own = [part.lane for part in continued]
         self._chosen: slice | Tensor = slice(0, len(own))
-        if own != list(range(len(own))):
+        if len(own) == 1:
+            self._chosen = slice(own[0], own[0] + 1)
+        elif own != list(range(len(own))):
             self._chosen = torch.tensor(own, device=device)
         self._masks: dict[int | None, Tensor] = {}
 
@@ -91,8 +95,12 @@ class Step:
         """out_THE.  window: tokens that a token sees, itself included."""
         heads = k_TGE.shape[1], k_TGE.shape[2], v_TGE.shape[2]
         keys_NGCE, values_NGCE = self._lanes.layer(layer, heads)
-        keys_NGCE[self._lane_T, :, self.positions_T] = k_TGE.to(keys_NGCE.dtype)
-        values_NGCE[self._lane_T, :, self.positions_T] = v_TGE.to(values_NGCE.dtype)
+        for held_NGCE, new_TGE in ((keys_NGCE, k_TGE), (values_NGCE, v_TGE)):
+            if self._alone is None:
+                held_NGCE[self._lane_T, :, self.positions_T] = new_TGE.to(held_NGCE.dtype)
+            else:  # a stretch of one lane, which needs no indices
+                lane, start, end = self._alone
+                held_NGCE[lane, :, start:end] = new_TGE.transpose(0, 1)
         q_THE = q_THE.to(keys_NGCE.dtype)
         outputs: list[Tensor] = []
         if self._count:
@@ -122,8 +130,10 @@ class Step:
             at += part.length
         return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
 
-    def _mask(self, window: int | None) -> Tensor:
-        """bool [n, 1, 1, L]: what each continued sequence sees."""
+    def _mask(self, window: int | None) -> Tensor | None:
+        """bool [n, 1, 1, L]: what each continued sequence sees; None where that is everything."""
+        if self._count == 1 and not _cuts(window, self._longest):
+            return None
         if window not in self._masks:
             position_n1 = self.positions_T[: self._count, None]
             token_L = torch.arange(self._longest, device=self._lanes.device)
