@@ -15,6 +15,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,7 +105,7 @@ MODES = {
     "some": Mode("some", micro_tokens=32768),
     "lean": Mode("input", micro_tokens=4096),
     "lean8": Mode("input", micro_tokens=8192),
-    "lean8bit": Mode("input", micro_tokens=8192, optimizer="adamw_8bit"),
+    "lean8bit": Mode("input", micro_tokens=12288, optimizer="adamw_8bit"),
     "fp8": Mode(micro_tokens=32768, quant="fp8"),
     "fp8lean": Mode("input", micro_tokens=8192, quant="fp8"),
     "fp8lean4": Mode("input", micro_tokens=4096, quant="fp8"),
@@ -152,7 +153,7 @@ def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int,
     """One step's micro-batches of random tokens, every one of them trained."""
     rng = np.random.default_rng(seed)
     groups = [
-        Group((Tokens(rng.integers(0, vocabulary, length).astype(np.int32), np.ones(length, np.float32)),))
+        Group((Tokens(rng.integers(0, vocabulary, length, dtype=np.int32), np.ones(length, np.float32)),))
         for length in lengths
     ]
     return [
@@ -162,7 +163,7 @@ def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int,
 
 
 def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: Mesh) -> None:
-    """Train a few steps and print one line."""
+    """Train a few steps and print one line.  A step lasts from the numbers of one to those of the next."""
     started = time.perf_counter()
     model = make_model(work.shape, work.method, mode.quant, mesh.device)
     objective = Language(Pretrain(), Renderer.__new__(Renderer))
@@ -175,13 +176,11 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    results, seconds = list[StepResult](), list[float]()
+    results, moments = list[StepResult](), list[float]()
     warm = 0.0
     for number in range(WARM_UP + steps):
         seed = number * mesh.world + mesh.rank
         batches = make_step(work.lengths, mode.micro_tokens, model.vocabulary, seed, mesh.device)
-        torch.cuda.synchronize()
-        before = time.perf_counter()
         optimizer.zero_grad()
         pending = begin(model, objective, batches, mesh, max_norm=1.0)
         ahead = optimizer.can_hold_still
@@ -190,11 +189,12 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
         results.append(pending.read())
         if not ahead:
             optimizer.step(1.0)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - before)
+        moments.append(time.perf_counter())
         if number == 0:
-            warm = time.perf_counter() - started
-    median = sorted(seconds[WARM_UP:])[steps // 2]
+            warm = moments[0] - started
+    torch.cuda.synchronize()
+    seconds = [after - before for before, after in pairwise(moments)]
+    median = sorted(seconds[WARM_UP - 1 :])[steps // 2]
     peak = torch.cuda.max_memory_allocated() / 2**30
     losses = " ".join(f"{result.loss:.4f}" for result in (results[0], results[-1]))
     norms = " ".join(f"{result.grad_norm:.4f}" for result in (results[0], results[-1]))

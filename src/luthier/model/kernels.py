@@ -25,12 +25,8 @@ from luthier.model.pointwise import LowRank
 _PROGRAMS = 1024
 """Programs over which rows are dealt out where each adds up a weight's gradient."""
 
-_FORWARD: dict[str, Any] = {"BLOCK_T": 128, "BLOCK_F": 64, "num_warps": 8}
-_BACKWARD: dict[str, Any] = {"BLOCK_T": 64, "BLOCK_F": 128, "num_warps": 8}
-"""How the feed-forward activation with adapters is cut up, and its derivative."""
-
-_AT_ONCE = 4 * 132
-"""Programs that keep a large GPU busy."""
+_TILE: dict[str, Any] = {"BLOCK_T": 64, "BLOCK_F": 64, "num_warps": 4}
+"""How the feed-forward activation is cut up where adapters are added on the way."""
 
 
 @triton.jit
@@ -83,26 +79,43 @@ def _copy(out, out_t, x, x_t, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _rotate(
-    out, out_t, heads, heads_t, heads_n, cos, sin, sign, out_first, count,
-    HALF: tl.constexpr, BLOCK: tl.constexpr, TURN: tl.constexpr,
-):  # fmt: skip
-    t = tl.program_id(0).to(tl.int64)
+def _turned(out, heads, heads_n, cos, sin, count, HALF: tl.constexpr, BLOCK: tl.constexpr, TURN: tl.constexpr):
+    """One token's heads, turned forward (1), back (-1) or not at all (0), to where they lie side by side."""
     n = tl.arange(0, BLOCK)[:, None]
     e = tl.arange(0, HALF)[None, :]
     inside = n < count
-    source = heads + t * heads_t + n * heads_n + e
-    place = out + t * out_t + (out_first + n) * (2 * HALF) + e
+    source, place = heads + n * heads_n + e, out + n * (2 * HALF) + e
     low = tl.load(source, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
-    if TURN:
-        cos_low, cos_high = tl.load(cos + t * 2 * HALF + e), tl.load(cos + t * 2 * HALF + HALF + e)
-        sin_low, sin_high = tl.load(sin + t * 2 * HALF + e) * sign, tl.load(sin + t * 2 * HALF + HALF + e) * sign
+    if TURN != 0:
+        cos_low, cos_high = tl.load(cos + e), tl.load(cos + HALF + e)
+        sin_low, sin_high = tl.load(sin + e) * TURN, tl.load(sin + HALF + e) * TURN
         tl.store(place, low * cos_low - high * sin_low, mask=inside)
         tl.store(place + HALF, high * cos_high + low * sin_high, mask=inside)
     else:
         tl.store(place, low, mask=inside)
         tl.store(place + HALF, high, mask=inside)
+
+
+@triton.jit
+def _rotate(heads, heads_t, heads_n, cos, sin, count, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    here = heads + t * heads_t
+    _turned(here, here, heads_n, cos + t * 2 * HALF, sin + t * 2 * HALF, count, HALF, BLOCK, 1)
+
+
+@triton.jit
+def _rotate_back(
+    out, out_t, dq, dq_t, dq_n, dk, dk_t, dk_n, dv, dv_t, dv_n, cos, sin, heads, groups,
+    HALF: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64)
+    out += t * out_t
+    cos += t * 2 * HALF
+    sin += t * 2 * HALF
+    _turned(out, dq + t * dq_t, dq_n, cos, sin, heads, HALF, BLOCK_H, -1)
+    _turned(out + heads * 2 * HALF, dk + t * dk_t, dk_n, cos, sin, groups, HALF, BLOCK_G, -1)
+    _turned(out + (heads + groups) * 2 * HALF, dv + t * dv_t, dv_n, cos, sin, groups, HALF, BLOCK_G, 0)
 
 
 @triton.jit
@@ -131,106 +144,61 @@ def _swiglu_gradient(dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, ga
 
 
 @triton.jit
-def _swiglu_lowrank(
-    out, out_t, gate_up, gate_up_t, left, left_t, right, right_o, right_k, onto, onto_k, parts,
-    tokens, width, rank, rank_onto, piece,
-    LACKS: tl.constexpr, ONTO: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_ONTO: tl.constexpr,
-):  # fmt: skip
-    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
-    k, o = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_ONTO)
-    rows = t[:, None] < tokens
-    if LACKS:
-        left_tk = tl.load(left + t[:, None] * left_t + k[None, :], mask=rows & (k[None, :] < rank), other=0.0)
-    total = tl.zeros([BLOCK_T, BLOCK_ONTO], dtype=tl.float32)
-    first = tl.program_id(1) * piece
-    for start in range(first, min(first + piece, width), BLOCK_F):
-        f = start + tl.arange(0, BLOCK_F)
-        inside = rows & (f[None, :] < width)
-        place = gate_up + t[:, None] * gate_up_t + f[None, :]
-        gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
-        if LACKS:
-            seat = right + f[None, :].to(tl.int64) * right_o + k[:, None] * right_k
-            there = (f[None, :] < width) & (k[:, None] < rank)
-            gate += tl.dot(left_tk, tl.load(seat, mask=there, other=0.0), input_precision="ieee")
-            seat += width.to(tl.int64) * right_o
-            up += tl.dot(left_tk, tl.load(seat, mask=there, other=0.0), input_precision="ieee")
-        act = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
-        tl.store(out + t[:, None] * out_t + f[None, :], act, mask=inside)
-        if ONTO:
-            there = (f[:, None] < width) & (o[None, :] < rank_onto)
-            onto_fo = tl.load(onto + o[None, :].to(tl.int64) * onto_k + f[:, None], mask=there, other=0.0)
-            total = tl.dot(act, onto_fo, total, input_precision="ieee")
-    if ONTO:
-        place = parts + (tl.program_id(1).to(tl.int64) * tokens + t[:, None]) * rank_onto + o[None, :]
-        tl.store(place, total, mask=rows & (o[None, :] < rank_onto))
+def _lacking(left, left_t, right, right_o, right_k, t, o, tokens, outputs, rank, BLOCK_K: tl.constexpr):
+    """left right^T at some tokens and outputs."""
+    k = tl.arange(0, BLOCK_K)
+    here = (t[:, None] < tokens) & (k[None, :] < rank)
+    left_tk = tl.load(left + t[:, None] * left_t + k[None, :], mask=here, other=0.0)
+    seat = right + o[None, :].to(tl.int64) * right_o + k[:, None] * right_k
+    right_ko = tl.load(seat, mask=(o[None, :] < outputs) & (k[:, None] < rank), other=0.0)
+    return tl.dot(left_tk, right_ko, input_precision="ieee")
 
 
 @triton.jit
-def _swiglu_gradient_lowrank(
-    dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, gate_up_t,
-    left, left_t, right, right_o, right_k, dleft, dleft_t, onto, onto_k, dright_parts, donto_parts,
-    tokens, width, rank, rank_onto, piece,
-    HAS_ACT: tl.constexpr, LACKS: tl.constexpr, ONTO: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_ONTO: tl.constexpr,
+def _swiglu_lacking(
+    out, out_t, gate_up, gate_up_t, left, left_t, right, right_o, right_k, tokens, width, rank,
+    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
-    k, o = tl.arange(0, BLOCK_K), tl.arange(0, BLOCK_ONTO)
-    columns = f[None, :] < width
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = (t[:, None] < tokens) & (f[None, :] < width)
+    place = gate_up + t[:, None] * gate_up_t + f[None, :]
+    gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+    beside = right + width.to(tl.int64) * right_o
+    gate += _lacking(left, left_t, right, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
+    up += _lacking(left, left_t, beside, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
+    tl.store(out + t[:, None] * out_t + f[None, :], gate * tl.sigmoid(gate) * up, mask=inside)
+
+
+@triton.jit
+def _swiglu_gradient_lacking(
+    dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, gate_up_t,
+    left, left_t, right, right_o, right_k, rank, dleft, dleft_t, dright, dright_o, dright_k, drank, tokens, width,
+    LACKS: tl.constexpr, DACT_LACKS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_DK: tl.constexpr,
+):  # fmt: skip
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = (t[:, None] < tokens) & (f[None, :] < width)
+    place = gate_up + t[:, None] * gate_up_t + f[None, :]
+    gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(dact + t[:, None] * dact_t + f[None, :], mask=inside, other=0.0).to(tl.float32)
     if LACKS:
-        there = columns & (k[:, None] < rank)
-        seat = right + f[None, :].to(tl.int64) * right_o + k[:, None] * right_k
-        right_gate = tl.load(seat, mask=there, other=0.0)
-        right_up = tl.load(seat + width.to(tl.int64) * right_o, mask=there, other=0.0)
-    if ONTO:
-        there = columns & (o[:, None] < rank_onto)
-        onto_of = tl.load(onto + o[:, None].to(tl.int64) * onto_k + f[None, :], mask=there, other=0.0)
-    dright_gate = tl.zeros([BLOCK_F, BLOCK_K], dtype=tl.float32)
-    dright_up = tl.zeros([BLOCK_F, BLOCK_K], dtype=tl.float32)
-    donto = tl.zeros([BLOCK_F, BLOCK_ONTO], dtype=tl.float32)
-    first = tl.program_id(1) * piece
-    for start in range(first, min(first + piece, tokens), BLOCK_T):
-        t = (start + tl.arange(0, BLOCK_T)).to(tl.int64)
-        rows = t[:, None] < tokens
-        inside = rows & columns
-        place = gate_up + t[:, None] * gate_up_t + f[None, :]
-        gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-        up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
-        gradient = tl.load(dact + t[:, None] * dact_t + f[None, :], mask=inside, other=0.0).to(tl.float32)
-        if LACKS:
-            left_tk = tl.load(left + t[:, None] * left_t + k[None, :], mask=rows & (k[None, :] < rank), other=0.0)
-            gate += tl.dot(left_tk, right_gate, input_precision="ieee")
-            up += tl.dot(left_tk, right_up, input_precision="ieee")
-        if ONTO:
-            dleft_to = tl.load(
-                dleft + t[:, None] * dleft_t + o[None, :], mask=rows & (o[None, :] < rank_onto), other=0.0
-            )
-            gradient += tl.dot(dleft_to, onto_of, input_precision="ieee")
-        share = tl.sigmoid(gate)
-        silu = gate * share
-        again = (silu * up).to(dgate_up.dtype.element_ty)
-        dgate = (gradient * up * (share + silu * (1 - share))).to(dgate_up.dtype.element_ty)
-        dup = (gradient * silu).to(dgate_up.dtype.element_ty)
-        target = dgate_up + t[:, None] * dgate_up_t + f[None, :]
-        tl.store(target, dgate, mask=inside)
-        tl.store(target + width, dup, mask=inside)
-        if HAS_ACT:
-            tl.store(act + t[:, None] * act_t + f[None, :], again, mask=inside)
-        if LACKS:
-            dright_gate = tl.dot(tl.trans(dgate), left_tk, dright_gate, input_precision="ieee")
-            dright_up = tl.dot(tl.trans(dup), left_tk, dright_up, input_precision="ieee")
-        if ONTO:
-            donto = tl.dot(tl.trans(again), dleft_to, donto, input_precision="ieee")
-    if LACKS:
-        there = (f[:, None] < width) & (k[None, :] < rank)
-        place = dright_parts + (tl.program_id(1).to(tl.int64) * 2 * width + f[:, None]) * rank + k[None, :]
-        tl.store(place, dright_gate, mask=there)
-        tl.store(place + width.to(tl.int64) * rank, dright_up, mask=there)
-    if ONTO:
-        there = (f[:, None] < width) & (o[None, :] < rank_onto)
-        place = donto_parts + (tl.program_id(1).to(tl.int64) * rank_onto + o[None, :]) * width + f[:, None]
-        tl.store(place, donto, mask=there)
+        beside = right + width.to(tl.int64) * right_o
+        gate += _lacking(left, left_t, right, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
+        up += _lacking(left, left_t, beside, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
+    if DACT_LACKS:
+        gradient += _lacking(dleft, dleft_t, dright, dright_o, dright_k, t, f, tokens, width, drank, BLOCK_DK)
+    # Outputs may lie where the inputs do, and another thread may write an element than has read it.
+    tl.debug_barrier()
+    share = tl.sigmoid(gate)
+    silu = gate * share
+    tl.store(act + t[:, None] * act_t + f[None, :], silu * up, mask=inside)
+    target = dgate_up + t[:, None] * dgate_up_t + f[None, :]
+    tl.store(target, gradient * up * (share + silu * (1 - share)), mask=inside)
+    tl.store(target + width, gradient * silu, mask=inside)
 
 
 @triton.jit
@@ -345,76 +313,58 @@ class Fused:
         )
 
     def rotate(self, heads_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor) -> None:
-        self._rotate(heads_TNE, 0, heads_TNE, cos_TE, sin_TE, 1.0, turn=True)
+        tokens, count, width = heads_TNE.shape
+        _rotate[(tokens,)](
+            heads_TNE, heads_TNE.stride(0), heads_TNE.stride(1), cos_TE, sin_TE, count,
+            HALF=width // 2, BLOCK=triton.next_power_of_2(count),
+        )  # fmt: skip
 
     def rotate_back(
         self, out_TNE: Tensor, dq_THE: Tensor, dk_TGE: Tensor, dv_TGE: Tensor, cos_TE: Tensor, sin_TE: Tensor
     ) -> None:
-        heads, groups = dq_THE.shape[1], dk_TGE.shape[1]
-        self._rotate(out_TNE, 0, dq_THE, cos_TE, sin_TE, -1.0, turn=True)
-        self._rotate(out_TNE, heads, dk_TGE, cos_TE, sin_TE, -1.0, turn=True)
-        self._rotate(out_TNE, heads + groups, dv_TGE, cos_TE, sin_TE, 1.0, turn=False)
-
-    def _rotate(
-        self, out_TNE: Tensor, first: int, heads_TNE: Tensor, cos_TE: Tensor, sin_TE: Tensor, sign: float, *, turn: bool
-    ) -> None:
-        tokens, count, width = heads_TNE.shape
-        _rotate[(tokens,)](
-            out_TNE, out_TNE.stride(0), heads_TNE, heads_TNE.stride(0), heads_TNE.stride(1), cos_TE, sin_TE, sign,
-            first, count, HALF=width // 2, BLOCK=triton.next_power_of_2(count), TURN=turn,
+        tokens, heads, width = dq_THE.shape
+        groups = dk_TGE.shape[1]
+        parts = [number for part in (dq_THE, dk_TGE, dv_TGE) for number in (part, part.stride(0), part.stride(1))]
+        _rotate_back[(tokens,)](
+            out_TNE, out_TNE.stride(0), *parts, cos_TE, sin_TE, heads, groups, HALF=width // 2,
+            BLOCK_H=triton.next_power_of_2(heads), BLOCK_G=triton.next_power_of_2(groups),
         )  # fmt: skip
 
-    def swiglu(
-        self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, onto_KF: Tensor | None
-    ) -> Tensor | None:
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None:
         tokens, width = out_TF.shape
-        if lacks is None and onto_KF is None:
+        if lacks is None:
             _swiglu[(tokens, triton.cdiv(width, 1024))](
                 out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), width, BLOCK=1024
             )
-            return None
-        rows, rank_onto = triton.cdiv(tokens, _FORWARD["BLOCK_T"]), 0 if onto_KF is None else len(onto_KF)
-        pieces, piece = _pieces(width, _FORWARD["BLOCK_F"], rows)
-        parts = out_TF.new_empty(pieces, tokens, rank_onto, dtype=torch.float32)
-        _swiglu_lowrank[(rows, pieces)](
-            out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), *_lowrank(lacks, out_TF),
-            *((out_TF, 0) if onto_KF is None else (onto_KF, onto_KF.stride(0))), parts,
-            tokens, width, _rank(lacks), rank_onto, piece,
-            LACKS=lacks is not None, ONTO=onto_KF is not None, BLOCK_K=_block(_rank(lacks)),
-            BLOCK_ONTO=_block(rank_onto), **_FORWARD,
-        )  # fmt: skip
-        return None if onto_KF is None else parts.sum(0).to(out_TF.dtype)
+        else:
+            _swiglu_lacking[_tiles(tokens, width)](
+                out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), *_pointers(lacks), tokens, width,
+                lacks.left_TK.shape[1], BLOCK_K=_block(lacks), **_TILE,
+            )  # fmt: skip
 
     def swiglu_gradient(
         self,
         dgate_up_TF: Tensor,
-        act_TF: Tensor | None,
+        act_TF: Tensor,
         dact_TF: Tensor,
         gate_up_TF: Tensor,
         lacks: LowRank | None,
         dact_lacks: LowRank | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        tokens, width = dact_TF.shape
-        act, act_t = (dact_TF, 0) if act_TF is None else (act_TF, act_TF.stride(0))
-        if lacks is None and dact_lacks is None and act_TF is not None:
-            _swiglu_gradient[(tokens, triton.cdiv(width, 1024))](
-                dgate_up_TF, dgate_up_TF.stride(0), act, act_t, dact_TF, dact_TF.stride(0),
-                gate_up_TF, gate_up_TF.stride(0), width, BLOCK=1024,
-            )  # fmt: skip
-            return None, None
-        columns, rank, rank_onto = triton.cdiv(width, _BACKWARD["BLOCK_F"]), _rank(lacks), _rank(dact_lacks)
-        pieces, piece = _pieces(tokens, _BACKWARD["BLOCK_T"], columns)
-        dright = dact_TF.new_empty(pieces, 2 * width, rank, dtype=torch.float32)
-        donto = dact_TF.new_empty(pieces, rank_onto, width, dtype=torch.float32)
-        dleft, dleft_t, onto, _, onto_k = _lowrank(dact_lacks, dact_TF)
-        _swiglu_gradient_lowrank[(columns, pieces)](
-            dgate_up_TF, dgate_up_TF.stride(0), act, act_t, dact_TF, dact_TF.stride(0),
-            gate_up_TF, gate_up_TF.stride(0), *_lowrank(lacks, dact_TF), dleft, dleft_t, onto, onto_k, dright, donto,
-            tokens, width, rank, rank_onto, piece,
-            HAS_ACT=act_TF is not None, LACKS=lacks is not None, ONTO=dact_lacks is not None,
-            BLOCK_K=_block(rank), BLOCK_ONTO=_block(rank_onto), **_BACKWARD,
+    ) -> None:
+        tokens, width = act_TF.shape
+        places = (
+            dgate_up_TF, dgate_up_TF.stride(0), act_TF, act_TF.stride(0), dact_TF, dact_TF.stride(0),
+            gate_up_TF, gate_up_TF.stride(0),
         )  # fmt: skip
-        return dright.sum(0) if lacks is not None else None, donto.sum(0) if dact_lacks is not None else None
+        if lacks is None and dact_lacks is None:
+            _swiglu_gradient[(tokens, triton.cdiv(width, 1024))](*places, width, BLOCK=1024)
+            return
+        parts = [part or LowRank(act_TF[:, :0], act_TF[:, :0]) for part in (lacks, dact_lacks)]
+        seats = [seat for part in parts for seat in (*_pointers(part), part.left_TK.shape[1])]
+        _swiglu_gradient_lacking[_tiles(tokens, width)](
+            *places, *seats, tokens, width, LACKS=lacks is not None, DACT_LACKS=dact_lacks is not None,
+            BLOCK_K=_block(parts[0]), BLOCK_DK=_block(parts[1]), **_TILE,
+        )  # fmt: skip
 
     def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]:
         tokens, width = x_TI.shape
@@ -461,28 +411,18 @@ def _rows(h: Tensor) -> tuple[int, int, int]:
     return heads, h.shape[0] * heads, triton.next_power_of_2(h.shape[-1])
 
 
-def _rank(part: LowRank | None) -> int:
-    return 0 if part is None else part.left_TK.shape[1]
+def _tiles(tokens: int, width: int) -> tuple[int, int]:
+    return triton.cdiv(tokens, _TILE["BLOCK_T"]), triton.cdiv(width, _TILE["BLOCK_F"])
 
 
-def _lowrank(part: LowRank | None, other: Tensor) -> tuple[Any, ...]:
-    """left, its stride, right, its strides; something to point at where there is none."""
-    if part is None:
-        return other, 0, other, 0, 0
+def _pointers(part: LowRank) -> tuple[Any, ...]:
+    """left, its stride, right, its strides."""
     return part.left_TK, part.left_TK.stride(0), part.right_OK, *part.right_OK.stride()
 
 
-def _block(rank: int) -> int:
+def _block(part: LowRank) -> int:
     """Columns that hold a rank; matrix units want 16."""
-    return max(16, triton.next_power_of_2(rank))
-
-
-def _pieces(length: int, block: int, others: int) -> tuple[int, int]:
-    """Into how many pieces of how much to cut an axis, so that with `others` programs along the other axis the GPU is
-    busy."""
-    blocks = triton.cdiv(length, block)
-    piece = triton.cdiv(blocks, min(blocks, triton.cdiv(_AT_ONCE, others))) * block
-    return triton.cdiv(length, piece), piece
+    return max(16, triton.next_power_of_2(part.left_TK.shape[1]))
 
 
 def _warps(block: int) -> int:

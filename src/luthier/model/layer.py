@@ -97,8 +97,10 @@ class _Feed:
     """What the feed-forward half keeps."""
 
     gate_up_TF: Tensor
-    """[T, 2F], without its adapters' part where that folds"""
+    """[T, 2F]"""
     u_gate_up: Tensor
+    lacks: LowRank | None
+    """what gate and up still lack"""
 
 
 Gradients = list[Tensor | None]
@@ -111,11 +113,8 @@ class _Step(torch.autograd.Function):
             h2_TD, attention = _attend(layer, h_TD, place)
             feed = _widen(layer, h2_TD)
             act_TF = layer.down.room(h_TD)
-            onto_KF = layer.down.adapter[0] if layer.down.folds else None
-            u_down = layer.pointwise.swiglu(
-                act_TF[:, : layer.down.into], feed.gate_up_TF, _lacking(layer, feed), onto_KF
-            )
-            h3_TD, u_down = layer.down.forward(act_TF, add_TO=h2_TD, u_TK=u_down)
+            layer.pointwise.swiglu(act_TF[:, : layer.down.into], feed.gate_up_TF, feed.lacks)
+            h3_TD, u_down = layer.down.forward(act_TF, add_TO=h2_TD)
             del act_TF
         ctx.layer, ctx.place, ctx.u_down = layer, place, u_down
         ctx.attention = None if keep == "input" else attention
@@ -180,40 +179,23 @@ def _attend(layer: Layer, h_TD: Tensor, place: Place) -> tuple[Tensor, _Attentio
 
 def _widen(layer: Layer, h2_TD: Tensor) -> _Feed:
     """gate and up side by side."""
-    product = layer.gate_up
-    x_TD = torch.empty_like(h2_TD) if product.folds else product.room(h2_TD)
-    layer.pointwise.norm(x_TD[:, : product.into], h2_TD, layer.feed_norm, layer.eps)
-    return _Feed(*(product.bare(x_TD) if product.folds else product.forward(x_TD)))
-
-
-def _lacking(layer: Layer, feed: _Feed) -> LowRank | None:
-    """What gate and up lack."""
-    return LowRank(feed.u_gate_up, layer.gate_up.adapter[1]) if layer.gate_up.folds else None
+    x_TD = layer.gate_up.room(h2_TD)
+    layer.pointwise.norm(x_TD[:, : layer.gate_up.into], h2_TD, layer.feed_norm, layer.eps)
+    return _Feed(*layer.gate_up.partly(x_TD))
 
 
 def _feed_gradient(
     layer: Layer, dh_TD: Tensor, h2_TD: Tensor, kept: _Feed, u_down: Tensor
 ) -> tuple[Tensor, Tensor | None, Gradients]:
     """d h2 (with room beside it), d norm weight, and the gradients of the products."""
-    if layer.down.folds:
-        dact_TF, du_down = layer.down.bare_gradient(dh_TD)
-        dact_lacks = LowRank(du_down, layer.down.adapter[0].t())
-    else:
-        dact_TF, du_down = layer.down.input_gradient(_beside(layer, layer.down, dh_TD))
-        dact_lacks = None
-    dgate_up_TF = layer.gate_up.room_back(dh_TD)
-    act_TF = None if layer.down.folds and not layer.down.moves else layer.down.room(dh_TD)
-    db_gate_up, da_down = layer.pointwise.swiglu_gradient(
-        dgate_up_TF[:, : layer.gate_up.out],
-        None if act_TF is None else act_TF[:, : layer.down.into],
-        dact_TF,
-        kept.gate_up_TF,
-        _lacking(layer, kept),
-        dact_lacks,
+    dact_TF, du_down, dact_lacks = layer.down.input_gradient_partly(_beside(layer, layer.down, dh_TD))
+    # In the memory of what is read for the last time here, unless something has to ride beside it.
+    dgate_up_TF, act_TF = layer.gate_up.room_back(dh_TD) if layer.gate_up.spare else kept.gate_up_TF, dact_TF
+    layer.pointwise.swiglu_gradient(
+        dgate_up_TF[:, : layer.gate_up.out], act_TF, dact_TF, kept.gate_up_TF, kept.lacks, dact_lacks
     )
-    del dact_TF
-    down = layer.down.gradients(dh_TD, act_TF, u_down, du_down, da_KI=da_down)
-    del act_TF
+    down = layer.down.gradients(dh_TD, act_TF, u_down, du_down)
+    del act_TF, dact_TF
     dx_TD, du = layer.gate_up.input_gradient(dgate_up_TF)
     dh2_TD, x_TD = layer.output.room_back(h2_TD), torch.empty_like(h2_TD)
     dnorm = layer.pointwise.norm_gradient(
@@ -226,7 +208,7 @@ def _feed_gradient(
         dh_TD,
         weight_moves=layer.feed_norm.requires_grad,
     )
-    gate_up = layer.gate_up.gradients(dgate_up_TF, x_TD, kept.u_gate_up, du, db_OK=db_gate_up)
+    gate_up = layer.gate_up.gradients(dgate_up_TF, x_TD, kept.u_gate_up, du)
     return dh2_TD, dnorm, [*gate_up, *down]
 
 

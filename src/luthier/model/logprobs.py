@@ -113,6 +113,7 @@ class _ByHand(torch.autograd.Function):
                 torch.mm(logits_RV, weight, out=unit_RD[part])
             elif keep_logits and head_moves:
                 kept.append(logits_RV)
+            del logits_RV  # before the next chunk is made
         if unit_RD is not None:
             ctx.save_for_backward(unit_RD)
         else:
@@ -142,4 +143,5 @@ class _ByHand(torch.autograd.Function):
             ctx.pointwise.score_gradient(logits_RV, targets_R[part], norm_R[part], dlogprobs_R[part])
             torch.mm(logits_RV, weight, out=dhidden_RD[part])
             add_product(dweight_VD, logits_RV.t(), hidden_RD[part])
+            del logits_RV
         return dhidden_RD, None if in_place else dweight_VD, None, None, None, None

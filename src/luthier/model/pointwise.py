@@ -51,18 +51,16 @@ class Pointwise(Protocol):
     def rotate_back(
         self, out_TNE: Tensor, dq_THE: Tensor, dk_TGE: Tensor, dv_TGE: Tensor, cos_TE: Tensor, sin_TE: Tensor
     ) -> None: ...
-    def swiglu(
-        self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, onto_KF: Tensor | None
-    ) -> Tensor | None: ...
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None: ...
     def swiglu_gradient(
         self,
         dgate_up_TF: Tensor,
-        act_TF: Tensor | None,
+        act_TF: Tensor,
         dact_TF: Tensor,
         gate_up_TF: Tensor,
         lacks: LowRank | None,
         dact_lacks: LowRank | None,
-    ) -> tuple[Tensor | None, Tensor | None]: ...
+    ) -> None: ...
     def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]: ...
     def transpose(self, codes_OI: Tensor) -> Tensor: ...
     def score(self, logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -123,52 +121,30 @@ class Plain:
         """The derivative of `rotate` (a rotation back) for queries and keys side by side, and the values' as it is."""
         out_TNE.copy_(torch.cat((_rotated(dq_THE, cos_TE, -sin_TE), _rotated(dk_TGE, cos_TE, -sin_TE), dv_TGE), dim=1))
 
-    def swiglu(
-        self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, onto_KF: Tensor | None
-    ) -> Tensor | None:
-        """out = silu(gate) * up (Shazeer 2020), of gate and up side by side.  [T, 2F] -> [T, F]
-
-        Args:
-            lacks: what is to be added to gate and up first.
-
-        Returns:
-            out onto^T [T, K], where `onto_KF` is given.
-        """
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None:
+        """silu(gate) * up (Shazeer 2020), of gate and up side by side with what they lack.  [T, 2F] -> [T, F]"""
         gate, up = _whole(gate_up_TF, lacks).chunk(2, dim=-1)
         out_TF.copy_(torch.nn.functional.silu(gate) * up)
-        return None if onto_KF is None else out_TF @ onto_KF.t()
 
     def swiglu_gradient(
         self,
         dgate_up_TF: Tensor,
-        act_TF: Tensor | None,
+        act_TF: Tensor,
         dact_TF: Tensor,
         gate_up_TF: Tensor,
         lacks: LowRank | None,
         dact_lacks: LowRank | None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """d gate and d up side by side [T, 2F], and in `act_TF`, where there is one, `swiglu`'s output again [T, F].
+    ) -> None:
+        """d gate and d up side by side [T, 2F], and `swiglu`'s output again [T, F].
 
-        Args:
-            lacks, dact_lacks: what is to be added to gate and up, and to dact, first.
-
-        Returns:
-            d right [2F, K] of what gate and up lacked, and d left^T act [K, F], left being that of what dact lacked;
-            float32.
+        dgate_up may be gate_up itself, and act dact.
         """
         dact, (gate, up) = _whole(dact_TF, dact_lacks), _whole(gate_up_TF, lacks).chunk(2, dim=-1)
         share = torch.sigmoid(gate)
         silu = gate * share
-        act = (silu * up).to(dact_TF.dtype)
-        if act_TF is not None:
-            act_TF.copy_(act)
-        dgate_TF, dup_TF = dgate_up_TF.chunk(2, dim=-1)
-        dgate_TF.copy_(dact * up * (share + silu * (1 - share)))
-        dup_TF.copy_(dact * silu)
-        return (
-            None if lacks is None else dgate_up_TF.float().t() @ lacks.left_TK.float(),
-            None if dact_lacks is None else dact_lacks.left_TK.float().t() @ act.float(),
-        )
+        act, dgate, dup = silu * up, dact * up * (share + silu * (1 - share)), dact * silu
+        act_TF.copy_(act)
+        dgate_up_TF.copy_(torch.cat((dgate, dup), dim=-1))
 
     def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (times `columns_I`) in 8-bit floating point, and the scale of each row: `float8.round_rows`."""

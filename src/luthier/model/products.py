@@ -10,8 +10,7 @@ A low-rank adapter rides inside the product of its frozen weight instead of bein
 so y and dx, wide tensors, are written once and never read again to have something added.  One matrix of O + K rows and
 I + K columns holds W, s B (right) and A (below); x and dy come in buffers with K spare columns.
 
-Where the next function reads y (or dx) anyway, it can add a small adapter's part itself: products that `fold` are then
-computed without it, `bare`.
+Where the next function reads y (or dx) anyway, it can add an adapter's part itself, if that costs less: `partly`.
 
 Legend: T packed tokens, I input width, O output width (of all joined layers together), K ranks of all their adapters.
 """
@@ -27,12 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from luthier.model.lowbit import LowBitLinear
+from luthier.model.pointwise import LowRank
 
 _ALIGN = 64
 """Columns that adapters take come in multiples of this: 128 bytes in bfloat16, the tile of a matrix kernel."""
-
-_FOLDED = 64
-"""Ranks that whoever reads a product can add on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,6 @@ class Product:
         self.out, self.into = sum(self.sizes), linears[0].shape[1]
         self.ranks = [linear.adapter[0].shape[0] if linear.adapter else 0 for linear in linears]
         self.rank = sum(self.ranks)
-        self.folds = 0 < self.rank <= _FOLDED
         self.spare = -(-self.rank // _ALIGN) * _ALIGN
         self.moves = any(linear.moves for linear in linears)
         self._held = None if self.moves else self._hold()
@@ -147,20 +143,12 @@ class Product:
         """Memory for the output's gradient and what rides beside it.  [T, O + K]"""
         return x_T.new_empty(len(x_T), self.out + self.spare)
 
-    @property
-    def adapter(self) -> tuple[Tensor, Tensor]:
-        """A_KI and s B_OK of all adapters, as they ride."""
-        seats = self._seats()
-        assert seats is not None, "a product whose weight moves has no adapter"
-        a_KI, b_OK = seats
-        return a_KI[: self.rank], b_OK[:, : self.rank]
-
-    def forward(self, x_TI: Tensor, add_TO: Tensor | None = None, u_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x_TI: Tensor, add_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """y_TO (added to `add_TO`, if given), and u_TK, which the backward pass wants again.
 
-        x_TI: from `room`, its first I columns filled.  u_TK: where it is known already.
+        x_TI: from `room`, its first I columns filled.
         """
-        u_TK = self._inner(x_TI) if u_TK is None else self._seated(x_TI, u_TK)
+        u_TK = self._inner(x_TI)
         weight = self._weight()[: self.out]
         bias = self._bias()
         if add_TO is None:
@@ -169,27 +157,19 @@ class Product:
             y_TO = torch.addmm(add_TO if bias is None else add_TO + bias, x_TI, weight.t())
         return y_TO, u_TK
 
-    def bare(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
-        """y_TO without the adapters, and u_TK.  x_TI: [T, I]"""
-        y_TO = torch.nn.functional.linear(x_TI, self._weight()[: self.out, : self.into], self._bias())
-        return y_TO, x_TI @ self.adapter[0].t()
+    def partly(self, x_TI: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:
+        """`forward`, and what y_TO still lacks."""
+        return *self.forward(x_TI), None
 
     def _inner(self, x_TI: Tensor) -> Tensor:
         """u_TK, put beside x as well."""
         if not self.spare:
-            return x_TI[:, :0]
+            return x_TI.new_empty(len(x_TI), 0)  # not a part of x, which would keep all of it
         assert self._held is not None
         # Seats that no adapter takes hold zeros, so that all of the spare columns are written.
         beside = x_TI[:, self.into :]
         torch.mm(x_TI[:, : self.into], self._held[self.out :, : self.into].t(), out=beside)
         return beside[:, : self.rank].contiguous()
-
-    def _seated(self, x_TI: Tensor, u_TK: Tensor) -> Tensor:
-        """u_TK, put beside x."""
-        beside = x_TI[:, self.into :]
-        beside[:, self.rank :] = 0
-        beside[:, : self.rank] = u_TK
-        return u_TK
 
     def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
         """dx_TI and du_TK.  dy_TO: from `room_back`, its first O columns filled."""
@@ -198,38 +178,21 @@ class Product:
             torch.mm(dy_TO[:, : self.out], weight[: self.out, self.into :], out=dy_TO[:, self.out :])
         return dy_TO @ weight[:, : self.into], dy_TO[:, self.out : self.out + self.rank]
 
-    def bare_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
-        """dx_TI without the adapters' part, and du_TK.  dy_TO: [T, O]"""
-        return dy_TO @ self._weight()[: self.out, : self.into], dy_TO @ self.adapter[1]
+    def input_gradient_partly(self, dy_TO: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:
+        """`input_gradient`, and what dx_TI still lacks."""
+        return *self.input_gradient(dy_TO), None
 
-    def gradients(
-        self,
-        dy_TO: Tensor,
-        x_TI: Tensor | None,
-        u_TK: Tensor,
-        du_TK: Tensor,
-        *,
-        da_KI: Tensor | None = None,
-        db_OK: Tensor | None = None,
-    ) -> list[Tensor | None]:
-        """The gradient of each of `parameters`, float32; None for those that do not move.
-
-        x_TI may be missing where no weight moves and `da_KI` is known already, as `db_OK` may be (both unscaled).
-        """
-        dy_TO = dy_TO[:, : self.out]
-        x_TI = None if x_TI is None else x_TI[:, : self.into]
-        if da_KI is None and self.rank:
-            assert x_TI is not None
-            da_KI = times32(du_TK.t(), x_TI)
-        if db_OK is None and self.rank:
-            db_OK = times32(dy_TO.t(), u_TK)
+    def gradients(self, dy_TO: Tensor, x_TI: Tensor, u_TK: Tensor, du_TK: Tensor) -> list[Tensor | None]:
+        """The gradient of each of `parameters`, float32; None for those that do not move or have it added already."""
+        dy_TO, x_TI = dy_TO[:, : self.out], x_TI[:, : self.into]
+        da_KI = times32(du_TK.t(), x_TI) if self.rank else None
+        db_OK = times32(dy_TO.t(), u_TK) if self.rank else None
+        dweights = self._weight_gradients(dy_TO, x_TI)
         dbias_O = self._bias_gradient(dy_TO)
-        dweight_OI = times32(dy_TO.t(), x_TI) if self.moves and x_TI is not None else None
         found: list[Tensor | None] = []
         for linear, row, column in zip(self.linears, *self._corners(), strict=True):
             if isinstance(linear.weight, nn.Parameter):
-                assert dweight_OI is not None or not linear.moves
-                found.append(dweight_OI[row] if linear.moves and dweight_OI is not None else None)
+                found.append(dweights.pop(0))
             if linear.bias is not None:
                 found.append(dbias_O[row] if linear.bias.requires_grad and dbias_O is not None else None)
             if linear.adapter is not None:
@@ -238,6 +201,20 @@ class Product:
                 found.append(da_KI[column] if a.requires_grad else None)
                 found.append(db_OK[row, column] * linear.scale if b.requires_grad else None)
         return found
+
+    def _weight_gradients(self, dy_TO: Tensor, x_TI: Tensor) -> list[Tensor | None]:
+        """Of each weight; after a step's first micro-batch they are added to what is there, in the product itself."""
+        if not self.moves:
+            return [None] * len(self.linears)
+        weights = self.moving()
+        there = [weight.grad for weight in weights]
+        if all(weight.requires_grad for weight in weights) and all(map(_plain32, there)):
+            for gradient, row in zip(there, self._corners()[0], strict=True):
+                assert gradient is not None
+                add_product(gradient, dy_TO[:, row].t(), x_TI)
+            return [None] * len(weights)
+        parts = times32(dy_TO.t(), x_TI).split(self.sizes)
+        return [part if weight.requires_grad else None for weight, part in zip(weights, parts, strict=True)]
 
     def _bias_gradient(self, dy_TO: Tensor) -> Tensor | None:
         """Of all biases at once, float32."""
@@ -284,6 +261,10 @@ class Product:
         pairs = zip(biases, self.linears, strict=True)
         parts = [torch.zeros(linear.shape[0], device=linear.device) if b is None else b for b, linear in pairs]
         return joined(parts, self.dtype)
+
+
+def _plain32(gradient: Tensor | None) -> bool:
+    return type(gradient) is Tensor and gradient.dtype == torch.float32
 
 
 @contextmanager
