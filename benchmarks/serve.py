@@ -1,7 +1,7 @@
 """Requests a second and time to the first token: `luthier deploy` against `transformers serve`, one machine, one run.
 
     pip install 'transformers[serving]'
-    python benchmarks/serve.py [--rounds 3] [--requests 32] [--threads 1]
+    python benchmarks/serve.py [--rounds 3] [--requests 32] [--threads 1] [--continuous]
 
 Both serve the bundled model in float32 on the CPU to the same OpenAI client, which streams greedy chats in two
 languages; each is measured while the others stand idle, in turns.  Processor seconds are the server's own, so that
@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 16])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--continuous", action="store_true", help="also measure transformers' continuous batching")
     options = parser.parse_args()
     folder = str(nano_folder())
     peer = str(Path(sys.executable).with_name("transformers"))
@@ -143,8 +144,10 @@ def main() -> None:
             ports[0],
         ),
         Server("transformers serve", [*common, str(ports[1])], folder, ports[1]),
-        Server("transformers serve, continuous", [*common, str(ports[2]), "--continuous-batching"], folder, ports[2]),
     ]
+    if options.continuous:  # it takes half of the machine's memory for its cache
+        words = [*common, str(ports[2]), "--continuous-batching"]
+        servers.append(Server("transformers serve, continuous", words, folder, ports[2]))
     try:
         for server in servers:
             server.start(options.threads)

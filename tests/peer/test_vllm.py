@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from luthier.cli.peers import EngineConfig, open_peer
-from luthier.generate.config import SamplingConfig
+from luthier.generate.config import EngineConfig, SamplingConfig
 from luthier.generate.request import Request
 from luthier.model.config import ModelConfig
+from luthier.run.peers import open_peer
 
 PROGRAM = os.environ.get("LUTHIER_VLLM")
 pytestmark = [

@@ -12,8 +12,7 @@ from luthier.base.config import Config
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, MissingExtra
 from luthier.base.records import Json
-from luthier.cli.peers import Backend, EngineConfig
-from luthier.generate.config import SamplingConfig
+from luthier.generate.config import Backend, EngineConfig, SamplingConfig
 from luthier.model.config import ModelConfig
 from luthier.serve.config import ServerConfig
 
@@ -129,7 +128,7 @@ def _engine(
 ) -> tuple[Engine, Manner, ModelConfig]:
     """What answers, how the base is spoken to, and what it is."""
     if options.backend not in ("transformers", "pt"):
-        from luthier.cli.peers import open_peer
+        from luthier.run.peers import open_peer
 
         console.say(f"Starting {options.backend}")
         return open_peer(

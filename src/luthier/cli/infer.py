@@ -12,8 +12,7 @@ from pydantic import Field
 from luthier.base.config import Config
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
-from luthier.cli.peers import Backend, EngineConfig
-from luthier.generate.config import SamplingConfig
+from luthier.generate.config import Backend, EngineConfig, SamplingConfig
 from luthier.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ def _open(options: InferConfig, form: Form | None, console: Console, stack: Exit
 
     config, named = split_named(options.model)
     if options.backend not in ("transformers", "pt"):
-        from luthier.cli.peers import open_peer
+        from luthier.run.peers import open_peer
         from luthier.serve.blocking import Blocking
 
         console.say(f"Starting {options.backend}")

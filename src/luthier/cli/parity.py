@@ -15,7 +15,7 @@ from luthier.base.config import Config
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, LuthierError, MissingExtra
 from luthier.base.rundir import write_atomic
-from luthier.cli.peers import Backend, EngineConfig
+from luthier.generate.config import Backend, EngineConfig
 from luthier.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _engines(
             finally:
                 generator.close()
         if options.backend not in ("transformers", "pt"):
-            from luthier.cli.peers import open_peer
+            from luthier.run.peers import open_peer
             from luthier.serve.blocking import Blocking
 
             console.say(f"Starting {options.backend}")

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from luthier.base.config import Config
 from luthier.base.endpoint import EndpointConfig
-from luthier.generate.config import SamplingConfig
+from luthier.generate.config import Backend, EngineConfig, SamplingConfig
 from luthier.model.config import ModelConfig
 
 Method = Literal["likelihood", "generation"]
@@ -86,8 +86,11 @@ class EvalConfig(Config):
     """Luthier's own evaluation, or tasks of lm-evaluation-harness."""
     tasks_path: str | None = None
     """Folder with further tasks for lm_eval."""
-    backend: Literal["transformers", "pt"] = "transformers"
-    """What runs the model; pt is another name for transformers."""
+    backend: Backend = "transformers"
+    """What runs the model; pt is another name for transformers, the others are started as processes and answer
+    questions: multiple choice with --method generation."""
+    engine: EngineConfig = EngineConfig()
+    """With --infer_backend vllm, sglang or lmdeploy: its process."""
     eval_batch_size: int = Field(default=16, ge=1)
     """Answers generated at once."""
     batch_tokens: int = Field(default=8192, ge=1)

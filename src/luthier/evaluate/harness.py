@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier.base.errors import ConfigError, MissingExtra
@@ -12,6 +12,7 @@ from luthier.evaluate.continuations import Asked
 from luthier.evaluate.likelihood import likelihood
 from luthier.evaluate.subject import Subject
 from luthier.evaluate.task import Score
+from luthier.generate.config import SamplingConfig
 
 _LONGEST = 256
 """Tokens of an answer whose task names no limit, as the harness's own models have it."""
@@ -116,25 +117,32 @@ def _model(subject: Subject) -> Any:
             return [-one.nats for one in found]
 
         def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-            answers: list[str] = []
-            for request in requests:
-                context, wish = request.args
-                until = wish.get("until", [])
-                stop = tuple(text for text in ([until] if isinstance(until, str) else until) if text)
-                longest = int(wish.get("max_gen_toks", wish.get("max_new_tokens", _LONGEST)))
-                sampling = subject.sampling.model_copy(
-                    update={
-                        "stop": stop,
-                        "max_new_tokens": longest,
-                        "temperature": float(wish.get("temperature", 0.0)) if wish.get("do_sample") else 0.0,
-                    }
-                )
-                room = max(1, subject.model.max_length - longest)
-                (answer,) = subject.sampler.generate([self.tok_encode(context)[-room:]], sampling)
-                answers.append(answer.text)
-            return answers
+            # Requests that are to be answered alike are answered together.
+            alike: dict[str, tuple[SamplingConfig, list[int]]] = {}
+            for number, request in enumerate(requests):
+                sampling = _sampling(subject, request.args[1])
+                alike.setdefault(sampling.model_dump_json(), (sampling, []))[1].append(number)
+            answers: dict[int, str] = {}
+            for sampling, numbers in alike.values():
+                room = max(1, subject.max_length - sampling.max_new_tokens)
+                prompts = [self.tok_encode(requests[number].args[0])[-room:] for number in numbers]
+                found = subject.sampler.generate(prompts, sampling)
+                answers.update((number, one.text) for number, one in zip(numbers, found, strict=True))
+            return [answers[number] for number in range(len(requests))]
 
     return Ours()
+
+
+def _sampling(subject: Subject, wish: Mapping[str, Any]) -> SamplingConfig:
+    """How the harness wants a request answered."""
+    until = wish.get("until", [])
+    return subject.sampling.model_copy(
+        update={
+            "stop": tuple(text for text in ([until] if isinstance(until, str) else until) if text),
+            "max_new_tokens": int(wish.get("max_gen_toks", wish.get("max_new_tokens", _LONGEST))),
+            "temperature": float(wish.get("temperature", 0.0)) if wish.get("do_sample") else 0.0,
+        }
+    )
 
 
 def _grouped(asked: Sequence[Asked]) -> list[Asked]:

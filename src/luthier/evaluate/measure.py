@@ -74,6 +74,7 @@ def _hash(subject: Examined, task: Task, item: Item) -> str:
         how += [subject.chat, subject.system if subject.chat else None]
     if isinstance(subject, Subject) and task.how == "generate":
         how += [_sampling(subject, task).model_dump_json()]
+        how += [] if subject.here is not None else [subject.engine]
     return asked_hash(item, *how)
 
 
@@ -119,7 +120,7 @@ def _generate(subject: Subject, task: Task, items: Sequence[Item], first: int) -
     sampling = _sampling(subject, task)
     sampling = sampling.model_copy(update={"seed": sampling.seed + first})
     prompts = [subject.prompt(item) for item in items]
-    room = max(1, subject.model.max_length - min(sampling.max_new_tokens, subject.model.max_length // 2))
+    room = max(1, subject.max_length - min(sampling.max_new_tokens, subject.max_length // 2))
     answers = subject.sampler.generate([prompt[-room:] for prompt in prompts], sampling)
     results: list[Result] = []
     for item, prompt, answer in zip(items, prompts, answers, strict=True):

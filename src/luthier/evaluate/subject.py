@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.base.errors import ConfigError
 from luthier.base.records import Chat, Message, Text, Where
 from luthier.data.render import Renderer
 from luthier.evaluate.continuations import Asked, Ids, Scorer
@@ -28,7 +29,10 @@ class Subject:
 
     name: str
     """As it stands in the table of results."""
-    model: Model
+    here: Model | None
+    """The model, where it runs in this process; elsewhere it answers through its sampler alone."""
+    max_length: int
+    """Tokens that a question and its answer may have together."""
     renderer: Renderer
     sampler: Sampler
     sampling: SamplingConfig
@@ -36,6 +40,24 @@ class Subject:
     chat: bool
     """Questions go through the chat template; off, they are plain text that the model continues."""
     batch_tokens: int = 8192
+    engine: str = "transformers"
+    """What runs it."""
+
+    @property
+    def model(self) -> Model:
+        """The model in this process.
+
+        Raises:
+            ConfigError: it runs elsewhere, where only answers can be had.
+        """
+        if self.here is None:
+            raise ConfigError(
+                f"{self.engine} answers questions, and does not tell how likely given texts are",
+                where=f"--infer_backend {self.engine}",
+                fix="Give --method generation for multiple choice, or --infer_backend transformers",
+                code="answers_only",
+            )
+        return self.here
 
     @cached_property
     def scorer(self) -> Scorer:
@@ -96,7 +118,7 @@ class Subject:
         float32 [texts, D]; each text is cut to the model's context.  Queries are read as all texts are.
         """
         empty = (int(str(self.renderer.tokenizer.eos_token_id)),)
-        rows = [self._text(text)[: self.model.max_length] or empty for text in texts]
+        rows = [self._text(text)[: self.max_length] or empty for text in texts]
         return embed(self.model, rows, "mean", self.batch_tokens)
 
     def likeness(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float64]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from luthier.base.config import Config
+
+Backend = Literal["transformers", "pt", "vllm", "sglang", "lmdeploy"]
+"""What runs a model; pt is another name for transformers, which runs in this process, the others are servers."""
 
 
 class SamplingConfig(Config):
@@ -30,3 +35,14 @@ class SamplingConfig(Config):
     """An answer ends before any of these strings."""
     seed: int = 42
     """Seed of the choices when temperature is above 0."""
+
+
+class EngineConfig(Config):
+    """The process of vLLM, SGLang or LMDeploy."""
+
+    engine_command: str | None = None
+    """Its program: vllm, the python that has sglang, or lmdeploy. Unset: found on the path."""
+    engine_args: str = ""
+    """Further arguments of it, in one: --engine_args="--gpu-memory-utilization 0.8"."""
+    engine_timeout: float = Field(default=900.0, gt=0)
+    """Seconds until it must be ready."""

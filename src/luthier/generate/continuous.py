@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
@@ -12,15 +12,13 @@ import torch
 
 from luthier.base.errors import LuthierError, RunError
 from luthier.generate.batching import Batching
-from luthier.generate.config import SamplingConfig
 from luthier.generate.form import Forms
 from luthier.generate.padded import Padded
 from luthier.generate.request import Piece, Request, Sink, Ticket
-from luthier.generate.sampler import Completion, ends_of
+from luthier.generate.sampler import ByRequests, Completion, K, ends_of
 from luthier.model.causal import Model
 
 R = TypeVar("R")
-K = TypeVar("K")
 
 
 class Work(Protocol):
@@ -39,7 +37,7 @@ class Work(Protocol):
     def fail(self, error: Exception) -> None: ...
 
 
-class Continuous:
+class Continuous(ByRequests):
     """A Sampler whose requests share the model's steps.
 
     Args:
@@ -104,16 +102,8 @@ class Continuous:
         self._jobs.put(None)
         self._thread.join()
 
-    def stream(self, prompt: Sequence[int], sampling: SamplingConfig) -> Iterator[str]:
-        """Pieces of the answer as they come.  Leaving the loop early stops the answer.
-
-        Raises:
-            DataError: the prompt is empty or fills the model's context.
-        """
-        return (piece.text for piece in self.pieces(Request(tuple(prompt), sampling)) if piece.text)
-
     def pieces(self, request: Request) -> Iterator[Piece]:
-        """The answer to one request, piece by piece.  Raises as `stream`."""
+        """The answer to one request, piece by piece; see ByRequests."""
         queue: SimpleQueue[Piece | Exception] = SimpleQueue()
         ticket = self.submit(request, queue.put)
         try:
@@ -127,23 +117,8 @@ class Continuous:
         finally:
             ticket.cancelled = True
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Completion]:
-        """One answer to each prompt, in order.  The n-th one has the seed plus n, so that equal prompts get different
-        answers where there is a choice.  Raises as `stream`."""
-        seeds = (sampling.model_copy(update={"seed": sampling.seed + n}) for n in range(len(prompts)))
-        asked = (Request(tuple(prompt), own) for prompt, own in zip(prompts, seeds, strict=True))
-        found: dict[int, Completion] = {}
-        for n, answer in self.answers(enumerate(asked)):
-            if isinstance(answer, LuthierError):
-                raise answer
-            found[n] = answer
-        return [found[n] for n in range(len(prompts))]
-
     def answers(self, requests: Iterable[tuple[K, Request]]) -> Iterator[tuple[K, Completion | LuthierError]]:
-        """Answers as they are finished, each with the key of its request; what is wrong with a request is its answer.
-
-        Requests are taken from the iterable as slots come free, so there can be any number of them.
-        """
+        """Answers as they are finished; see ByRequests."""
         source = iter(requests)
         pieces: SimpleQueue[tuple[_Open[K], Piece | Exception]] = SimpleQueue()
         under_way: set[_Open[K]] = set()

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerFast
 
+from luthier.base.errors import LuthierError
 from luthier.generate.config import SamplingConfig
-from luthier.generate.request import FinishReason, Piece
+from luthier.generate.request import FinishReason, Piece, Request
 from luthier.model.causal import Model
+
+K = TypeVar("K")
 
 _BROKEN = "\ufffd"
 
@@ -42,6 +46,43 @@ class Sampler(Protocol):
     def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Completion]:
         """One answer to each prompt, in order."""
         ...
+
+
+class ByRequests(ABC):
+    """A Sampler made of what takes single requests."""
+
+    @abstractmethod
+    def pieces(self, request: Request) -> Iterator[Piece]:
+        """The answer to one request, piece by piece.  Leaving the loop early ends the answer.
+
+        Raises:
+            DataError: the prompt is empty or fills the model's context.
+        """
+        ...
+
+    @abstractmethod
+    def answers(self, requests: Iterable[tuple[K, Request]]) -> Iterator[tuple[K, Completion | LuthierError]]:
+        """Answers as they are finished, each with the key of its request; what is wrong with a request is its answer.
+
+        Requests are taken from the iterable as there is room, so there can be any number of them.
+        """
+        ...
+
+    def stream(self, prompt: Sequence[int], sampling: SamplingConfig) -> Iterator[str]:
+        """Pieces of the answer as they come.  Raises as `pieces`."""
+        return (piece.text for piece in self.pieces(Request(tuple(prompt), sampling)) if piece.text)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: SamplingConfig) -> list[Completion]:
+        """One answer to each prompt, in order.  The n-th one has the seed plus n, so that equal prompts get different
+        answers where there is a choice.  Raises as `pieces`."""
+        seeds = (sampling.model_copy(update={"seed": sampling.seed + n}) for n in range(len(prompts)))
+        asked = (Request(tuple(prompt), own) for prompt, own in zip(prompts, seeds, strict=True))
+        found: dict[int, Completion] = {}
+        for n, answer in self.answers(enumerate(asked)):
+            if isinstance(answer, LuthierError):
+                raise answer
+            found[n] = answer
+        return [found[n] for n in range(len(prompts))]
 
 
 def ends_of(model: Model, stop_ids: Collection[int]) -> frozenset[int]:

@@ -26,7 +26,7 @@ from luthier.generate.endpoint import Endpoint
 from luthier.model.config import ModelConfig
 from luthier.run.result import find
 from luthier.run.specialist import skill_of
-from luthier.run.subject import identity, name_of, open_examined, other_model
+from luthier.run.subject import examined, identity, name_of, other_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
         raise ConfigError("a pair needs another answer", where="--judge.by", fix="Give --compare MODEL")
     if options.judge.by != "none":
         Endpoint(options.judge.endpoint, Path(options.output_dir) / "judge.sqlite")  # refuses missing settings now
+    _check_engine(options, tasks)
     if options.compare is not None:
         _check_comparable(tasks, skill_of(find(other_model(options))), options.compare)
     with stop_requests() as stop:
@@ -69,6 +70,18 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
     base = before.model if before else ""
     _write(options, after, found, base, folder)
     return Evaluated(after, found, folder)
+
+
+def _check_engine(options: EvalConfig, tasks: Sequence[Task]) -> None:
+    """Raises ConfigError where a server is to tell more than answers."""
+    more = next((task for task in tasks if task.how != "generate"), None)
+    if options.backend not in ("transformers", "pt") and more is not None:
+        raise ConfigError(
+            f"{more.dataset} is not judged by answers alone, which is all that {options.backend} gives",
+            where=f"--infer_backend {options.backend}",
+            fix="Give --method generation for multiple choice, or --infer_backend transformers",
+            code="answers_only",
+        )
 
 
 def _check_comparable(tasks: Sequence[Task], other: Skill, named: str) -> None:
@@ -115,13 +128,12 @@ def _measured(
     usable = find(model)
     folder = Path(options.output_dir) / f"{name_of(usable)}-{identity(usable)}"
     (folder / "items").mkdir(parents=True, exist_ok=True)
-    subject = open_examined(options, model, console.say)
     total = sum(len(task.items) for task in tasks)
     results: dict[tuple[str, str], Sequence[Result]] = {}
-    with console.progress(f"Asking {subject.name}", total) as bar:
+    with examined(options, model, console.say) as subject, console.progress(f"Asking {subject.name}", total) as bar:
         for task in tasks:
             results[task.dataset, task.subset] = _asked(subject, task, folder, bar.advance, stop)
-    name = subject.name
+        name = subject.name
     del subject
     gc.collect()
     return Measured(name, results, tasks), folder

@@ -12,9 +12,10 @@ from luthier.evaluate import report
 from luthier.evaluate.config import EvalConfig
 from luthier.evaluate.harness import run_tasks
 from luthier.evaluate.report import Measured
+from luthier.evaluate.specialist import Specialist
 from luthier.run.evaluation import Evaluated
 from luthier.run.result import find
-from luthier.run.subject import identity, name_of, open_subject
+from luthier.run.subject import examined, identity, name_of
 
 
 def run_harness(options: EvalConfig, console: Console) -> Evaluated:
@@ -32,14 +33,16 @@ def run_harness(options: EvalConfig, console: Console) -> Evaluated:
     usable = find(options.model)
     folder = Path(options.output_dir) / f"{name_of(usable)}-{identity(usable)}" / "lm_eval"
     folder.mkdir(parents=True, exist_ok=True)
-    subject = open_subject(options, options.model, console.say)
-    found, raw = run_tasks(
-        subject,
-        list(options.eval_dataset),
-        shots=options.few_shot_num or None,
-        limit=options.eval_limit,
-        further=options.tasks_path,
-    )
+    with examined(options, options.model, console.say) as subject:
+        if isinstance(subject, Specialist):
+            raise ConfigError(f"this model {subject.skill.words}, and lm_eval asks models that talk", where="--model")
+        found, raw = run_tasks(
+            subject,
+            list(options.eval_dataset),
+            shots=options.few_shot_num or None,
+            limit=options.eval_limit,
+            further=options.tasks_path,
+        )
     measured = Measured(subject.name, {}, (), tuple(found))
     settings: dict[str, Json] = options.model_dump(mode="json")
     kept = RunDir(folder)

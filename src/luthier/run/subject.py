@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import orjson
@@ -13,47 +14,64 @@ from luthier.evaluate.config import EvalConfig
 from luthier.evaluate.specialist import Specialist
 from luthier.evaluate.subject import Subject
 from luthier.generate.local import Local
+from luthier.generate.sampler import Sampler
+from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
-from luthier.run.opening import device_of, open_model
+from luthier.run.opening import Manner, device_of, open_model
 from luthier.run.result import Usable, find
 from luthier.run.specialist import open_specialist, skill_of
 
 
-def open_examined(options: EvalConfig, model: ModelConfig, say: Callable[[str], None]) -> Subject | Specialist:
-    """Load a model for what it can do.
+@contextmanager
+def examined(options: EvalConfig, model: ModelConfig, say: Callable[[str], None]) -> Generator[Subject | Specialist]:
+    """A model, loaded for what it can do; a server that runs it ends with the block.
 
     Raises:
         ConfigError, ModelError: naming what is missing.
     """
     usable = find(model)
-    if skill_of(usable).kind == "language":
-        return open_subject(options, model, say)
-    return open_specialist(usable, device_of(options.device), name_of(usable), options.batch_tokens)
+    if skill_of(usable).kind != "language":
+        yield open_specialist(usable, device_of(options.device), name_of(usable), options.batch_tokens)
+    elif options.backend in ("transformers", "pt"):
+        opened = open_model(model, options.device, say)
+        sampler = Local(opened.model, stop_ids=opened.manner.renderer.stop_ids, batch=options.eval_batch_size)
+        yield _subject(options, usable, opened.manner, sampler, opened.model, opened.model.max_length, say)
+    else:
+        from luthier.run.peers import open_peer
+        from luthier.serve.blocking import Blocking
+
+        say(f"Starting {options.backend}")
+        engine, manner, _ = open_peer(model, options.backend, options.engine, slots=options.eval_batch_size)
+        with Blocking(engine) as sampler:
+            yield _subject(options, usable, manner, sampler, None, engine.max_length, say)
 
 
-def open_subject(options: EvalConfig, model: ModelConfig, say: Callable[[str], None]) -> Subject:
-    """Load a model as the settings of the evaluation want it.
-
-    Raises:
-        ConfigError, ModelError: naming what is missing.
-    """
-    opened = open_model(model, options.device, say)
-    renderer, own = opened.manner.renderer, opened.manner.system
+def _subject(
+    options: EvalConfig,
+    usable: Usable,
+    manner: Manner,
+    sampler: Sampler,
+    here: Model | None,
+    longest: int,
+    say: Callable[[str], None],
+) -> Subject:
     chat = options.apply_chat_template
     if chat is None:
-        chat = bool(renderer.tokenizer.chat_template or opened.config.template)
+        chat = bool(manner.renderer.tokenizer.chat_template or usable.model.template)
         if not chat:
             say("The model brings no chat template: it is asked in plain text (--apply_chat_template true to change)")
     return Subject(
-        name=name_of(find(model)),
-        model=opened.model,
-        renderer=renderer,
-        sampler=Local(opened.model, stop_ids=renderer.stop_ids, batch=options.eval_batch_size),
+        name=name_of(usable),
+        here=here,
+        max_length=longest,
+        renderer=manner.renderer,
+        sampler=sampler,
         sampling=options.sampling,
-        system=(own if options.system is None else options.system) or None,
+        system=(manner.system if options.system is None else options.system) or None,
         chat=chat,
         batch_tokens=options.batch_tokens,
+        engine=options.backend,
     )
 
 

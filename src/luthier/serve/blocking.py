@@ -12,14 +12,13 @@ from typing import Any, TypeVar
 
 from luthier.base.errors import LuthierError, RunError
 from luthier.generate.request import FinishReason, Piece, Request
-from luthier.generate.sampler import Completion
+from luthier.generate.sampler import ByRequests, Completion, K
 from luthier.serve.engines import Engine, EngineFailed
 
 R = TypeVar("R")
-K = TypeVar("K")
 
 
-class Blocking:
+class Blocking(ByRequests):
     """An Engine for callers that wait.  To be used in a `with` block, which starts the engine and ends it."""
 
     def __init__(self, engine: Engine):
@@ -82,7 +81,7 @@ class Blocking:
             future.cancel()
 
     def answers(self, requests: Iterable[tuple[K, Request]]) -> Iterator[tuple[K, Completion | LuthierError]]:
-        """Answers, each with the key of its request; what is wrong with a request is its answer."""
+        """Answers; see ByRequests."""
         source = iter(requests)
         while some := list(islice(source, 2 * self.engine.slots)):
             found = self.run(self._all([request for _, request in some]))

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pydantic import Field
-
-from luthier.base.config import Config
 from luthier.base.errors import ConfigError, MissingExtra
+from luthier.generate.config import Backend, EngineConfig
+from luthier.model.adapters import SETTINGS
 from luthier.model.config import ModelConfig
+from luthier.model.folder import model_folder, read_json
+from luthier.model.load import context_length
+from luthier.run.opening import Manner, manner_of
+from luthier.run.result import find
 
 if TYPE_CHECKING:
-    from luthier.run.opening import Manner
     from luthier.serve.proxy import ProxyEngine
-
-Backend = Literal["transformers", "pt", "vllm", "sglang", "lmdeploy"]
-
-
-class EngineConfig(Config):
-    """The process of vLLM, SGLang or LMDeploy."""
-
-    engine_command: str | None = None
-    """Its program: vllm, the python that has sglang, or lmdeploy. Unset: found on the path."""
-    engine_args: str = ""
-    """Further arguments of it, in one: --engine_args="--gpu-memory-utilization 0.8"."""
-    engine_timeout: float = Field(default=900.0, gt=0)
-    """Seconds until it must be ready."""
 
 
 def open_peer(
@@ -49,9 +39,6 @@ def open_peer(
         ConfigError, ModelError: the model cannot be found, or not be served so.
         MissingExtra: the extra `serve` is not installed.
     """
-    from luthier.model.folder import model_folder
-    from luthier.model.load import context_length
-    from luthier.run.opening import manner_of
     from luthier.serve.launch import Serving
 
     try:
@@ -89,8 +76,6 @@ def open_peer(
 
 def _ends(model: ModelConfig, manner: Manner) -> frozenset[int]:
     """The tokens that end an answer: the template's, the tokenizer's and the model's own."""
-    from luthier.model.folder import model_folder, read_json
-
     file = model_folder(model) / "generation_config.json"
     own = read_json(file).get("eos_token_id") if file.exists() else None
     ends = [*manner.renderer.stop_ids, manner.renderer.tokenizer.eos_token_id]
@@ -98,13 +83,7 @@ def _ends(model: ModelConfig, manner: Manner) -> frozenset[int]:
 
 
 def _rank(model: ModelConfig, folder: str) -> int:
-    from luthier.model.adapters import SETTINGS
-    from luthier.model.folder import read_json
-    from luthier.run.result import find
-
     found = find(model.model_copy(update={"adapters": (folder,)})).model.adapters[-1]
-    from pathlib import Path
-
     return int(read_json(Path(found).expanduser() / SETTINGS).get("r") or 64)
 
 
