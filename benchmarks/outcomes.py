@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="an empty or new folder that keeps the run")
     parser.add_argument("--only", choices=["luthier", "plain"], help="one side, in this process")
     args = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(args.threads)
+    os.environ |= {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE"}  # as the command sets it
     given = {name: value for name in ("rate", "epochs", "dtype") if (value := getattr(args, name)) is not None}
     outcome = replace(OUTCOMES[args.outcome], **given)
     if args.only:

@@ -58,6 +58,18 @@ def test_every_file_is_in_the_manifest(tmp_path: Path):
     assert set(listed) == present - {"MANIFEST.json"}
 
 
+def test_files_can_be_read_by_whom_other_new_files_can(tmp_path: Path):
+    def private(folder: Path) -> None:
+        artefact(folder)
+        (folder / "model.safetensors").write_bytes(b"")
+        (folder / "model.safetensors").chmod(0o600)  # as safetensors leaves them
+
+    path = Checkpoints(tmp_path, None).save(State(step=1), tensors(1), private, best=False)
+    (tmp_path / "new").touch()
+    usual = (tmp_path / "new").stat().st_mode
+    assert {file.stat().st_mode for file in path.rglob("*") if file.is_file()} == {usual}
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
 def test_a_broken_newest_checkpoint_gives_way_to_the_one_before(tmp_path: Path, damage: str):
     store = Checkpoints(tmp_path, 3)

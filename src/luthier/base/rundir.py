@@ -54,7 +54,7 @@ def write_atomic(path: Path, data: bytes) -> None:
     try:
         handle, staged = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fchmod(file.fileno(), usual_mode())
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
@@ -66,10 +66,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         raise storage_error(error, path) from error
 
 
-def _umask() -> int:
+def usual_mode() -> int:
+    """Permissions that a new file has here; some libraries write theirs for the owner alone."""
     mask = os.umask(0o022)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
 class Lock:

@@ -8,13 +8,16 @@ import os
 import shutil
 from pathlib import Path
 
-from luthier.base.rundir import fsync_dir
+from luthier.base.rundir import fsync_dir, usual_mode
 
 MANIFEST = "MANIFEST.json"
 
 
 def seal(folder: Path) -> None:
-    """List and hash every file, and make all of them survive a power cut.  Raises OSError."""
+    """List and hash every file, and make all of them survive a power cut and be read by whom other files are.
+
+    Raises OSError.
+    """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     listed = {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files
@@ -23,6 +26,7 @@ def seal(folder: Path) -> None:
     manifest.write_text(json.dumps({"version": 1, "files": listed}, indent=2), encoding="utf-8")
     for path in [*files, manifest]:
         with path.open("rb+") as file:
+            os.fchmod(file.fileno(), usual_mode())
             os.fsync(file.fileno())
     for path in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         fsync_dir(path)

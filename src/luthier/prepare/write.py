@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from luthier.base.errors import ConfigError
-from luthier.base.rundir import fsync_dir, storage_error
+from luthier.base.rundir import fsync_dir, storage_error, usual_mode
 from luthier.prepare.origins import OriginWriter
 from luthier.prepare.parcel import Parcel
 from luthier.prepare.table import write_parquet
@@ -162,12 +162,6 @@ class Writer:
         self._discard()
 
 
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask
-
-
 def write_rows(rows: Path, path: Path) -> None:
     """Copy a file of JSON lines to where a user wants it, as Parquet when its name says so.
 
@@ -197,5 +191,5 @@ def _settle(staged: Path, path: Path) -> None:
     if path.suffix.lower() == ".parquet":
         write_parquet(staged)
     with staged.open("rb+") as whole:
-        os.fchmod(whole.fileno(), 0o666 & ~_umask())
+        os.fchmod(whole.fileno(), usual_mode())
         os.fsync(whole.fileno())

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import Chat, Fault, Record, Text
+from luthier.base.rundir import usual_mode
 from luthier.data.checks import RecordOptions, to_record
 from luthier.data.config import DataConfig
 from luthier.data.mix import take_indices
@@ -52,6 +53,8 @@ def make_untrained(data: DataConfig, shape: Shape, folder: Path, seed: int, cons
         whole = Path(staging) / "model"
         write = write_untrained if shape.architecture == "qwen2" else scratch_encoders.write_encoder
         parameters = write(whole, tokenizer, shape, seed)
+        for file in whole.iterdir():
+            file.chmod(usual_mode())
         whole.rename(folder)  # there whole or not at all
     return parameters, seen
 
