@@ -10,10 +10,13 @@ import pytest
 pytest.importorskip("fastapi")
 
 from luthier.base.console import Console
+from luthier.base.records import Chat
 from luthier.cli.parity import Disagree, ParityConfig, parity
+from luthier.data.render import Renderer
 from luthier.model.config import ModelConfig
 from luthier.model.load import load_tokenizer
 from luthier.run.parity import Spoken, compare_answers
+from luthier.run.rows import PREVIEWED, previewed
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
@@ -37,7 +40,14 @@ def test_run_agrees_with_itself_and_another_model_does_not(
         "log": {"report_to": []},
         "output_dir": str(tmp_path / "runs"),
     }
-    train(validate(RunConfig, settings), Console(quiet=True))
+    config = validate(RunConfig, settings)
+    train(config, Console(quiet=True))
+    (run,) = (tmp_path / "runs").glob("v*")
+    renderer = Renderer(load_tokenizer(ModelConfig(path=str(nano_dir))))
+    lines = [json.loads(line) for line in (run / PREVIEWED).read_text().splitlines()]
+    rows = previewed(run, config, renderer, 3)
+    ids = [renderer.chat(row, train_on="last").ids.tolist() for row in rows if isinstance(row, Chat)]
+    assert len(lines) == 8 and ids == [line[0] for line in lines[:3]]  # the very rows that were shown, in their order
     report = tmp_path / "parity.json"
     wish = {"run": str(tmp_path / "runs"), "rows": 2, "max_new_tokens": 6, "report": str(report)}
     parity(ParityConfig.model_validate(wish), Console(quiet=True))

@@ -31,7 +31,7 @@ class ParityConfig(Config):
     exported: tuple[str, ...] = ()
     """Folders that luthier export made of it. Unset: it is merged in float32 for the comparison."""
     rows: int = Field(default=4, ge=1)
-    """Rows of the run to compare with; or of --dataset."""
+    """Rows of the run's preview to compare with; or of --dataset."""
     dataset: tuple[str, ...] = ()
     """Other rows."""
     max_new_tokens: int = Field(default=32, ge=1)
@@ -72,7 +72,7 @@ def parity(options: ParityConfig, console: Console) -> None:
     from luthier.data.render import Renderer
     from luthier.model.load import load_tokenizer
     from luthier.run.opening import manner_of
-    from luthier.run.rows import rows_of, run_config
+    from luthier.run.rows import previewed, rows_of, run_config
 
     model = _named(options.run)
     manner, found = manner_of(model)
@@ -82,7 +82,12 @@ def parity(options: ParityConfig, console: Console) -> None:
         raise ConfigError("is not a run of Luthier", where=options.run, fix="Give a run directory or a checkpoint")
     settings = trained.model
     training = Renderer(load_tokenizer(found.model_copy(update={"adapters": ()})), template=settings.template or manner.renderer.template, template_args=settings.template_args)  # fmt: skip  # noqa: E501
-    records, origin = rows_of(options.dataset, trained, options.rows)
+    shown = [] if options.dataset else previewed(_place(artefact), trained, training, options.rows)
+    records, origin = (
+        (shown, "of the run's preview, token by token as they were trained on")
+        if shown
+        else rows_of(options.dataset, trained, options.rows)
+    )
     asked = room.questions(records)
     if not asked:
         raise ConfigError("there is no chat among these rows", where="--dataset", fix="Name rows that end in an answer")

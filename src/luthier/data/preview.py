@@ -66,7 +66,7 @@ class PreviewRow:
 def preview_rows(groups: Groups, tokenizer: PreTrainedTokenizerFast, count: int) -> list[PreviewRow]:
     """Up to `count` samples, the first ones of each set; each sequence of a sample is a row."""
     rows: list[PreviewRow] = []
-    for number in _firsts(groups, count):
+    for number in firsts(groups, count):
         sequences = groups[number].sequences
         for part, tokens in enumerate(sequences):
             name = f"sample {number + 1}" + (f", part {part + 1} of {len(sequences)}" if len(sequences) > 1 else "")
@@ -74,7 +74,7 @@ def preview_rows(groups: Groups, tokenizer: PreTrainedTokenizerFast, count: int)
     return rows
 
 
-def _firsts(groups: Groups, count: int) -> list[int]:
+def firsts(groups: Groups, count: int) -> list[int]:
     """Positions of the first samples of each set, as many of one set as of another."""
     if isinstance(groups, Kinds):
         origins = np.repeat(np.arange(len(groups.sets)), np.diff(groups.starts))

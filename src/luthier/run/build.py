@@ -42,6 +42,7 @@ from luthier.run.plan import RunPlan
 from luthier.run.recompute import KEPT, Choice, Trial, choose_on_gpu, random_trial, repeated_trial, state_bytes
 from luthier.run.resume import model_fingerprint
 from luthier.run.retain import general_sets, retained
+from luthier.run.rows import PREVIEWED
 
 PREVIEW_ROWS = 20
 """Samples shown in preview.html."""
@@ -80,6 +81,11 @@ def _show_data(run: Run, prepared: Prepared, tokenizer: PreTrainedTokenizerFast)
     run.directory.write_json("data_report.json", prepared.report.to_json())
     rows = preview.preview_rows(prepared.train, tokenizer, PREVIEW_ROWS)
     run.directory.write_text("preview.html", preview.page(rows, prepared.report))
+    shown = (prepared.train[number] for number in preview.firsts(prepared.train, PREVIEW_ROWS))
+    ids = [
+        orjson.dumps([one.ids.tolist() for one in group.sequences], option=orjson.OPT_APPEND_NEWLINE) for group in shown
+    ]
+    write_atomic(run.directory.file(PREVIEWED), b"".join(ids))
     if prepared.rejected:
         lines = [orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in prepared.rejected]
         write_atomic(run.directory.file("rejected.jsonl"), b"".join(lines))

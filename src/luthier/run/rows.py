@@ -5,14 +5,64 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import orjson
+
 from luthier.base.config import read_yaml, validate
 from luthier.base.errors import DataError
-from luthier.base.records import Chat, Fault, Record, Text
+from luthier.base.records import BadRow, Chat, Fault, Record, Text
 from luthier.data.checks import RecordOptions, to_record
 from luthier.data.config import DataConfig
-from luthier.data.sources import open_rows, parse_spec
+from luthier.data.render import Renderer
+from luthier.data.row import Row
+from luthier.data.sources import Rows, open_rows, parse_spec
 from luthier.model import nano
 from luthier.run.config import RunConfig
+
+PREVIEWED = "preview.jsonl"
+"""File in a run directory: for each sample of preview.html the token ids of its sequences, as they are trained on."""
+_SEARCHED = 20_000
+"""Rows of a set among which those of the preview are looked for."""
+
+
+def previewed(run: Path, trained: RunConfig, renderer: Renderer, count: int) -> list[Chat | Text]:
+    """The first `count` rows that the run showed before it trained: those of its data that still give the same tokens.
+
+    Rows that were cut, or are no longer there, are left out.
+    """
+    file = run / PREVIEWED
+    if not file.exists():
+        return []
+    shown: dict[tuple[int, ...], int] = {}
+    for line in file.read_bytes().splitlines():
+        sequences: list[list[int]] = orjson.loads(line)
+        if len(sequences) == 1:
+            shown.setdefault(tuple(sequences[0]), len(shown))
+    wanted = dict(list(shown.items())[: 4 * count])  # more than enough, where some cannot be found
+    found: dict[int, Chat | Text] = {}
+    options = RecordOptions.from_config(trained.data)
+    for name in trained.data.datasets:
+        rows = _opened(name, trained.data)
+        for index in range(min(len(rows), _SEARCHED)):
+            if len(found) == len(wanted):
+                break
+            record = to_record(rows[index], options)[0]
+            if isinstance(record, Chat) and (place := wanted.get(_tokens(record, renderer))) is not None:
+                found.setdefault(place, record)
+    return [found[place] for place in sorted(found)][:count]
+
+
+def _opened(name: str, data: DataConfig) -> Rows | list[Row]:
+    try:
+        return open_rows(parse_spec(name, data.hub), data)
+    except DataError:  # moved since
+        return []
+
+
+def _tokens(chat: Chat, renderer: Renderer) -> tuple[int, ...]:
+    try:
+        return tuple(renderer.chat(chat, train_on="last").ids.tolist())
+    except BadRow:
+        return ()
 
 
 def run_config(folder: Path) -> RunConfig | None:
