@@ -120,13 +120,13 @@ class Batch:
             return self
         return replace(
             self,
-            ids_T=self.ids_T.to(device, non_blocking=True),
-            positions_T=self.positions_T.to(device, non_blocking=True),
-            targets_T=self.targets_T.to(device, non_blocking=True),
-            weights_T=self.weights_T.to(device, non_blocking=True),
-            trained_R=self.trained_R.to(device, non_blocking=True),
-            segments_T=None if self.segments_T is None else self.segments_T.to(device, non_blocking=True),
-            values_N=None if self.values_N is None else self.values_N.to(device, non_blocking=True),
+            ids_T=_moved(self.ids_T, device),
+            positions_T=_moved(self.positions_T, device),
+            targets_T=_moved(self.targets_T, device),
+            weights_T=_moved(self.weights_T, device),
+            trained_R=_moved(self.trained_R, device),
+            segments_T=None if self.segments_T is None else _moved(self.segments_T, device),
+            values_N=None if self.values_N is None else _moved(self.values_N, device),
         )
 
     @property
@@ -150,6 +150,13 @@ class Batch:
     def tokens(self) -> int:
         """Tokens in the batch (T)."""
         return int(self.ids_T.shape[0])
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """To a device, without waiting for what it is doing: CUDA waits when it copies from memory that is not pinned."""
+    if device.type == "cuda" and not tensor.is_cuda:
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def collate(groups: Sequence[Group], samples: Sequence[int], kind: int = 0) -> Batch:

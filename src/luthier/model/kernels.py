@@ -25,8 +25,11 @@ from luthier.model.pointwise import LowRank
 _PROGRAMS = 1024
 """Programs over which rows are dealt out where each adds up a weight's gradient."""
 
-_TILE: dict[str, Any] = {"BLOCK_T": 64, "BLOCK_F": 64, "num_warps": 4}
+_TILE: dict[str, Any] = {"BLOCK_T": 32, "BLOCK_F": 128, "num_warps": 4}
 """How the feed-forward activation is cut up where adapters are added on the way."""
+
+_ROW_WARPS = 16
+"""Warps that share a long row."""
 
 
 @triton.jit
@@ -202,24 +205,32 @@ def _swiglu_gradient_lacking(
 
 
 @triton.jit
-def _round_rows(codes, scales, x, x_t, columns, width, HAS_COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+def _scaled_row(x, columns, at, inside, HAS_COLUMNS: tl.constexpr):
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_COLUMNS:
+        value *= tl.load(columns + at, mask=inside, other=0.0)
+    return value
+
+
+@triton.jit
+def _rounded(value, scale):
+    return tl.minimum(tl.maximum(value / scale, -448.0), 448.0).to(tl.float8e4nv)
+
+
+@triton.jit
+def _round_rows(
+    codes, scales, x, x_t, columns, width, HAS_COLUMNS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr
+):
     t = tl.program_id(0).to(tl.int64)
-    highest = tl.zeros([BLOCK], dtype=tl.float32)
-    for start in range(0, width, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        value = tl.load(x + t * x_t + at, mask=at < width, other=0.0).to(tl.float32)
-        if HAS_COLUMNS:
-            value *= tl.load(columns + at, mask=at < width, other=0.0)
-        highest = tl.maximum(highest, tl.abs(value))
-    scale = tl.maximum(tl.max(highest, 0), 1e-12) / 448.0
+    # A row is held whole, in two parts, since parts are powers of two long; so it is read once.
+    first, second = tl.arange(0, BLOCK), BLOCK + tl.arange(0, REST)
+    low = _scaled_row(x + t * x_t, columns, first, first < width, HAS_COLUMNS)
+    high = _scaled_row(x + t * x_t, columns, second, second < width, HAS_COLUMNS)
+    highest = tl.maximum(tl.max(tl.abs(low), 0), tl.max(tl.abs(high), 0))
+    scale = tl.maximum(highest, 1e-12) / 448.0
     tl.store(scales + t, scale)
-    for start in range(0, width, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        value = tl.load(x + t * x_t + at, mask=at < width, other=0.0).to(tl.float32)
-        if HAS_COLUMNS:
-            value *= tl.load(columns + at, mask=at < width, other=0.0)
-        value = tl.minimum(tl.maximum(value / scale, -448.0), 448.0)
-        tl.store(codes + t * width + at, value.to(tl.float8e4nv), mask=at < width)
+    tl.store(codes + t * width + first, _rounded(low, scale), mask=first < width)
+    tl.store(codes + t * width + second, _rounded(high, scale), mask=second < width)
 
 
 @triton.jit
@@ -370,9 +381,11 @@ class Fused:
         tokens, width = x_TI.shape
         codes_TI = x_TI.new_empty(tokens, width, dtype=torch.float8_e4m3fn)
         scale_T = x_TI.new_empty(tokens, dtype=torch.float32)
+        block = 1 << (width.bit_length() - 1)
+        rest = max(16, triton.next_power_of_2(width - block))
         _round_rows[(tokens,)](
             codes_TI, scale_T, x_TI, x_TI.stride(0), columns_I if columns_I is not None else scale_T, width,
-            HAS_COLUMNS=columns_I is not None, BLOCK=min(4096, triton.next_power_of_2(width)), num_warps=8,
+            HAS_COLUMNS=columns_I is not None, BLOCK=block, REST=rest, num_warps=max(4, min(_ROW_WARPS, block // 512)),
         )  # fmt: skip
         return codes_TI, scale_T
 
