@@ -143,7 +143,13 @@ class Frame:
     def places(self) -> Placed:
         """Where each row stands; known after the first pass."""
         assert self._counts is not None, "rows are counted by the first pass"
-        return Placed(tuple(self._files), np.concatenate(self._file), np.concatenate(self._line))
+        if len(self._line) != 1:  # joined once, so that they are not held twice
+            self._line = [np.concatenate(self._line)]
+        if len(self._files) == 1:  # takes no memory
+            return Placed(tuple(self._files), np.broadcast_to(np.int32(0), len(self._line[0])), self._line[0])
+        if len(self._file) != 1:
+            self._file = [np.concatenate(self._file)]
+        return Placed(tuple(self._files), self._file[0], self._line[0])
 
     def _tasks(self, attached: Mapping[str, NDArray[Any]] | None) -> list[Task]:
         if self._counts is None:
@@ -163,7 +169,10 @@ class Frame:
         """Remember what the first pass saw of a chunk."""
         assert read.placed is not None, "the first pass places its rows"
         numbers = np.array([self._files.setdefault(name, len(self._files)) for name in read.placed.files], np.int32)
-        self._file.append(numbers[read.placed.file] if len(numbers) else np.empty(0, np.int32))
+        one = len(numbers) == 1
+        self._file.append(
+            np.broadcast_to(numbers[0], len(read.placed.file)) if one else numbers[read.placed.file].astype(np.int32)
+        )
         self._line.append(read.placed.line)
         self._sound.append(read.sound)
         self.facts.rows += read.rows

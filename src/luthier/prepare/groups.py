@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from luthier.prepare.spill import Spill
 
 Numbers = NDArray[np.int64]
-_MOST_AT_ONCE = 8_000_000
+_MOST_AT_ONCE = 2_000_000
 """Keys that are sorted at a time; more are sorted share by share, so that memory stays bounded."""
 
 

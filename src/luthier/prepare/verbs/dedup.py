@@ -24,6 +24,7 @@ from luthier.prepare.spill import Spill
 from luthier.prepare.verb import Job, Outcome, Verb
 
 _LISTED = 50  # groups that the report lists
+_AT_ONCE = 1_000_000
 
 
 class DedupConfig(VerbConfig):
@@ -84,9 +85,10 @@ def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
     places = _Places.of(frames)
     known = len(frames[0]) if config.against else 0
     first = found.first[known:]
-    keep = first == np.arange(known, known + len(rows))
-    reference = first < known
-    overlap, repeated = int(reference.sum()), int((~keep & ~reference).sum())
+    keep = _stand_alone(first, known)
+    reference = first < known if known else np.broadcast_to(np.False_, len(first))
+    overlap = int(reference.sum())
+    repeated = len(keep) - int(keep.sum()) - overlap
     if overlap and job.read.bad_rows == "strict":
         at, of = known + int(np.argmax(reference)), int(first[np.argmax(reference)])
         what = f"{overlap:,} rows are also in {', '.join(config.against)}; the first repeats {places.name(of)}"
@@ -96,15 +98,28 @@ def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
     if config.against:
         report.summary["overlap"] = overlap
     report.summary["groups"] = len(np.unique(first[~keep]))
-    _describe(report, found.first, known, places)
+    _describe(report, found.first, places)
     attached = {
         "keep": keep,
-        "file": places.file[first],
+        "file": places.file[first] if len(places.names) > 1 else places.file,
         "line": places.line[first],
         "reference": reference,
         "similarity": found.similarity[known:],
     }
     return Outcome(report, rows.scan(_Drop(places.names, config.near), "Writing", attached))
+
+
+def _stand_alone(first: Numbers, start: int = 0) -> NDArray[np.bool_]:
+    """Which rows are the first of their group, bool [rows]; a few at a time, so that their numbers take no memory.
+
+    Args:
+        start: number of the first of these rows.
+    """
+    alone = np.empty(len(first), bool)
+    for at in range(0, len(first), _AT_ONCE):
+        some = first[at : at + _AT_ONCE]
+        alone[at : at + _AT_ONCE] = some == np.arange(start + at, start + at + len(some))
+    return alone
 
 
 def _near(frames: list[Frame], config: DedupConfig, job: Job) -> Alike:
@@ -120,7 +135,7 @@ def _exact(frames: list[Frame], config: DedupConfig, job: Job) -> Alike:
             keys.append(parcel.columns["key"])
     first = first_of_equals(keys)
     keys.close()
-    return Alike(first, np.ones(len(first), np.float32), 0)
+    return Alike(first, np.broadcast_to(np.float32(1), len(first)), 0)
 
 
 @dataclass(frozen=True)
@@ -133,6 +148,9 @@ class _Places:
 
     @classmethod
     def of(cls, frames: list[Frame]) -> _Places:
+        if len(frames) == 1:
+            placed = frames[0].places
+            return cls(placed.files, placed.file, placed.line)
         names: list[str] = []
         files: list[NDArray[Any]] = []
         lines: list[NDArray[Any]] = []
@@ -147,10 +165,10 @@ class _Places:
         return f"{self.names[self.file[row]]}:{self.line[row]}"
 
 
-def _describe(report: Report, first: Numbers, known: int, places: _Places) -> None:
+def _describe(report: Report, first: Numbers, places: _Places) -> None:
     """How large the groups are, and the largest ones."""
-    leaders, sizes = np.unique(first, return_counts=True)
-    leaders, sizes = leaders[sizes > 1], sizes[sizes > 1]
+    leaders, sizes = np.unique(first[~_stand_alone(first)], return_counts=True)
+    sizes += 1
     if not len(leaders):
         return
     order = np.lexsort((leaders, -sizes))[:_LISTED]
