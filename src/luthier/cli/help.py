@@ -85,6 +85,7 @@ def names_of(leaf: Leaf, settings: Mapping[str, Leaf] = {}) -> tuple[list[str], 
         for name, entry in FAMILIAR.items()
         if isinstance(entry, Means)
         and entry.path == leaf.path
+        and (not entry.beside or entry.beside in settings)
         and OWN.get(name, name) not in settings.keys() - {leaf.path}
     }
     same = [name for name, entry in means.items() if entry.translate is None]

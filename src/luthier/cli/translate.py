@@ -30,11 +30,13 @@ Translate = Callable[[str, list[str]], Meant]
 
 @dataclass(frozen=True)
 class Means:
-    """The flag sets `path`.  `translate` rewrites its words when they differ from ours; `commas` splits them."""
+    """The flag sets `path`.  `translate` rewrites its words when they differ from ours; `commas` splits them; `beside`
+    is a setting that commands have where the name is meant."""
 
     path: str
     translate: Translate | None = None
     commas: bool = False
+    beside: str = ""
 
     def read(self, flag: str, words: list[str]) -> Meant:
         """What the flag sets."""
