@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -14,16 +15,20 @@ from luthier.data.formats import other_task, shape_of
 from luthier.prepare.gaps import is_missing, number_of
 from luthier.prepare.identity import RowKeys
 from luthier.prepare.language import identify
-from luthier.prepare.markup import has_markup
-from luthier.prepare.mend import is_damaged, repairs
+from luthier.prepare.markup import MARKUP_SIGN, has_markup
+from luthier.prepare.mend import DAMAGE_SIGN, is_damaged, repairs
 from luthier.prepare.parcel import Batch, Item, Parcel, Value
-from luthier.prepare.personal import find, mask
-from luthier.prepare.view import fields, text_of
+from luthier.prepare.personal import SIGNS, find, mask
+from luthier.prepare.signs import holding
+from luthier.prepare.view import fields, text_of, texts_of_all
 
 USES = ("question", "answer")
 SEPARATOR = "\x1f"
 """Between the parts of a count's name: what was counted, and which."""
 _REPAIRS = repairs(encoding=True, unicode="nfc", controls=True, whitespace="trim", width="keep", chinese="keep")
+_SIGNS = "|".join(
+    [*(repair.sign for repair in _REPAIRS if repair.sign), MARKUP_SIGN, DAMAGE_SIGN, *dict.fromkeys(SIGNS.values())]
+)
 _SHOWN, _BEFORE = 120, 30
 
 
@@ -38,8 +43,9 @@ class Census:
 
     def __call__(self, batch: Batch) -> Parcel:
         parcel = RowKeys()(batch)
-        lengths = {name: np.zeros(len(batch.items), np.int64) for name in ("characters", *USES)}
+        lengths = {name: np.zeros(len(batch.items), np.int32) for name in ("characters", *USES)}
         han = np.zeros(len(batch.items), bool)
+        suspects = _suspects([item.value for item in batch.items])
         for number, item in enumerate(batch.items):
             value = item.value
             _count(parcel, "shape", shape_of(value) or "unknown")
@@ -55,7 +61,8 @@ class Census:
             for field in fields(value):
                 if field.use in USES:
                     lengths[field.use][number] += len(field.text)
-                self._troubles(field.text, field.name, item, parcel)
+                if number in suspects:
+                    self._troubles(field.text, field.name, item, parcel)
         parcel.columns |= {**lengths, "han": han}
         return parcel
 
@@ -72,6 +79,14 @@ class Census:
             _trouble(parcel, "damaged", item, field=name, text=_masked(text, 0))
         for finding in find(text):
             _trouble(parcel, finding.kind, item, field=name, masked=_masked(text, finding.start))
+
+
+def _suspects(values: Sequence[Value]) -> set[int]:
+    """Which rows have a text with a sign of any trouble, by number; most have none."""
+    texts = texts_of_all(values)
+    found = holding([text for some in texts for text in some], _SIGNS)
+    owners = np.repeat(np.arange(len(texts)), np.array([len(some) for some in texts], np.int64))
+    return set(owners[found].tolist())
 
 
 def _masked(text: str, near: int) -> str:
@@ -117,7 +132,7 @@ class Measure:
         sampled = batch.attached["sampled"].tolist()
         parcel.columns["tokens"] = np.array(
             [tokens_of(item.value, encode) if wanted else 0 for item, wanted in zip(batch.items, sampled, strict=True)],
-            np.int64,
+            np.int32,
         )
         return parcel
 

@@ -23,6 +23,7 @@ from luthier.prepare.engine import Engine
 from luthier.prepare.origins import Origins
 from luthier.prepare.parcel import Batch, Columns, Parcel, Placed, Read, Tally, Value, Work, raise_again
 from luthier.prepare.reading import Reading, Task, Worker
+from luthier.prepare.spill import Spill
 
 
 @dataclass(frozen=True)
@@ -120,14 +121,28 @@ class Frame:
             self._counts = counts
             self._refuse_few()
 
-    def measure(self, work: Work, label: str, attached: Mapping[str, NDArray[Any]] | None = None) -> Measured:
-        """One pass for what it finds out: the columns of all parcels, joined [rows, ...], and their counts."""
+    def measure(
+        self,
+        work: Work,
+        label: str,
+        attached: Mapping[str, NDArray[Any]] | None = None,
+        spilled: Mapping[str, Spill] | None = None,
+    ) -> Measured:
+        """One pass for what it finds out: the columns of all parcels, joined [rows, ...], and their counts.
+
+        Args:
+            spilled: takes the columns of these names instead, which may be too much for memory.
+        """
         tally, pieces = Tally(), dict[str, list[NDArray[Any]]]()
         for parcel in self.scan(work, label, attached):
             tally.add(parcel.tally)
             for name, column in parcel.columns.items():
-                pieces.setdefault(name, []).append(column)
-        return Measured({name: np.concatenate(parts) for name, parts in pieces.items()}, tally)
+                if spilled and name in spilled:
+                    spilled[name].append(column)
+                else:
+                    pieces.setdefault(name, []).append(column)
+        # column by column, so that no more than one is there twice
+        return Measured({name: np.concatenate(pieces.pop(name)) for name in list(pieces)}, tally)
 
     def pick(self, keep: NDArray[np.bool_], label: str = "Writing", reason: str = "removed") -> Iterator[Parcel]:
         """One pass that lets the rows through that `keep` [rows] names."""

@@ -10,6 +10,7 @@ from luthier.prepare.spill import Spill
 Numbers = NDArray[np.int64]
 _MOST_AT_ONCE = 2_000_000
 """Keys that are sorted at a time; more are sorted share by share, so that memory stays bounded."""
+_COMPARED_AT_ONCE = 1_000_000
 
 
 def first_of_equals(keys: Spill) -> Numbers:
@@ -42,6 +43,19 @@ def _share(keys: Spill, share: int, shares: int) -> tuple[Numbers, NDArray[np.ui
         found.append(block[mine])
         start += len(block)
     return np.concatenate(numbers), np.concatenate(found)
+
+
+def stand_alone(first: Numbers, start: int = 0) -> NDArray[np.bool_]:
+    """Which rows are the first of their group, bool [rows]; a few at a time, so that their numbers take no memory.
+
+    Args:
+        start: number of the first of these rows.
+    """
+    alone = np.empty(len(first), bool)
+    for at in range(0, len(first), _COMPARED_AT_ONCE):
+        some = first[at : at + _COMPARED_AT_ONCE]
+        alone[at : at + _COMPARED_AT_ONCE] = some == np.arange(start + at, start + at + len(some))
+    return alone
 
 
 def join(first: Numbers, pairs: Numbers) -> Numbers:

@@ -51,7 +51,8 @@ _UNUSUAL = re.compile("[\x80-\u2fff\uf8ff\ufb00-\ufb06\ufffd]+")
 """Runs of characters of which at least one is in whatever ftfy takes for mojibake."""
 _BESIDE_UNUSUAL = 8
 """Characters; more than the longest thing that ftfy looks for before it does anything."""
-_DAMAGE = re.compile("\ufffd|锟斤拷|锟\\?")
+DAMAGE_SIGN = "\ufffd|锟斤拷|锟\\?"
+_DAMAGE = re.compile(DAMAGE_SIGN)
 
 
 def fix_encoding(text: str) -> str:

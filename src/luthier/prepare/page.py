@@ -9,6 +9,8 @@ from luthier.base.records import Json
 from luthier.prepare.report import MOST_LISTED, Chart, Finished, Table
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 56, 34
+_UNFOLDED = 3
+"""Things counted whose examples lie open; of more, each is opened by whoever wants to see it."""
 _STEERING = (*range(9), *range(11, 32), 0x7F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 _CONTROL = dict.fromkeys(_STEERING, "\ufffd")
 """Characters that would steer the page's text are shown as damage."""
@@ -32,7 +34,7 @@ def _section(step: Finished, number: int, many: int) -> str:
         *(_table(table) for table in report.tables if table.rows),
         _counted("What was counted", report.tally.counts, report.tally.examples),
         _counted("Rows that could not be used", facts.rejected, _by_code(facts.examples)),
-        _counted("Faults of rows that were kept", facts.faulty.counts, facts.faulty.examples),
+        _counted("Faults and repairs of rows that were kept", facts.faulty.counts, facts.faulty.examples),
         _settings(step),
     ]
     return f"<section>{''.join(parts)}</section>"
@@ -51,16 +53,17 @@ def _by_code(rows: Sequence[Mapping[str, Json]]) -> dict[str, list[Mapping[str, 
 
 
 def _counted(title: str, counts: Mapping[str, int], examples: Mapping[str, Sequence[Mapping[str, Json]]]) -> str:
-    """Each count with its examples folded away below it."""
+    """Each count with its examples below it."""
     if not counts and not examples:
         return ""
     lines: list[str] = []
+    unfolded = " open" if len({*counts, *examples}) <= _UNFOLDED else ""
     for name in [*counts, *(name for name in examples if name not in counts)]:
         head = f"<b>{_safe(name)}</b>" + (f" {counts[name]:,}" if name in counts else "")
         shown = examples.get(name, ())
         if shown:
             inside = "".join(_example(row) for row in shown)
-            lines.append(f"<details><summary>{head}</summary>{inside}</details>")
+            lines.append(f"<details{unfolded}><summary>{head}</summary>{inside}</details>")
         else:
             lines.append(f"<p class='count'>{head}</p>")
     return f"<h3>{_safe(title)}</h3>{''.join(lines)}"
@@ -74,7 +77,9 @@ def _example(row: Mapping[str, Json]) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{_safe(name)}</th>" for name in table.rows[0])
+    head = "".join(
+        f"<th{' class=number' if _is_number(value) else ''}>{_safe(name)}</th>" for name, value in table.rows[0].items()
+    )
     rows = "".join(f"<tr>{''.join(_cell(value) for value in row.values())}</tr>" for row in table.rows[:MOST_LISTED])
     more = len(table.rows) - MOST_LISTED
     rest = f"<p class='note'>and {more:,} more rows, in the JSON report</p>" if more > 0 else ""
@@ -82,8 +87,11 @@ def _table(table: Table) -> str:
 
 
 def _cell(value: Json) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"<td{' class=number' if number else ''}>{_safe(_number(value))}</td>"
+    return f"<td{' class=number' if _is_number(value) else ''}>{_safe(_number(value))}</td>"
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _chart(chart: Chart) -> str:
@@ -126,7 +134,9 @@ def _settings(step: Finished) -> str:
 
 
 def _number(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float):
         return str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
 
@@ -147,7 +157,7 @@ h2 { margin: 2.5rem 0 0; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 .tiles div { background: var(--soft); border-radius: .5rem; padding: .5rem .9rem; font-size: .85rem; }
 .tiles b { display: block; font-size: 1.25rem; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .15rem .6rem;
-       border-bottom: 1px solid var(--line); font-size: .9rem; } .number { text-align: right; }
+       border-bottom: 1px solid var(--line); font-size: .9rem; } .data .number { text-align: right; }
 th { font-weight: 600; white-space: nowrap; } td { overflow-wrap: anywhere; }
 pre { font: 13px/1.5 ui-monospace, Menlo, Consolas, "Noto Sans Mono CJK SC", monospace; white-space: pre-wrap;
       margin: 0; unicode-bidi: isolate; }

@@ -196,8 +196,10 @@ def say(finished: Finished, made: Places, console: Console) -> None:
         console.warn(f"{lost} rows could not be used and were left out; {where}")
     faulty = finished.facts.faulty.counts
     if faulty:
-        counts = ", ".join(f"{code} {n:,}" for code, n in faulty.items())
-        console.warn(f"faults of rows that were kept: {counts}")
+        for code, n in faulty.items():
+            first = next(iter(finished.facts.faulty.examples.get(code, ())), None)
+            shown = f"; the first: {first['file']}:{first['line']}: {first['message']}" if first else ""
+            console.warn(f"{code}: {n:,} {'row that was' if n == 1 else 'rows that were'} kept{shown}")
     for name, path in (("Report", made.report), ("Page", made.page)):
         if path:
             console.say(f"{name}: {path}")

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import cast
 
 from luthier.base.errors import ConfigError
+from luthier.base.records import Json
 from luthier.prepare.cleaning import CHANGED, CleanConfig, Cleaning, page_rules, rewriting
 from luthier.prepare.frame import Frame
 from luthier.prepare.parcel import Parcel
-from luthier.prepare.report import Report, Table
+from luthier.prepare.report import Chart, Report, Table
 from luthier.prepare.values import CHARACTERS, Bounds, fillers, usual_values
 from luthier.prepare.verb import Job, Outcome, Verb
 
@@ -62,10 +63,15 @@ def _told(rows: Frame, work: Cleaning, report: Report) -> Iterator[Parcel]:
         **dict.fromkeys(page_rules(work.config), "rows removed"),
     }
     found = {name: _OTHERS.get(name, "rows removed") for name in counts if name not in asked and name != CHANGED}
-    table = [{"rule": name, "what": what, "times": counts.get(name, 0)} for name, what in {**asked, **found}.items()]
+    table: list[dict[str, Json]] = [
+        {"rule": name, "what": what, "times": counts.get(name, 0)} for name, what in {**asked, **found}.items()
+    ]
     report.summary["changed"] = counts.get(CHANGED, 0)
     report.summary["removed"] = sum(cast(int, row["times"]) for row in table if row["what"] == "rows removed")
     report.tables.append(Table("Rules", table))
+    times = {str(row["rule"]): cast(int, row["times"]) for row in table if row["times"]}
+    busy = sorted(times, key=lambda name: -times[name])
+    report.charts.append(Chart("What the rules did", busy, [times[name] for name in busy], x="rule", y="times"))
     if work.bounds.outliers:
         usual = [{"column": name, "low": low, "high": high} for name, (low, high) in work.bounds.outliers]
         report.tables.append(Table("Usual values", usual))

@@ -13,7 +13,7 @@ from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
-from luthier.prepare.groups import Numbers, first_of_equals
+from luthier.prepare.groups import Numbers, first_of_equals, stand_alone
 from luthier.prepare.identity import RowKeys
 from luthier.prepare.minhash import bands_for
 from luthier.prepare.near import Alike, Likeness, alike
@@ -24,7 +24,6 @@ from luthier.prepare.spill import Spill
 from luthier.prepare.verb import Job, Outcome, Verb
 
 _LISTED = 50  # groups that the report lists
-_AT_ONCE = 1_000_000
 
 
 class DedupConfig(VerbConfig):
@@ -85,7 +84,7 @@ def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
     places = _Places.of(frames)
     known = len(frames[0]) if config.against else 0
     first = found.first[known:]
-    keep = _stand_alone(first, known)
+    keep = stand_alone(first, known)
     reference = first < known if known else np.broadcast_to(np.False_, len(first))
     overlap = int(reference.sum())
     repeated = len(keep) - int(keep.sum()) - overlap
@@ -107,19 +106,6 @@ def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
         "similarity": found.similarity[known:],
     }
     return Outcome(report, rows.scan(_Drop(places.names, config.near), "Writing", attached))
-
-
-def _stand_alone(first: Numbers, start: int = 0) -> NDArray[np.bool_]:
-    """Which rows are the first of their group, bool [rows]; a few at a time, so that their numbers take no memory.
-
-    Args:
-        start: number of the first of these rows.
-    """
-    alone = np.empty(len(first), bool)
-    for at in range(0, len(first), _AT_ONCE):
-        some = first[at : at + _AT_ONCE]
-        alone[at : at + _AT_ONCE] = some == np.arange(start + at, start + at + len(some))
-    return alone
 
 
 def _near(frames: list[Frame], config: DedupConfig, job: Job) -> Alike:
@@ -167,7 +153,7 @@ class _Places:
 
 def _describe(report: Report, first: Numbers, places: _Places) -> None:
     """How large the groups are, and the largest ones."""
-    leaders, sizes = np.unique(first[~_stand_alone(first)], return_counts=True)
+    leaders, sizes = np.unique(first[~stand_alone(first)], return_counts=True)
     sizes += 1
     if not len(leaders):
         return

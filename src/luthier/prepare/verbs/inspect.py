@@ -20,7 +20,7 @@ from luthier.prepare.census import SEPARATOR, USES, Census, Measure, bins, sprea
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame, Measured
 from luthier.prepare.gaps import limits
-from luthier.prepare.groups import first_of_equals
+from luthier.prepare.groups import first_of_equals, stand_alone
 from luthier.prepare.labels import Labels, read_labels
 from luthier.prepare.report import Chart, Report, Table
 from luthier.prepare.spill import Spill
@@ -56,7 +56,8 @@ def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
         ModelError: the tokenizer cannot be found.
     """
     tokenizer = _tokenizer(config.tokenizer, job)
-    first = rows.measure(Census(), "Looking")
+    keys = Spill(job.scratch / "keys", np.uint64, 2)
+    first = rows.measure(Census(), "Looking", spilled={"key": keys})
     counts = _by_name(first)
     total = len(rows)
     numbers = tuple(name for name in counts["seen"] if counts["number"].get(name, 0) * 2 > counts["seen"][name])
@@ -67,13 +68,14 @@ def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
 
     report = Report()
     report.tables += [_files(rows, job), _columns(counts, total), _shares("Shapes", "shape", counts["shape"], total)]
-    duplicates = _duplicates(first, job)
+    duplicates = total - int(stand_alone(first_of_equals(keys)).sum())
+    keys.close()
     tokens = _tokens(first, second, sampled)
     report.summary |= {"duplicates": duplicates, "tokens": tokens, "languages": len(counts["language"])}
     _lengths(report, first, second, sampled)
     languages = _shares("Languages", "language", counts["language"], total)
     report.tables.append(languages)
-    report.charts.append(_chart("Languages", counts["language"]))
+    report.charts.append(_chart("Languages", counts["language"], at_most=10))
     if labels is not None:
         _balance(report, *labels)
     _outliers(report, first, second, numbers)
@@ -137,17 +139,12 @@ def _shares(title: str, name: str, counts: Mapping[str, int], total: int) -> Tab
     return Table(title, [{name: key, "rows": n, "share": round(n / total, 4)} for key, n in counts.items()])
 
 
-def _chart(title: str, counts: Mapping[str, int]) -> Chart:
-    shown = list(counts.items())[:20]
-    return Chart(title, [name for name, _ in shown], [n for _, n in shown])
-
-
-def _duplicates(found: Measured, job: Job) -> int:
-    keys = Spill(job.scratch / "keys", np.uint64, 2)
-    keys.append(found.columns["key"])
-    first = first_of_equals(keys)
-    keys.close()
-    return int((first != np.arange(len(first))).sum())
+def _chart(title: str, counts: Mapping[str, int], at_most: int = 20) -> Chart:
+    shown = dict(list(counts.items())[:at_most])
+    rest = sum(counts.values()) - sum(shown.values())
+    if rest:
+        shown["others"] = rest
+    return Chart(title, list(shown), list(shown.values()))
 
 
 def _tokens(first: Measured, second: Measured, sampled: np.ndarray) -> int:
