@@ -28,7 +28,7 @@ _PROGRAMS = 1024
 _TILE: dict[str, Any] = {"BLOCK_T": 32, "BLOCK_F": 128, "num_warps": 4}
 """How the feed-forward activation is cut up where adapters are added on the way."""
 
-_ROW_WARPS = 16
+_ROW_WARPS = 32
 """Warps that share a long row."""
 
 
