@@ -18,6 +18,7 @@ from luthier.prepare.view import column
 
 MOST_CLASSES = 10_000
 """A column with more values is no label."""
+_AT_ONCE = 1_000_000
 
 
 def label_of(value: Mapping[str, Json], name: str) -> str | None:
@@ -34,7 +35,7 @@ class Labels:
 
     names: tuple[str, ...]
     """The classes there are, in the order of their names."""
-    codes: NDArray[np.int64]
+    codes: NDArray[np.int32]
     """Position in `names` of each row's class, -1 for rows without one; [rows]."""
 
     @property
@@ -101,6 +102,11 @@ def read_labels(rows: Frame, name: str, *, needed: bool = True) -> Labels:
 def _labels(names: Sequence[str], hashes: NDArray[np.uint64]) -> Labels:
     known = np.array([_hash(name) for name in names], np.uint64)
     order = np.argsort(known)
-    at = np.searchsorted(known[order], hashes)
-    codes = order[np.minimum(at, max(0, len(names) - 1))] if len(names) else np.zeros(len(hashes), np.int64)
-    return Labels(tuple(names), np.where(hashes == 0, -1, codes).astype(np.int64))
+    codes = np.zeros(len(hashes), np.int32)
+    if len(names):
+        known, order = known[order], order.astype(np.int32)
+        for start in range(0, len(hashes), _AT_ONCE):
+            at = np.searchsorted(known, hashes[start : start + _AT_ONCE])
+            codes[start : start + _AT_ONCE] = order[np.minimum(at, len(names) - 1)]
+    codes[hashes == 0] = -1
+    return Labels(tuple(names), codes)

@@ -6,6 +6,7 @@ import os
 from array import array
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +19,14 @@ from luthier.prepare.parcel import Parcel
 _AT_ONCE = 1000
 
 
-def reordered(stream: Iterable[Parcel], order: NDArray[np.int64], scratch: Path) -> Iterator[Parcel]:
+def reordered(stream: Iterable[Parcel], order: NDArray[np.signedinteger[Any]], scratch: Path) -> Iterator[Parcel]:
     """The rows of a stream in the order wanted.
 
     The rows are put into a file first; what a stream counted comes with the first parcel.
 
     Args:
         stream: parcels with rows for one output.
-        order: positions among the stream's rows, int64 [M]; each may come any number of times.
+        order: positions among the stream's rows, int [M]; each may come any number of times.
         scratch: folder for the file.
 
     Raises:

@@ -8,33 +8,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.int64]
+Integers = NDArray[np.int64] | NDArray[np.int32]
 
 
-def split_groups(groups: Numbers, strata: Numbers, ratios: Sequence[float], seed: int) -> NDArray[np.int8]:
+def split_groups(groups: Integers, strata: Integers, ratios: Sequence[float], seed: int) -> NDArray[np.int8]:
     """The part of every row, int8 [N], so that no group is torn and every stratum is divided by the ratios.
 
     Groups of several rows are dealt out in random order, the large ones first, each to the part that lacks most of
     what the group has.  Then the rows that stand alone fill what is lacking; without groups this is the usual
     stratified split, exact to one row a stratum and in all.
 
+    Memory: beside the arguments some twenty bytes a row, which is why small numbers are kept small.
+
     Args:
-        groups: rows with equal numbers stay together, int64 [N].
-        strata: class of each row, int64 [N].
+        groups: rows with equal numbers stay together; 0 to N - 1, int [N].
+        strata: class of each row, int [N].
         ratios: shares of the parts, any positive scale.
     """
     rng = np.random.default_rng([seed, len(groups)])
-    _, of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-    kinds, kind = np.unique(strata, return_inverse=True)
-    of, kind = of.reshape(-1), kind.reshape(-1)
-    lacking = _wanted(np.bincount(kind, minlength=len(kinds)), ratios)
+    kind = _dense(strata)
+    kinds = int(kind.max(initial=-1)) + 1
+    lacking = _wanted(np.bincount(kind, minlength=kinds), ratios)
     parts = np.zeros(len(groups), np.int8)
-    torn = sizes[of] > 1
-    _deal(parts, of, kind, np.flatnonzero(torn), lacking, rng)
-    alone = np.flatnonzero(~torn)
-    alone = alone[rng.permutation(len(alone))]
-    alone = alone[np.argsort(kind[alone], kind="stable")]
+    together = (np.bincount(groups) > 1)[groups]
+    _deal(parts, groups, kind, np.flatnonzero(together), lacking, rng)
+    alone = np.flatnonzero(~together).astype(np.int32 if len(groups) < 2**31 else np.int64)
+    rng.shuffle(alone)
+    if kinds > 1:
+        alone = alone[np.argsort(kind[alone], kind="stable")]
     start = 0
-    for number, count in enumerate(np.bincount(kind[alone], minlength=len(kinds)).tolist()):
+    for number, count in enumerate(np.bincount(kind[alone], minlength=kinds).tolist()):
         need = np.maximum(lacking[:, number], 0)
         need = need if need.sum() > 0 else np.asarray(ratios, np.float64)
         given = _rounded(need / need.sum() * count, count)
@@ -43,10 +46,17 @@ def split_groups(groups: Numbers, strata: Numbers, ratios: Sequence[float], seed
     return parts
 
 
+def _dense(strata: Integers) -> NDArray[np.int32]:
+    """The classes by their rank, without gaps."""
+    low = int(strata.min(initial=0))
+    there = np.bincount(strata - low) > 0
+    return (np.cumsum(there, dtype=np.int32) - 1)[strata - low]
+
+
 def _deal(
     parts: NDArray[np.int8],
-    of: Numbers,
-    kind: Numbers,
+    of: Integers,
+    kind: Integers,
     rows: Numbers,
     lacking: NDArray[np.float64],
     rng: np.random.Generator,
@@ -91,10 +101,9 @@ def split_by_time(times: NDArray[np.float64], groups: Numbers, ratios: Sequence[
     Args:
         times: float64 [N]; equal times stay on one side.
     """
-    _, of = np.unique(groups, return_inverse=True)
-    latest = np.full(int(of.max()) + 1, -np.inf)
-    np.maximum.at(latest, of.reshape(-1), times)
-    moment = latest[of.reshape(-1)]
+    latest = np.full(int(groups.max()) + 1, -np.inf)
+    np.maximum.at(latest, groups, times)
+    moment = latest[groups]
     order = np.argsort(moment, kind="stable")
     ends = np.cumsum(_wanted(np.array([len(times)]), ratios)[:, 0]).astype(np.int64)[:-1]
     cuts = [moment[order[end]] if end < len(order) else np.inf for end in ends.tolist()]

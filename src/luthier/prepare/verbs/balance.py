@@ -138,21 +138,23 @@ def balance(rows: Frame, config: BalanceConfig, job: Job) -> Outcome:
     drawn = [draw(np.flatnonzero(labels.codes == code), int(n), generator) for code, n in enumerate(wanted.tolist())]
     if config.unlabelled == "keep":
         drawn.append(np.flatnonzero(labels.codes < 0))
-    order = np.sort(np.concatenate(drawn))
+    order = np.concatenate(drawn)
+    drawn.clear()
+    order.sort()
     if config.shuffle:
         generator.shuffle(order)
     _describe(report, labels, wanted, config.max_repeats)
     used = np.zeros(len(rows), bool)
     used[order] = True
-    place = np.cumsum(used) - 1
+    order = (np.cumsum(used, dtype=np.int32 if len(rows) < 2**31 else np.int64) - 1)[order]
     stream = rows.scan(_Used(), "Writing", {"used": used, "code": labels.codes})
-    return Outcome(report, reordered(stream, place[order], job.scratch))
+    return Outcome(report, reordered(stream, order, job.scratch))
 
 
 def _by_input(rows: Frame, job: Job) -> Labels:
     rows.measure(_nothing, "Counting rows")
     names = tuple(source.name for source in rows.sources)
-    return Labels(names, rows.origins().astype(np.int64))
+    return Labels(names, rows.origins())
 
 
 def _nothing(_: Batch) -> Parcel:

@@ -141,7 +141,7 @@ def split(rows: Frame, config: SplitConfig, job: Job) -> Outcome:
         times = rows.measure(_Times(config.time), "Reading times").columns["time"]
         parts = split_by_time(times, groups, config.ratio)
     else:
-        strata = labels.codes if labels else np.zeros(len(rows), np.int64)
+        strata = labels.codes if labels else np.broadcast_to(np.int32(0), len(rows))
         parts = split_groups(groups, strata, config.ratio, job.seed)
     counts = np.bincount(parts, minlength=len(config.parts))
     if not counts.all():
@@ -189,7 +189,7 @@ def _report(config: SplitConfig, parts: NDArray[np.int8], groups: Numbers, label
             ],
         )
     )
-    several = np.unique(groups, return_counts=True)[1]
+    several = np.bincount(groups)
     kept = int(several[several > 1].sum())
     report.summary = {"groups kept whole": int((several > 1).sum()), "rows in them": kept}
     report.charts.append(Chart("Rows of each part", list(config.parts), [float(n) for n in counts], x="part"))
