@@ -1,0 +1,262 @@
+"""The GPU programs behind `model.kernels`, in Triton.
+
+A name with `_t`, `_n`, `_o` or `_k` behind it is a stride; BLOCK is how much a program holds at once.
+"""
+
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownParameterType=false, reportMissingParameterType=false, reportMissingImports=false
+# pyright: reportPossiblyUnboundVariable=false
+# pyright: reportUntypedFunctionDecorator=false, reportIndexIssue=false, reportGeneralTypeIssues=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def norm(out, out_t, out_n, h, h_t, h_n, weight, heads, width, eps, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    t, n = row // heads, row % heads
+    value = tl.load(h + t * h_t + n * h_n + at, mask=inside, other=0.0).to(tl.float32)
+    scale = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+    gain = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + t * out_t + n * out_n + at, value * scale * gain, mask=inside)
+
+
+@triton.jit
+def norm_gradient(
+    dh, dh_t, dh_n, x, x_t, dx, dx_t, dx_n, h, h_t, h_n, weight, around, around_t, dweight,
+    rows, heads, width, eps,
+    HAS_X: tl.constexpr, HAS_AROUND: tl.constexpr, WEIGHT_MOVES: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    first = tl.program_id(0)
+    at = tl.arange(0, BLOCK)
+    inside = at < width
+    gain = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    added = tl.zeros([BLOCK], dtype=tl.float32)
+    for row in range(first, rows, tl.num_programs(0)):
+        t, n = (row // heads).to(tl.int64), row % heads
+        value = tl.load(h + t * h_t + n * h_n + at, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.load(dx + t * dx_t + n * dx_n + at, mask=inside, other=0.0).to(tl.float32)
+        scale = tl.rsqrt(tl.sum(value * value, 0) / width + eps)
+        normed = value * scale
+        weighted = gradient * gain
+        result = scale * (weighted - normed * (tl.sum(weighted * normed, 0) / width))
+        if HAS_AROUND:
+            result += tl.load(around + t * around_t + at, mask=inside, other=0.0).to(tl.float32)
+        if HAS_X:
+            tl.store(x + t * x_t + at, normed * gain, mask=inside)
+        if WEIGHT_MOVES:
+            added += gradient * normed
+        tl.store(dh + t * dh_t + n * dh_n + at, result, mask=inside)
+    if WEIGHT_MOVES:
+        tl.store(dweight + first.to(tl.int64) * width + at, added, mask=inside)
+
+
+@triton.jit
+def copy(out, out_t, x, x_t, width, BLOCK: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    tl.store(out + t * out_t + at, tl.load(x + t * x_t + at, mask=at < width), mask=at < width)
+
+
+@triton.jit
+def _turned(out, heads, heads_n, cos, sin, count, HALF: tl.constexpr, BLOCK: tl.constexpr, TURN: tl.constexpr):
+    """One token's heads, turned forward (1), back (-1) or not at all (0), to where they lie side by side."""
+    n = tl.arange(0, BLOCK)[:, None]
+    e = tl.arange(0, HALF)[None, :]
+    inside = n < count
+    source, place = heads + n * heads_n + e, out + n * (2 * HALF) + e
+    low = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(source + HALF, mask=inside, other=0.0).to(tl.float32)
+    if TURN != 0:
+        cos_low, cos_high = tl.load(cos + e), tl.load(cos + HALF + e)
+        sin_low, sin_high = tl.load(sin + e) * TURN, tl.load(sin + HALF + e) * TURN
+        tl.store(place, low * cos_low - high * sin_low, mask=inside)
+        tl.store(place + HALF, high * cos_high + low * sin_high, mask=inside)
+    else:
+        tl.store(place, low, mask=inside)
+        tl.store(place + HALF, high, mask=inside)
+
+
+@triton.jit
+def rotate(heads, heads_t, heads_n, cos, sin, count, HALF: tl.constexpr, BLOCK: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    here = heads + t * heads_t
+    _turned(here, here, heads_n, cos + t * 2 * HALF, sin + t * 2 * HALF, count, HALF, BLOCK, 1)
+
+
+@triton.jit
+def rotate_back(
+    out, out_t, dq, dq_t, dq_n, dk, dk_t, dk_n, dv, dv_t, dv_n, cos, sin, heads, groups,
+    HALF: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_G: tl.constexpr,
+):  # fmt: skip
+    t = tl.program_id(0).to(tl.int64)
+    out += t * out_t
+    cos += t * 2 * HALF
+    sin += t * 2 * HALF
+    _turned(out, dq + t * dq_t, dq_n, cos, sin, heads, HALF, BLOCK_H, -1)
+    _turned(out + heads * 2 * HALF, dk + t * dk_t, dk_n, cos, sin, groups, HALF, BLOCK_G, -1)
+    _turned(out + (heads + groups) * 2 * HALF, dv + t * dv_t, dv_n, cos, sin, groups, HALF, BLOCK_G, 0)
+
+
+@triton.jit
+def swiglu(out, out_t, gate_up, gate_up_t, width, BLOCK: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < width
+    gate = tl.load(gate_up + t * gate_up_t + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + t * gate_up_t + width + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + t * out_t + at, gate * tl.sigmoid(gate) * up, mask=inside)
+
+
+@triton.jit
+def swiglu_gradient(dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, gate_up_t, width, BLOCK: tl.constexpr):
+    t = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < width
+    gate = tl.load(gate_up + t * gate_up_t + at, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + t * gate_up_t + width + at, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(dact + t * dact_t + at, mask=inside, other=0.0).to(tl.float32)
+    share = tl.sigmoid(gate)
+    silu = gate * share
+    tl.store(act + t * act_t + at, silu * up, mask=inside)
+    tl.store(dgate_up + t * dgate_up_t + at, gradient * up * (share + silu * (1 - share)), mask=inside)
+    tl.store(dgate_up + t * dgate_up_t + width + at, gradient * silu, mask=inside)
+
+
+@triton.jit
+def _lacking(left, left_t, right, right_o, right_k, t, o, tokens, outputs, rank, BLOCK_K: tl.constexpr):
+    """left right^T at some tokens and outputs."""
+    k = tl.arange(0, BLOCK_K)
+    here = (t[:, None] < tokens) & (k[None, :] < rank)
+    left_tk = tl.load(left + t[:, None] * left_t + k[None, :], mask=here, other=0.0)
+    seat = right + o[None, :].to(tl.int64) * right_o + k[:, None] * right_k
+    right_ko = tl.load(seat, mask=(o[None, :] < outputs) & (k[:, None] < rank), other=0.0)
+    return tl.dot(left_tk, right_ko, input_precision="ieee")
+
+
+@triton.jit
+def swiglu_lacking(
+    out, out_t, gate_up, gate_up_t, left, left_t, right, right_o, right_k, tokens, width, rank,
+    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = (t[:, None] < tokens) & (f[None, :] < width)
+    place = gate_up + t[:, None] * gate_up_t + f[None, :]
+    gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+    beside = right + width.to(tl.int64) * right_o
+    gate += _lacking(left, left_t, right, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
+    up += _lacking(left, left_t, beside, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
+    tl.store(out + t[:, None] * out_t + f[None, :], gate * tl.sigmoid(gate) * up, mask=inside)
+
+
+@triton.jit
+def swiglu_gradient_lacking(
+    dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, gate_up_t,
+    left, left_t, right, right_o, right_k, rank, dleft, dleft_t, dright, dright_o, dright_k, drank, tokens, width,
+    LACKS: tl.constexpr, DACT_LACKS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_DK: tl.constexpr,
+):  # fmt: skip
+    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
+    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
+    inside = (t[:, None] < tokens) & (f[None, :] < width)
+    place = gate_up + t[:, None] * gate_up_t + f[None, :]
+    gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+    up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.load(dact + t[:, None] * dact_t + f[None, :], mask=inside, other=0.0).to(tl.float32)
+    if LACKS:
+        beside = right + width.to(tl.int64) * right_o
+        gate += _lacking(left, left_t, right, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
+        up += _lacking(left, left_t, beside, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
+    if DACT_LACKS:
+        gradient += _lacking(dleft, dleft_t, dright, dright_o, dright_k, t, f, tokens, width, drank, BLOCK_DK)
+    # Outputs may lie where the inputs do, and another thread may write an element than has read it.
+    tl.debug_barrier()
+    share = tl.sigmoid(gate)
+    silu = gate * share
+    tl.store(act + t[:, None] * act_t + f[None, :], silu * up, mask=inside)
+    target = dgate_up + t[:, None] * dgate_up_t + f[None, :]
+    tl.store(target, gradient * up * (share + silu * (1 - share)), mask=inside)
+    tl.store(target + width, gradient * silu, mask=inside)
+
+
+@triton.jit
+def _scaled_row(x, columns, at, inside, HAS_COLUMNS: tl.constexpr):
+    value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_COLUMNS:
+        value *= tl.load(columns + at, mask=inside, other=0.0)
+    return value
+
+
+@triton.jit
+def _rounded(value, scale):
+    return tl.minimum(tl.maximum(value / scale, -448.0), 448.0).to(tl.float8e4nv)
+
+
+@triton.jit
+def round_rows(
+    codes, scales, x, x_t, columns, width, HAS_COLUMNS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr
+):
+    t = tl.program_id(0).to(tl.int64)
+    # A row is held whole, in two parts, since parts are powers of two long; so it is read once.
+    first, second = tl.arange(0, BLOCK), BLOCK + tl.arange(0, REST)
+    low = _scaled_row(x + t * x_t, columns, first, first < width, HAS_COLUMNS)
+    high = _scaled_row(x + t * x_t, columns, second, second < width, HAS_COLUMNS)
+    highest = tl.maximum(tl.max(tl.abs(low), 0), tl.max(tl.abs(high), 0))
+    scale = tl.maximum(highest, 1e-12) / 448.0
+    tl.store(scales + t, scale)
+    tl.store(codes + t * width + first, _rounded(low, scale), mask=first < width)
+    tl.store(codes + t * width + second, _rounded(high, scale), mask=second < width)
+
+
+@triton.jit
+def transpose(out, x, rows, columns, BLOCK: tl.constexpr):
+    row, column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = (row[:, None] < rows) & (column[None, :] < columns)
+    tile = tl.load(x + row[:, None].to(tl.int64) * columns + column[None, :], mask=inside)
+    tl.store(out + column[:, None].to(tl.int64) * rows + row[None, :], tl.trans(tile), mask=tl.trans(inside))
+
+
+@triton.jit
+def score(logits, logits_r, targets, logprobs, correct, norms, vocabulary, BLOCK: tl.constexpr):
+    r = tl.program_id(0).to(tl.int64)
+    target = tl.load(targets + r)
+    # The running maximum is one number, so that each logit costs one exponential; where it stands, lane by lane.
+    top = tl.full([], float("-inf"), dtype=tl.float32)
+    total = tl.zeros([BLOCK], dtype=tl.float32)
+    best = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
+    where = tl.zeros([BLOCK], dtype=tl.int32)
+    for start in range(0, vocabulary, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        value = tl.load(logits + r * logits_r + at, mask=at < vocabulary, other=float("-inf")).to(tl.float32)
+        where = tl.where(value > best, at, where)
+        best = tl.maximum(value, best)
+        new_top = tl.maximum(top, tl.max(value, 0))
+        total = total * tl.exp(top - new_top) + tl.exp(value - new_top)
+        top = new_top
+    norm = top + tl.log(tl.sum(total, 0))
+    # Of equal logits the first counts, as in torch.argmax.
+    likeliest = tl.min(tl.where(best == top, where, vocabulary), 0)
+    tl.store(norms + r, norm)
+    tl.store(logprobs + r, tl.load(logits + r * logits_r + target).to(tl.float32) - norm)
+    tl.store(correct + r, likeliest == target)
+
+
+@triton.jit
+def score_gradient(
+    logits, logits_r, targets, norms, dlogprobs, vocabulary, HAS_GRADIENT: tl.constexpr, BLOCK: tl.constexpr
+):
+    r = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = at < vocabulary
+    value = tl.load(logits + r * logits_r + at, mask=inside, other=0.0).to(tl.float32)
+    gradient = tl.where(at == tl.load(targets + r), 1.0, 0.0) - tl.exp(value - tl.load(norms + r))
+    if HAS_GRADIENT:
+        gradient *= tl.load(dlogprobs + r)
+    tl.store(logits + r * logits_r + at, gradient, mask=inside)
