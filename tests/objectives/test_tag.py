@@ -57,10 +57,19 @@ def made(folder: Path, rows: Path, **settings: Any) -> tuple[Tagging, Setting]:
     return objective, setting
 
 
-@pytest.mark.parametrize("shape", ["bert", "roberta", "deberta", "qwen2"])
-def test_loss_and_gradients_are_those_of_transformers(shape: str, folder_of: Callable[[str], Path], tmp_path: Path):
+WEIGHTED: list[tuple[str, dict[str, Any]]] = [
+    *((shape, {}) for shape in ("bert", "roberta", "deberta", "qwen2")),
+    ("bert", {"class_weights": ("1", "3", "2", "0.5"), "label_smoothing": 0.1}),
+    ("bert", {"class_weights": ("balanced",)}),
+]
+
+
+@pytest.mark.parametrize(("shape", "settings"), WEIGHTED)
+def test_loss_and_gradients_are_those_of_transformers(
+    shape: str, settings: dict[str, Any], folder_of: Callable[[str], Path], tmp_path: Path
+):
     folder = folder_of(shape)
-    objective, setting = made(folder, rows_of(tmp_path))
+    objective, setting = made(folder, rows_of(tmp_path), **settings)
     assert objective.labels == ("O", "B-job", "I-job", "B-name")
     torch.manual_seed(1)
     model = load_model(setting.model, CPU.device, tokenizer=setting.tokenizer, trained=True, head=objective.head)
@@ -84,7 +93,17 @@ def test_loss_and_gradients_are_those_of_transformers(shape: str, folder_of: Cal
             if word is not None and (place == 0 or owners[place - 1] != word):
                 wanted[row, place] = objective.labels.index(tags[word])
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-    expected = network(**inputs, labels=wanted).loss
+    if settings:
+        # 17 words: 10 O, 2 B-job, 3 I-job, 2 B-name.
+        numbers = [17 / 40, 17 / 8, 17 / 12, 17 / 8] if settings["class_weights"] == ("balanced",) else [1, 3, 2, 0.5]
+        expected = torch.nn.functional.cross_entropy(
+            network(**inputs).logits.flatten(0, 1),
+            wanted.flatten(),
+            torch.tensor(numbers),
+            label_smoothing=settings.get("label_smoothing", 0.0),
+        )
+    else:
+        expected = network(**inputs, labels=wanted).loss
     expected.backward()
     assert result.loss == pytest.approx(expected.item(), rel=1e-5)
     mine = dict(model.network.named_parameters())

@@ -113,6 +113,10 @@ class Tagged:
     tags: tuple[str, ...]
     where: Where
     weight: float = 1.0
+    text: str = ""
+    """What the tokens are words of, where the row told tags as places in a text."""
+    places: tuple[tuple[int, int], ...] = ()
+    """Where each token lies in it: start and end (exclusive)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,7 @@ def _read(flag: str, words: list[str], known: Mapping[str, Leaf], notes: list[st
     name = flag.removeprefix("--")
     name = OWN.get(name, name) if OWN.get(name) in known else name
     entry = FAMILIAR.get(name)
-    if isinstance(entry, Means) and name not in known:
+    if isinstance(entry, Means) and (name not in known or (entry.translate and known[name].is_dict)):
         meant = entry.read(flag, words)
         values = {path: value for path, value in meant.values.items() if path in known}
         if values or not meant.values:

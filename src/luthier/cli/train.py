@@ -18,7 +18,7 @@ from luthier.cli.help import Command, page
 from luthier.cli.launch import supervise, torchrun
 from luthier.objectives.config import Multi, Sft
 from luthier.run.config import RunConfig, resolve
-from luthier.run.pick import pick, picked
+from luthier.run.pick import pick, picked, picked_stages
 
 _SWITCHES = {
     "--config FILE": "Recipe to start from; flags win over it.",
@@ -126,6 +126,8 @@ def read_config(
         config = config.model_copy(update={"objective": found})
         if not isinstance(found, Sft):
             parsed.notes.append(f"the data is for {found.type}, which is trained; --task_type says otherwise")
+    if config.stages and not tree.get("objective"):
+        config = config.model_copy(update={"stages": picked_stages(config)})
     if isinstance(config.objective, Multi):
         config = config.model_copy(update={"objective": picked(config.objective, config.data)})
     config = resolve(config)
@@ -169,8 +171,9 @@ def run_command(
     if several:
         console.say("$ " + " ".join(several), style="dim")
         return supervise(several, os.environ)
+    from luthier.run.stages import train_stages
     from luthier.run.train import train
 
-    run = train(config, console)
+    run = train_stages(config, console) if config.stages else train(config, console)
     console.result(str(run), run_dir=str(run))
     return 0

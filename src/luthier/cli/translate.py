@@ -176,10 +176,23 @@ def best_metric(_: str, words: list[str]) -> Meant:
 
 def tasks(flag: str, words: list[str]) -> Meant:
     """`name=file[,file] name=file` -> the tasks by name, each with its training sets."""
-    found: dict[str, dict[str, list[str]]] = {}
+    named = {name: {"datasets": files} for name, files in _named_sets(flag, words).items()}
+    return Meant({"objective.tasks": [json.dumps(named)]})
+
+
+def stages(flag: str, words: list[str]) -> Meant:
+    """`name=file[,file] name=file` -> the stages by name, each with its training sets; JSON is taken as it is."""
+    if len(words) == 1 and words[0].lstrip().startswith("{"):
+        return Meant({"stages": words})
+    named = {name: {"data": {"datasets": files}} for name, files in _named_sets(flag, words).items()}
+    return Meant({"stages": [json.dumps(named)]})
+
+
+def _named_sets(flag: str, words: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for word in words:
         name, equals, files = word.partition("=")
         if not (name and equals and files):
             raise ConfigError(f"expected NAME=DATA, got {word!r}", where=flag, code="bad_value")
-        found.setdefault(name, {"datasets": []})["datasets"] += files.split(",")
-    return Meant({"objective.tasks": [json.dumps(found)]})
+        found.setdefault(name, []).extend(files.split(","))
+    return found

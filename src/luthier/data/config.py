@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from luthier.base.config import Config
 
@@ -12,12 +12,16 @@ BadRows = Literal["strict", "drop", "fix"]
 Overlong = Literal["truncate", "drop", "split"]
 
 
+Sets = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+"""Data sets; a single one may stand alone."""
+
+
 class DataConfig(Config):
     """Data sets and what happens to their rows."""
 
-    datasets: tuple[str, ...] = ()
+    datasets: Sets = ()
     """Training sets: [hf::|ms::]path-or-hub-id[:subset][#N]. An existing local path always wins over parsing."""
-    validation: tuple[str, ...] = ()
+    validation: Sets = ()
     """Validation sets, in the same notation."""
     split_ratio: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the training rows held out for validation when no validation set is given."""

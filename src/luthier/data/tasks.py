@@ -27,6 +27,7 @@ from luthier.base.records import (
     Task,
     Where,
 )
+from luthier.data import spans
 from luthier.data.formats import read_conversation, read_record, row_weight, shape_of, tools_of
 from luthier.data.messages import Reader, read_messages
 
@@ -48,6 +49,7 @@ _PREFERRED = (
     ("preferred_completion", "non_preferred_completion"),
     ("chosen_response", "rejected_response"),
 )
+_TAGGED_TEXTS = ("text", "input", "sentence")
 _TAG = re.compile(r"[BIOMESLU](-\S+)?")
 _Low = Mapping[str, tuple[str, Json]]
 """Columns in lower case, each with its own name and its value."""
@@ -56,6 +58,8 @@ _Low = Mapping[str, tuple[str, Json]]
 def task_of(value: Mapping[str, Json]) -> Task:
     """The task a row is evidently meant for; `language` for everything that gives nothing away."""
     low = {key.lower(): item for key, item in value.items() if item is not None}
+    if _spans({name: (name, item) for name, item in low.items()}):
+        return "tagging"
     found = _task_by_name(tuple(low))
     if found is not None:
         return found
@@ -92,6 +96,17 @@ def _task_by_name(columns: tuple[str, ...]) -> Task | None:
     if keys & {*_CHATS, *_FIRST, "label", "labels"} or {"prompt", "completion"} <= keys:
         return None
     return "language"
+
+
+def _spans(low: _Low) -> list[Json] | None:
+    """Tags told as places in a text, unread; None where there are none."""
+    if "tokens" in low or not low.keys() & set(_TAGGED_TEXTS):
+        return None
+    for name in (*spans.NAMED, *_LABELS):
+        found = low[name][1] if name in low else None
+        if isinstance(found, list) and (name in spans.NAMED or (found and all(map(spans.span_of, found)))):
+            return found
+    return None
 
 
 def _are_tags(labels: list[Json], text: Json) -> bool:
@@ -313,7 +328,26 @@ def _label(reader: Reader, value: Json, path: str) -> Label:
     raise reader.fail("bad_label", "a label is a text, a number or a list of them", path)
 
 
+def _tagged_text(reader: Reader, low: _Low, found: list[Json], weight: float) -> Tagged:
+    text = _text(reader, low, _TAGGED_TEXTS, "a text")
+    read: list[spans.Span] = []
+    for number, item in enumerate(found):
+        span = spans.span_of(item)
+        if span is None:
+            raise reader.fail("bad_span", "a span is [start, end, label], in characters", f"spans[{number}]")
+        read.append(span)
+    fault = spans.fault_of(read, len(text))
+    if fault is not None:
+        raise reader.fail("bad_span", fault[0], f"spans[{fault[1]}]")
+    words = spans.words_in(text, read)
+    tokens = tuple(text[start:end] for start, end in words)
+    return Tagged(tokens, tuple(spans.bio(words, read)), reader.where, weight, text, tuple(words))
+
+
 def _tagging(reader: Reader, low: _Low, value: Mapping[str, Json]) -> Tagged:
+    told = _spans(low)
+    if told is not None:
+        return _tagged_text(reader, low, told, row_weight(reader, value))
     found = _first(low, _TAGS)
     if found is None:
         raise reader.fail("wrong_task", "tags are expected under one of " + ", ".join(_TAGS))
@@ -326,7 +360,7 @@ def _tagging(reader: Reader, low: _Low, value: Mapping[str, Json]) -> Tagged:
         name, values = low["tokens"]
         tokens = tuple(reader.text(token, f"{name}[{i}]") for i, token in enumerate(reader.items(values, name)))
     else:
-        text = _text(reader, low, ("text", "input", "sentence"), "a text")
+        text = _text(reader, low, _TAGGED_TEXTS, "a text")
         tokens = tuple(text) if len(tags) == len(text) else tuple(text.split())
     if not tokens:
         raise reader.fail("empty_text", "there are no tokens", "tokens")

@@ -120,7 +120,7 @@ def _sum_flat(gradients: list[Tensor]) -> None:
 
 @contextmanager
 def open_mesh(device: str) -> Generator[Mesh]:
-    """Join the processes torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone.
+    """Join the processes torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone.  May be used inside itself.
 
     Args:
         device: cpu, cuda or auto (cuda when there is one).
@@ -139,6 +139,9 @@ def open_mesh(device: str) -> Generator[Mesh]:
         torch.cuda.set_device(here)
     if world == 1:
         yield Mesh(here)
+        return
+    if dist.is_initialized():  # several runs in a row keep to one meeting
+        yield Mesh(here, rank, world)
         return
     dist.init_process_group("gloo" if kind == "cpu" else "nccl", timeout=timedelta(minutes=30))
     try:

@@ -1,8 +1,8 @@
 """FSDP2: each process holds a part of every weight, of its gradient and of its optimizer state.
 
-A layer of the decoder is a unit: its weights are put together when it computes and let go afterwards.  What lies
-outside the layers is one more unit, which stays whole from the decoder to the end of the backward pass: the head is
-applied outside the decoder, in chunks, and may share its weight with the embedding.
+A layer of the backbone is a unit: its weights are put together when it computes and let go afterwards.  What lies
+outside the layers is one more unit, which stays whole from the backbone to the end of the backward pass: the head is
+applied outside it, in chunks, and may share its weight with the embedding.
 
 Parts are rows: process r of n holds rows r * ceil(R / n) to (r + 1) * ceil(R / n) of R, fewer or none at the end.
 """
@@ -21,9 +21,11 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 # There is no other name for the collectives that FSDP2 makes by default.
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 from luthier.base.errors import DoesNotFit, ModelError, together
 from luthier.model.causal import Model
+from luthier.model.heads import Head, backbone
 
 CAN_BEGIN_AGAIN = "reset_iter_state" in vars(FSDPModule)  # since torch 2.13
 
@@ -60,23 +62,23 @@ class _Reduce(DefaultReduceScatter):
 
 
 class Sharded(nn.Module):
-    """The decoder of a network whose weights are sharded, and what the engine needs to say to FSDP2.
+    """The backbone of a network whose weights are sharded, and what the engine needs to say to FSDP2.
 
     Attributes:
         once: whether gradients are exchanged once a step, and held whole by each process until then; done where
             that costs less than the weights it holds, as with adapters.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: PreTrainedModel, head: Head):
         super().__init__()
         self.network = network
+        self._head = head
         self.once = False
         self.collectives = Collectives()
 
     def forward(self, **inputs: Any) -> tuple[Tensor]:
-        """What the decoder is called with -> its last hidden state."""
-        network: Any = self.network
-        hidden: Tensor = network.get_decoder()(**inputs)[0]
+        """What the backbone is called with -> its last hidden state."""
+        hidden: Tensor = backbone(self.network, self._head)(**inputs)[0]
         if torch.is_grad_enabled() and not hidden.requires_grad:
             hidden = hidden.detach().requires_grad_()  # only the head moves; its backward pass starts FSDP2's own
         # FSDP2 hangs its backward pass on this tensor, which it must not share with a view of it.
@@ -123,7 +125,7 @@ def shard(model: Model, device: torch.device) -> None:
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     compute = None if model.dtype == torch.float32 else model.dtype
     policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32 if compute else None)
-    sharded = Sharded(model.base)
+    sharded = Sharded(model.base, model.kind)
     for unit in (*_layers(model), sharded):
         for weight in unit.parameters():
             if weight.requires_grad and weight.dtype != torch.float32:
@@ -170,7 +172,7 @@ def held(tensor: Tensor) -> Tensor:
 
 
 def _layers(model: Model) -> list[nn.Module]:
-    decoder: nn.Module = model.base.get_decoder()
+    decoder = backbone(model.base, model.kind)
     count = model.base.config.get_text_config().num_hidden_layers
     for module in decoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

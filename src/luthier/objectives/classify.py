@@ -38,6 +38,7 @@ from luthier.model.load import Model
 from luthier.objectives.config import SeqCls
 from luthier.objectives.findings import ClassRow, Findings
 from luthier.objectives.setting import Plainly, Setting
+from luthier.objectives.weights import WHERE, class_weights
 from luthier.score.labels import Flags, classified, confusion, count, precision_recall_f1, regressed
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
@@ -97,27 +98,16 @@ def _names(config: SeqCls, found: Labels, own: tuple[str, ...]) -> tuple[str, ..
 
 def _class_weights(config: SeqCls, setting: Setting, names: tuple[str, ...], problem: Problem) -> Tensor | None:
     """weights_C, or None where all classes count the same."""
-    if not config.class_weights:
-        return None
-    where = "--class_weights"
-    if problem == "regression":
-        raise ConfigError("numbers have no classes", where=where, fix="Leave it out")
-    if config.class_weights == ("balanced",):
-        rows = [
-            record.label for record in setting.records("classification", training=True) if isinstance(record, Labelled)
-        ]
-        counts = labels_of(rows).counts
-        seen = np.array([max(1, counts.get(name, 0)) for name in names], dtype=np.float64)
-        several = problem == "multi_label_classification"
-        return torch.tensor((len(rows) - seen) / seen if several else len(rows) / (len(names) * seen)).float()
-    try:
-        given = torch.tensor([float(word) for word in config.class_weights])
-    except ValueError:
-        raise ConfigError("expected 'balanced' or a number for each class", where=where, code="bad_value") from None
-    if len(given) != len(names) or bool((given < 0).any()):
-        fix = f"The classes are {', '.join(names[:12])}"
-        raise ConfigError(f"{len(names)} weights of at least 0 are needed, one for each class", where=where, fix=fix)
-    return given
+    if config.class_weights and problem == "regression":
+        raise ConfigError("numbers have no classes", where=WHERE, fix="Leave it out")
+
+    def survey() -> tuple[Mapping[str, int], int]:
+        records = setting.records("classification", training=True)
+        rows = [record.label for record in records if isinstance(record, Labelled)]
+        return labels_of(rows).counts, len(rows)
+
+    several = problem == "multi_label_classification"
+    return class_weights(config.class_weights, names, survey, several=several)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from luthier.base.config import Config
-from luthier.data.config import Overlong
-
-Sets = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-"""Data sets; a single one may stand alone."""
+from luthier.data.config import Overlong, Sets
 
 
 class Pretrain(Config):
@@ -54,6 +51,8 @@ class TokenCls(Config):
     type: Literal["token_cls"] = "token_cls"
     labels: tuple[str, ...] = ()
     """Names of the tags, in order. Unset: the model's own if they fit, else those found in the data."""
+    class_weights: tuple[str, ...] = ()
+    """Weight of each tag in the loss, or 'balanced': rare tags count more."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of each target that is spread over all tags."""
 

@@ -11,6 +11,7 @@ Legend: R trained positions (words), C tags.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,7 @@ from luthier.model.load import Model
 from luthier.objectives.config import TokenCls
 from luthier.objectives.findings import ClassRow, Findings
 from luthier.objectives.setting import Plainly, Setting
+from luthier.objectives.weights import class_weights
 from luthier.score import entities
 from luthier.score.labels import precision_recall_f1
 
@@ -57,7 +59,19 @@ def tagging(config: TokenCls, setting: Setting) -> Tagging:
         )
     if not names:
         raise DataError("there is no tag", code="no_tags", fix="Rows need tokens and as many tags")
-    return Tagging(config, names, setting.plain)
+    return Tagging(config, names, setting.plain, _class_weights(config, setting, names))
+
+
+def _class_weights(config: TokenCls, setting: Setting, names: tuple[str, ...]) -> Tensor | None:
+    """weights_C, or None where all tags count the same."""
+
+    def survey() -> tuple[Mapping[str, int], int]:
+        counts = Counter[str]()
+        for record in setting.records("tagging", training=True):
+            counts.update(record.tags if isinstance(record, Tagged) else ())
+        return counts, counts.total()
+
+    return class_weights(config.class_weights, names, survey, several=False)
 
 
 def _ordered(tags: Mapping[str, int]) -> list[str]:
@@ -72,6 +86,7 @@ class Tagging(Plainly):
     config: TokenCls
     labels: tuple[str, ...]
     plain: Plain
+    weights_C: Tensor | None = None
     task: Task = "tagging"
     vary: Vary | None = None
     stop_ids: frozenset[int] = frozenset()
@@ -89,7 +104,7 @@ class Tagging(Plainly):
     def key(self) -> str:
         """What `encode` depends on besides the record."""
         names = hashlib.sha256("\0".join(self.labels).encode()).hexdigest()[:16]
-        return f"token_cls:{names}:{self.plain.fingerprint}"
+        return f"token_cls:2:{names}:{self.plain.fingerprint}"
 
     @property
     def note(self) -> str | None:
@@ -126,12 +141,22 @@ class Tagging(Plainly):
                 targets[position] = numbers[word]
         return Group((Tokens(pieces.ids, weights, targets, pieces.segments),), pieces.cut)
 
-    def answer(self, tags: Sequence[str]) -> dict[str, Json]:
-        """What is predicted for one row: a tag for each word, and the entities they make: type, first and last word."""
+    def answer(self, tags: Sequence[str], record: Tagged) -> dict[str, Json]:
+        """What is predicted for one row: a tag for each word, and the entities they make: type, first and last word.
+
+        Where the row has a text, also where in it they lie.
+        """
         found: dict[str, Json] = {"tags": list[Json](tags)}
         if self.scheme != "none":
             spans = entities.entities(tags)
             found["entities"] = [{"type": kind, "first": first, "last": last} for kind, first, last in spans]
+            places = record.places
+            if places:
+                ends = [(kind, places[first][0], places[last][1]) for kind, first, last in spans]
+                found["spans"] = [
+                    {"start": start, "end": end, "label": kind, "text": record.text[start:end]}
+                    for kind, start, end in ends
+                ]
         return found
 
     @cached_property
@@ -139,12 +164,22 @@ class Tagging(Plainly):
         return {tag: number for number, tag in enumerate(self.labels)}
 
     def counts(self, batch: Batch) -> dict[str, Tensor]:
-        return {"tagging": batch.weights_T.sum(dtype=torch.float64)}
+        return {"tagging": self._weights(batch).sum(dtype=torch.float64)}
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """weights_R: the word's own, times that of its tag."""
+        weights_R = batch.weights_T[batch.trained_R]
+        if self.weights_C is None:
+            return weights_R
+        return weights_R * self.weights_C.to(weights_R.device)[batch.targets_T[batch.trained_R]]
 
     def sums(self, model: Model, batch: Batch) -> Terms:
         scores_RC = model.scores(batch)
         targets_R, weights_R = batch.targets_T[batch.trained_R], batch.weights_T[batch.trained_R]
-        losses_R = cross_entropy(scores_RC, targets_R, reduction="none", label_smoothing=self.config.label_smoothing)
+        weights_C = None if self.weights_C is None else self.weights_C.to(scores_RC.device)
+        losses_R = cross_entropy(
+            scores_RC, targets_R, weights_C, reduction="none", label_smoothing=self.config.label_smoothing
+        )
         predicted_R = scores_RC.argmax(1)
         accuracy = (predicted_R == targets_R).sum(), torch.tensor(len(targets_R), device=targets_R.device)
         lengths_S = torch.tensor(batch.lengths, dtype=torch.int64)

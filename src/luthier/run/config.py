@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from luthier.base.config import Config
+import re
+from typing import Any
+
+from luthier.base.config import Config, merge, validate
 from luthier.base.errors import ConfigError
 from luthier.base.secrets import secrets_in
 from luthier.data.config import DataConfig
 from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.method import Gradual, Lisa
-from luthier.objectives.config import Distill, Multi, Objective, OneTask, Pretrain, Retain, Sft, overlong
+from luthier.objectives.config import (
+    Distill,
+    Multi,
+    Objective,
+    OneTask,
+    Pretrain,
+    Retain,
+    Seq2Seq,
+    Sft,
+    SpanCorruption,
+    overlong,
+)
 
 
 class RunConfig(Config):
@@ -35,6 +49,8 @@ class RunConfig(Config):
     """Checkpoints."""
     log: LogConfig = LogConfig()
     """Logging."""
+    stages: dict[str, dict[str, Any]] = {}
+    """Runs one after the other, each on the model of the one before, by name: the settings in which each differs."""
     output_dir: str = "runs/luthier"
     """Parent of this run's own directory."""
     seed: int = 42
@@ -53,6 +69,7 @@ class RunConfig(Config):
     def judged(self) -> bool:
         """Whether there is anything that the model is judged on while it is trained."""
         own = any(task.validation for task in _tasks(self).values())
+        own |= any(stage_of(self, name).judged for name in self.stages)
         return bool(self.data.validation or self.data.split_ratio or own)
 
 
@@ -65,6 +82,53 @@ def alone(config: RunConfig, name: str) -> RunConfig:
     cut = config.data.overlong or overlong(task.objective)
     data = config.data.model_copy(update={"datasets": task.datasets, "validation": task.validation, "overlong": cut})
     return config.model_copy(update={"objective": task.objective, "data": data})
+
+
+_OF_THE_SEQUENCE = ("stages", "output_dir", "device", "save.resume", "model.path", "model.adapters")
+"""Settings that no stage has for itself."""
+
+
+def stage_of(config: RunConfig, name: str) -> RunConfig:
+    """The settings of one stage, still without what depends on other settings.
+
+    Raises:
+        ConfigError: naming what is wrong by its path.
+    """
+    own = config.stages[name]
+    tree = merge(config.model_dump(mode="json", exclude={"stages"}), own)
+    try:
+        return validate(RunConfig, tree)
+    except ConfigError as error:
+        raise ConfigError(error.what, where=f"stages.{name}", code=error.code, fix=error.fix) from error
+
+
+def _check_stages(config: RunConfig) -> None:
+    wrong = [name for name in config.stages if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
+    if wrong:
+        raise ConfigError(
+            f"a stage's name is made of letters, digits, _ and -; {wrong[0]!r} is not", where="stages", code="bad_value"
+        )
+    names = list(config.stages)
+    for name in names:
+        for path in _OF_THE_SEQUENCE:
+            group, _, last = path.rpartition(".")
+            own = config.stages[name].get(group, {}) if group else config.stages[name]
+            if isinstance(own, dict) and last in own:
+                raise ConfigError("this is said for all stages together", where=f"stages.{name}.{path}")
+        stage = stage_of(config, name)
+        try:
+            resolve(stage)
+        except ConfigError as error:
+            raise ConfigError(
+                error.what, where=f"stages.{name}: {error.where}", code=error.code, fix=error.fix
+            ) from error
+        several = isinstance(stage.objective, Multi)
+        if several and stage.method.supports.merging and name != names[-1]:
+            raise ConfigError(
+                "the adapter of several tasks is no model for another stage",
+                where=f"stages.{name}",
+                fix="Make it the last stage, or use --train_type full",
+            )
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -80,6 +144,9 @@ def resolve(config: RunConfig) -> RunConfig:
             fix="Take it out, and keep it in an environment variable",
             code="secret_in_config",
         )
+    if config.stages:
+        _check_stages(config)
+        return config
     if not config.model.path:
         raise ConfigError("no model was named", where="--model", fix="Give a folder or a hub id")
     if isinstance(config.objective, Multi):
@@ -112,9 +179,12 @@ def resolve(config: RunConfig) -> RunConfig:
             fix="Use --train_type lora, which trains them beside its adapters, or full",
         )
     if config.train.shard == "full":
-        if not isinstance(config.objective, Pretrain | Sft):
+        if isinstance(config.objective, Seq2Seq | SpanCorruption | Distill):
             raise ConfigError(
-                f"{config.objective.type} models are not split over processes", where="--fsdp", fix="Leave it out"
+                f"what {config.objective.type} trains is not split over processes: an encoder with a decoder, or a "
+                "student beside its teacher",
+                where="--fsdp",
+                fix="Leave it out: each process then holds the whole model",
             )
         _refuse_what_cannot_be_split(config)
     if config.model.dtype == "float16":

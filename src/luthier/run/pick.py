@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from luthier.base.records import Task
 from luthier.data.config import DataConfig
 from luthier.objectives.config import Embed, Multi, One, SeqCls, Sft, TokenCls
+from luthier.run.config import RunConfig, stage_of
 
 PICKED: dict[Task, type[SeqCls | TokenCls | Embed]] = {
     "classification": SeqCls,
@@ -25,6 +27,16 @@ def picked(objective: Multi, data: DataConfig) -> Multi:
         for name, task in objective.tasks.items()
     }
     return objective.model_copy(update={"tasks": tasks})
+
+
+def picked_stages(config: RunConfig) -> dict[str, dict[str, Any]]:
+    """The stages, each with the objective that its first rows are for where nobody said another."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, own in config.stages.items():
+        data = stage_of(config, name).data
+        known = "objective" in own or not data.datasets
+        found[name] = own if known else {**own, "objective": {"type": pick(data).type}}
+    return found
 
 
 def pick(data: DataConfig) -> One:

@@ -153,7 +153,7 @@ def _tags(records: Sequence[Tagged], model: Model, objective: Tagging, at_once: 
         seen = [word for word in firsts if word is not None]
         for word, number in zip(seen, found, strict=True):
             tags[word] = objective.labels[number]
-        answer = objective.answer(tags)
+        answer = objective.answer(tags, record)
         if len(seen) < len(tags):
             answer["unseen"] = len(tags) - len(seen)
         answers.append(answer)
@@ -174,7 +174,8 @@ def _asked(row: Row, objective: Classification | Tagging) -> tuple[dict[str, Jso
         record = read_as(_with_label(row.value, objective), row.where, [], objective.task)
     if isinstance(objective, Tagging):
         assert isinstance(record, Tagged)
-        line: dict[str, Json] = {"tokens": list[Json](record.tokens)}
+        line: dict[str, Json] = {"text": record.text} if record.places else {}
+        line["tokens"] = list[Json](record.tokens)
         if labelled:
             line["reference"] = list[Json](record.tags)
         return line, record
@@ -191,5 +192,6 @@ def _with_label(value: dict[str, Json], objective: Classification | Tagging) -> 
     if isinstance(objective, Classification):
         return {**value, "label": "?"}
     tokens = value.get("tokens")
-    words: list[Json] = tokens if isinstance(tokens, list) else list(str(value.get("text", "")).split())
-    return {"tokens": words, "tags": list[Json](["O"] * len(words))}
+    if isinstance(tokens, list):
+        return {"tokens": tokens, "tags": list[Json](["O"] * len(tokens))}
+    return {**value, "spans": list[Json]()}

@@ -129,7 +129,7 @@ def _what(facts: Facts) -> list[str]:
     rows["learning rate"] = f"{facts.config.optim.learning_rate:g}, {facts.config.optim.schedule}"
     sets = {task: ", ".join(f"`{name}`" for name in names) for task, names in facts.config.sets.items()}
     rows["data sets"] = "; ".join(f"{task}: {names}" if task else names for task, names in sets.items())
-    lines = _table(("", ""), rows.items())
+    lines = markdown_table(("", ""), rows.items())
     if facts.ending.message:
         lines += ["", facts.ending.message]
     return lines
@@ -152,7 +152,7 @@ def _results(facts: Facts) -> list[str]:
     pictures = [
         f"![{name.replace('_', ' ')}](plots/{name}.png)" for name in PICTURES if f"{name}.png" in facts.pictures
     ]
-    return [*_table(("", "first", "best", "last", "curve"), rows), "", *pictures]
+    return [*markdown_table(("", "first", "best", "last", "curve"), rows), "", *pictures]
 
 
 def _before_after(facts: Facts) -> list[str]:
@@ -166,7 +166,11 @@ def _before_after(facts: Facts) -> list[str]:
         if key.startswith("eval_") and key != "eval_seconds" and _is_number(before) and _is_number(after):
             name = key.removeprefix("eval_").replace("_", " ")
             rows.append((name, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}"))
-    return ["On the evaluation set:", "", *_table(("", "before training", f"step {last['step']}", "change"), rows)]
+    return [
+        "On the evaluation set:",
+        "",
+        *markdown_table(("", "before training", f"step {last['step']}", "change"), rows),
+    ]
 
 
 def _forgotten(facts: Facts) -> list[str]:
@@ -183,7 +187,7 @@ def _forgotten(facts: Facts) -> list[str]:
     if not rows:
         return []
     told = f"On general sets, before training and after it by {facts.config.method.type}:"
-    return [told, "", *_table(("", "", "before", "after", "change"), rows)]
+    return [told, "", *markdown_table(("", "", "before", "after", "change"), rows)]
 
 
 def _classes(facts: Facts) -> list[str]:
@@ -200,7 +204,7 @@ def _classes(facts: Facts) -> list[str]:
         ]
         told = f"{before}predictions.jsonl"
         lines += [f"On the evaluation set{of}, by the best checkpoint; each row's prediction is in {told}.", ""]
-        lines += [*_table(("class", "precision", "recall", "F1", "rows"), rows), ""]
+        lines += [*markdown_table(("class", "precision", "recall", "F1", "rows"), rows), ""]
         if (facts.run / f"plots/{before}confusion.png").exists():
             lines += [f"![confusion](plots/{before}confusion.png)", ""]
     return lines[:-1]
@@ -237,7 +241,7 @@ def _data(facts: Facts) -> list[str]:
     if facts.data is None:
         return []
     rows = table(facts.data)
-    lines = _table(list(rows[0]), ([str(cell) for cell in row.values()] for row in rows))
+    lines = markdown_table(list(rows[0]), ([str(cell) for cell in row.values()] for row in rows))
     remarks = [f"- {note}" for note in notes(facts.data)]
     if facts.preview:
         remarks.append("- [preview.html](preview.html) shows rows as the model saw them.")
@@ -263,9 +267,10 @@ def _costs(facts: Facts) -> list[str]:
     packages = facts.environment.get("packages")
     if isinstance(packages, dict):
         rows["versions"] = ", ".join(f"{name} {found}" for name, found in packages.items())
-    return _table(("", ""), rows.items())
+    return markdown_table(("", ""), rows.items())
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table in Markdown."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *cells)]

@@ -13,7 +13,7 @@ from luthier.base.sealed import verify
 from luthier.engine.checkpoint import Checkpoints
 from luthier.model.config import ModelConfig
 from luthier.run.config import RunConfig
-from luthier.run.usage import HEADS
+from luthier.run.usage import HEADS, STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,11 @@ def _checkpoint(named: str) -> Path | str:
     """The folder to open: the best (else latest) checkpoint of a run directory, or of the newest run of an output
     directory; anything else as it was named."""
     path = Path(named).expanduser()
+    if (path / STAGES).exists():  # a sequence stands for what its last stage has made
+        finished = list(json.loads((path / STAGES).read_text(encoding="utf-8")).values())
+        if not finished:
+            raise ConfigError("no stage is finished yet", where=named, code="no_checkpoint")
+        return Path(finished[-1]["artefact"])
     runs = sorted((child for child in path.glob("v*") if run_number(child)), key=lambda child: run_number(child) or 0)
     if runs:  # an output directory stands for its newest run
         return _checkpoint(str(runs[-1]))

@@ -27,6 +27,8 @@ SENTENCES = {"embedding": "SentenceTransformer", "reranker": "CrossEncoder"}
 """What of sentence-transformers opens the results of tasks that it makes vectors or scores of."""
 HEADS = "heads"
 """Where the models of several tasks lie in a checkpoint."""
+STAGES = "stages.json"
+"""What is finished of a sequence of stages, in its directory."""
 
 
 @dataclass(frozen=True, slots=True)

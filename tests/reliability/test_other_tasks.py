@@ -8,23 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import LINES
+import torch
 from encoders import save_encoder
+from samples import ROWS
 
-WORDS = [line.replace(",", " ").replace(".", " ").split() for line in LINES[:3]]
-ROWS: dict[str, list[dict[str, Any]]] = {
-    "classes": [{"text": " ".join(WORDS[n % 3][n // 3 :]), "label": "ab"[n % 2]} for n in range(12)],
-    "tags": [{"tokens": WORDS[n % 3][: 3 + n // 3], "tags": ["O", "B-x", "I-x"] + ["O"] * (n // 3)} for n in range(12)],
-    "texts": [{"text": " ".join(WORDS[n % 3])} for n in range(12)],
-    "pairs": [
-        {
-            "query": " ".join(WORDS[n % 3][n // 3 :]),
-            "pos": [" ".join(WORDS[n % 3][: 2 + n // 3])],
-            "neg": [" ".join(WORDS[(n + 1) % 3][n // 3 :]), " ".join(WORDS[(n + 2) % 3][:3])],
-        }
-        for n in range(12)
-    ],
-}
+from luthier.engine.checkpoint import read
+
 TASKS: dict[str, dict[str, Any]] = {
     "seq_cls": {"dataset": "classes", "class_weights": "balanced"},
     "token_cls": {"dataset": "tags"},
@@ -126,3 +115,25 @@ def test_what_several_tasks_cannot_do_is_said_at_once(job: Any, more: dict[str, 
     if "tasks" in more:
         words = {name: value for name, value in words.items() if not name.startswith("tasks.")}
     assert told in job.run(expect=2, **words)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("task", [task for task in TASKS if task != "multi"])
+def test_models_of_other_tasks_are_split_over_processes(job: Any, task: str, method: str):
+    words = flags(job, task, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    words |= {"optim": "sgd", "learning_rate": 0.05, "save_steps": 4, "train_type": method, "lora_dropout": None}
+    job.run(**words)
+    alone, straight = job.losses(), job.checkpoints().named("LATEST")
+    said = job.run_ranks(2, fsdp="full_shard", **words)
+    assert "Each of the 2 processes holds a part of the weights" in said
+    assert job.losses() == pytest.approx(alone, rel=2e-5)
+    split = job.checkpoints().named("LATEST")
+    assert {path.name for path in split.iterdir()} == {path.name for path in straight.iterdir()}
+    weights = read(split)[1].trained
+    for name, weight in read(straight)[1].trained.items():
+        if task == "embedding" and "pooler" in name:
+            continue  # no loss reaches it: it only decays, and where it is split it rests
+        torch.testing.assert_close(weights[name], weight, rtol=1e-3, atol=2e-5)
+    middle = job.runs()[-1] / "checkpoints" / "step-00000004"
+    job.run_ranks(2, fsdp="full_shard", resume_from_checkpoint=middle, **words)
+    assert job.losses() == pytest.approx({step: loss for step, loss in alone.items() if step > 4}, rel=2e-5)
