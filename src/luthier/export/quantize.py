@@ -116,13 +116,18 @@ def _gptqmodel(source: Path, out: Path, asked: Rounded) -> None:
 def _llmcompressor(source: Path, out: Path, asked: Rounded) -> None:
     library = _library("llmcompressor", "llmcompressor", "compress")
     modifiers = _library("llmcompressor.modifiers.quantization", "llmcompressor", "compress")
+    schemes = _library("compressed_tensors.quantization", "llmcompressor", "compress")
     from datasets import Dataset
 
-    recipe = (
-        modifiers.GPTQModifier(targets="Linear", scheme="W4A16", ignore=["lm_head"])
-        if asked.bits == 4
-        else modifiers.QuantizationModifier(targets="Linear", scheme="W8A16", ignore=["lm_head"])
+    # The library's own schemes have groups of 128, which divide few small models.
+    weights = schemes.QuantizationArgs(
+        num_bits=asked.bits,
+        strategy="group" if asked.bits == 4 else "channel",
+        group_size=asked.group if asked.bits == 4 else None,
     )
+    groups = {"all": schemes.QuantizationScheme(targets=["Linear"], weights=weights)}
+    kind = modifiers.GPTQModifier if asked.bits == 4 else modifiers.QuantizationModifier
+    recipe = kind(config_groups=groups, ignore=["lm_head"])
     rows = Dataset.from_dict({"input_ids": [list(ids) for ids in asked.samples]})
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     try:

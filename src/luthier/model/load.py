@@ -13,6 +13,7 @@ import transformers
 from transformers import (
     AutoConfig,
     AutoTokenizer,
+    CompressedTensorsConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -228,9 +229,15 @@ def _network(
             where="--attn_impl sdpa",
             fix="Use auto or eager",
         )
+    stored: Any = getattr(settings, "quantization_config", None) or {}
+    opened: dict[str, Any] = {}
+    if dict(stored if isinstance(stored, dict) else stored.to_dict()).get("quant_method") == "compressed-tensors":
+        # Its own modules run on the servers it is meant for; here the rounded numbers are multiplied as they are.
+        opened["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     with quiet():
         network, report = heads.loader(head)(
             folder,
+            **opened,
             config=settings,
             dtype=dtype,
             attn_implementation="eager" if caps_scores or config.attention == "eager" else None,
