@@ -160,6 +160,13 @@ def test_no_tokenizer(folder: Path) -> None:
     assert refused(folder).code == "no_tokenizer"
 
 
+def test_a_run_in_place_of_a_model_is_told_its_checkpoint(tmp_path: Path) -> None:
+    made = tmp_path / "checkpoints" / "step-00000007"
+    made.mkdir(parents=True)
+    (tmp_path / "checkpoints" / "LATEST").write_text(f"{made.name}\n")
+    assert str(made) in str(refused(tmp_path))
+
+
 def test_tokenizer_larger_than_the_embedding(folder: Path) -> None:
     config = ModelConfig(path=str(folder))
     tokenizer = load_tokenizer(config)

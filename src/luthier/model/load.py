@@ -47,7 +47,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerFast:
             "no tokenizer here",
             where=str(folder),
             code="no_tokenizer",
-            fix="Put its tokenizer.json and tokenizer_config.json beside the weights",
+            fix=_checkpoint_of(folder) or "Put its tokenizer.json and tokenizer_config.json beside the weights",
         )
     try:
         with quiet():
@@ -140,6 +140,14 @@ def load_model(
 def context_length(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> int:
     """The longest sequence the model can hold, in tokens, without loading its weights.  Raises ModelError."""
     return _max_length(_settings(model_folder(config), config, None), tokenizer)
+
+
+def _checkpoint_of(run: Path) -> str | None:
+    """What to name in place of a run's directory, if it is one."""
+    for pointer in (run / "checkpoints" / "BEST", run / "checkpoints" / "LATEST"):
+        if pointer.exists():
+            return f"This is a run; name a checkpoint of it: {pointer.with_name(pointer.read_text().strip())}"
+    return None
 
 
 def arithmetic_dtype(name: str, device: torch.device) -> torch.dtype:
