@@ -1,10 +1,14 @@
 """Luthier beside its peers on one GPU: same rows, same clock, one call.
 
     python benchmarks/gpu_peers.py PEERS --work A --peers lf us_gc --modes kept lean fp8
+    python benchmarks/gpu_peers.py PEERS --work C --peers trl swift lf --modes kept fp8
 
 PEERS is a folder with the peers' launchers: `run_peers.sh SIZE LENGTH ROWS STEPS peer...`, which prints a line
 `BENCH {...}` for each; `bench_wrap.py`, the clock that does so for any Python program; `mkmodel.py` and `mkfixed.py`,
 which make the random model and the rows.  Each side is a process of its own; Luthier's is the command a user types.
+
+C is A on chats of mixed length (`mkdata.py`), packed by every side into rows of the full length.  Its rate counts the
+tokens of the chats alone: how full the packs are is computed once, by Luthier's packer, since all sides pack best-fit.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,9 +37,16 @@ class Work:
     """of a step"""
     rank: int
     """of the adapters; 0 tunes everything"""
+    packed: bool = False
 
 
-WORKS = {"A": Work("7b", 4096, 4, 16), "B": Work("0.5b", 2048, 16, 0), "tiny": Work("tiny", 128, 4, 16)}
+WORKS = {
+    "A": Work("7b", 4096, 4, 16),
+    "B": Work("0.5b", 2048, 16, 0),
+    "C": Work("7b", 4096, 4, 16, packed=True),
+    "tiny": Work("tiny", 128, 4, 16),
+    "tiny packed": Work("tiny", 512, 4, 16, packed=True),
+}
 
 # What each mode adds to the command: how many rows go through at once, and what is kept.
 MODES: dict[str, tuple[int, tuple[str, ...]]] = {
@@ -47,7 +59,7 @@ MODES: dict[str, tuple[int, tuple[str, ...]]] = {
 }
 
 
-def luthier(folder: Path, place: Path, work: Work, mode: str, steps: int) -> list[dict[str, Any]]:
+def luthier(folder: Path, place: Path, work: Work, mode: str, steps: int, tokens: int) -> list[dict[str, Any]]:
     """One mode of ours, through the command."""
     parts, flags = MODES[mode]
     rows = work.rows // parts
@@ -59,10 +71,11 @@ def luthier(folder: Path, place: Path, work: Work, mode: str, steps: int) -> lis
         "--dataset", str(place / "ds" / "fix.jsonl"), *method, "--max_length", str(work.length), "--loss_scale", "all",
         "--per_device_train_batch_size", str(rows), "--gradient_accumulation_steps", str(parts),
         "--max_steps", str(steps), "--learning_rate", "1e-4", "--lr_scheduler_type", "constant", "--logging_steps", "1",
-        "--save_strategy", "no", "--report_to", "none", "--output_dir", str(place / "luthier"), *flags,
+        "--save_strategy", "no", "--report_to", "none", "--output_dir", str(place / "luthier"),
+        "--packing", str(work.packed).lower(), *flags,
     ]  # fmt: skip
     path = os.pathsep.join([str(REPO / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    settings = {"BENCH_TOK": str(work.length * work.rows), "BENCH_NAME": f"luthier, {mode}", "PYTHONPATH": path}
+    settings = {"BENCH_TOK": str(tokens), "BENCH_NAME": f"luthier, {mode}", "PYTHONPATH": path}
     return run(command, folder, settings)
 
 
@@ -72,11 +85,79 @@ def peers(folder: Path, place: Path, work: Work, names: Sequence[str], steps: in
     return run(command, folder, {"LORA": str(work.rank), "W": str(place)})
 
 
-def run(command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The clock's lines of a program's output; the output's end when there is none."""
+def packed_peers(
+    folder: Path, place: Path, work: Work, names: Sequence[str], steps: int, tokens: int
+) -> list[dict[str, Any]]:
+    """TRL, ms-swift and LLaMA-Factory with their own packing, FlashAttention and Liger kernels, in bfloat16."""
+    run(
+        ["bash", "run_peers.sh", work.size, str(work.length), str(work.rows), "1"],
+        folder,
+        {"W": str(place)},
+        quiet=True,
+    )
+    model, rows, sites = str(place / f"m_{work.size}"), str(place / "ds" / "fix.jsonl"), place / "s"
+    chats(folder, place, work, steps)  # the launcher has put its own rows there
+    attention = os.environ.get("ATTN", "flash_attention_2")
+    trl = {
+        "model": model, "data": rows, "attn": attention, "lora": work.rank, "bs": work.rows, "ga": 1,
+        "len": work.length, "steps": steps, "gc": False, "packing": True, "liger": "LIGER" not in os.environ,
+    }  # fmt: skip
+    changed = {
+        "@W@/m7": model, "@W@": str(place), "cutoff_len: 4096": f"cutoff_len: {work.length}",
+        "max_steps: 12": f"max_steps: {steps}", "neat_packing: false": "neat_packing: true",
+        "\npacking: false": "\npacking: true",
+    }  # fmt: skip
+    recipe = (folder / "lf7.yaml").read_text()
+    for old, new in changed.items():
+        recipe = recipe.replace(old, new)
+    (place / "lf_packed.yaml").write_text(recipe)
+    shutil.copy(folder / "dataset_info.json", place / "ds")
+    commands = {
+        "trl": [sys.executable, "bench_wrap.py", "run_trl.py", json.dumps(trl)],
+        "swift": [
+            "bash", "run_swift.sh", model, rows, str(place / "o_swift"), "lora", str(work.rows), "1",
+            str(work.length), str(steps), attention, "--check_model", "false", "--gradient_checkpointing", "false",
+            "--lora_rank", str(work.rank), "--use_liger_kernel", "true", "--packing", "true",
+        ],
+        "lf": [sys.executable, "bench_wrap.py", "llamafactory.cli", "train", str(place / "lf_packed.yaml")],
+    }  # fmt: skip
+    found: list[dict[str, Any]] = []
+    for name in names:
+        path = os.pathsep.join(str(sites / part) for part in (name, "shim", "common"))
+        settings = {
+            "PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")])), "W": str(place),
+            "BENCH_TOK": str(tokens), "BENCH_NAME": f"{name}, packed", "HF_HUB_OFFLINE": "1", "USE_HF": "1",
+            "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "DISABLE_VERSION_CHECK": "1",
+        }  # fmt: skip
+        found += run(commands[name], folder, settings)
+    return found
+
+
+def chats(folder: Path, place: Path, work: Work, steps: int) -> int:
+    """Write chats of mixed length that fill the steps; gives the tokens of a step that are not padding."""
+    from transformers import AutoTokenizer
+
+    from luthier.data.pack import best_fit_decreasing
+
+    path = place / "ds" / "fix.jsonl"
+    count = (steps + 2) * work.rows * work.length // 256
+    subprocess.run([sys.executable, "mkdata.py", str(path), str(count), str(work.length)], cwd=folder, check=True)
+    tokenizer: Any = AutoTokenizer.from_pretrained(place / f"m_{work.size}")
+    lengths = [
+        len(tokenizer.apply_chat_template(json.loads(line)["messages"], tokenize=True, return_dict=False))
+        for line in path.read_text().splitlines()
+    ]
+    packs = best_fit_decreasing(lengths, work.length)
+    return round(work.rows * sum(lengths) / len(packs))
+
+
+def run(
+    command: Sequence[str], folder: Path, settings: Mapping[str, str], *, quiet: bool = False
+) -> list[dict[str, Any]]:
+    """The clock's lines of a program's output; the output's end when there is none, unless none is expected."""
     done = subprocess.run(command, cwd=folder, env={**os.environ, **settings}, capture_output=True, text=True)
     found = [json.loads(line.removeprefix("BENCH ")) for line in done.stdout.splitlines() if line.startswith("BENCH ")]
-    if not found:
+    if not found and not quiet:
         print(f"{' '.join(command[:8])} ... gave nothing:\n{(done.stdout + done.stderr)[-1500:]}", flush=True)
     losses = [line for line in (done.stdout + done.stderr).splitlines() if "loss" in line]
     for row in found:
@@ -106,9 +187,14 @@ def main() -> None:
     options = parser.parse_args()
     work, place, folder = WORKS[options.work], options.place.resolve(), options.folder.resolve()
     make(folder, place, work, options.steps)
-    theirs = peers(folder, place, work, options.peers, options.steps) if options.peers else []
+    tokens = chats(folder, place, work, options.steps) if work.packed else work.length * work.rows
+    theirs: list[dict[str, Any]] = []
+    if options.peers and work.packed:
+        theirs = packed_peers(folder, place, work, options.peers, options.steps, tokens)
+    elif options.peers:
+        theirs = peers(folder, place, work, options.peers, options.steps)
     best = max((row["tok_per_s"] for row in theirs), default=None)
-    ours = [row for mode in options.modes for row in luthier(folder, place, work, mode, options.steps)]
+    ours = [row for mode in options.modes for row in luthier(folder, place, work, mode, options.steps, tokens)]
     for row in [*theirs, *ours]:
         ratio = f"{row['tok_per_s'] / best:5.2f}x the best peer" if best else ""
         peak = row["peak_alloc_GiB"]
