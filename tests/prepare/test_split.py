@@ -141,3 +141,11 @@ def test_banking77_stratified(test_data: Path, tmp_path: Path, capsys: Any) -> N
     for row in table["rows"]:
         total = row["train"] + row["validation"] + row["test"]
         assert abs(row["train"] - 0.8 * total) < 2 and abs(row["test"] - 0.1 * total) < 2
+
+
+def test_a_column_that_no_row_has_is_answered_with_those_there_are(tmp_path: Path, capsys: Any) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [{"text": f"t{number}", "category": "a"} for number in range(9)])
+    near = run("split", capsys, tmp_path / "near", file, flags=["--stratify", "categry"])
+    assert (near.code, near.error["code"]) == (3, "no_label") and "'category'" in near.error["fix"]
+    far = run("split", capsys, tmp_path / "far", file, flags=["--stratify", "xyz"])
+    assert far.error["fix"] == "Columns: text, category"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from luthier.base.config import nearest
 from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.frame import Frame
@@ -19,6 +21,8 @@ from luthier.prepare.view import column
 MOST_CLASSES = 10_000
 """A column with more values is no label."""
 _AT_ONCE = 1_000_000
+_COLUMNS = "columns"
+"""Where the columns of rows without the label are kept, to name them should no row have it."""
 
 
 def label_of(value: Mapping[str, Json], name: str) -> str | None:
@@ -67,6 +71,8 @@ class _Read:
             hashes.append(0 if label is None else _hash(label))
             if label is not None:
                 parcel.tally.count(label)
+        if batch.items and not parcel.tally.counts:
+            parcel.tally.example(_COLUMNS, batch.items[0].where, names=list(batch.items[0].value))
         if len(parcel.tally.counts) > MOST_CLASSES:
             raise _too_many(self.name, batch.items[0].where.file)
         parcel.columns["label"] = np.array(hashes, np.uint64)
@@ -95,7 +101,10 @@ def read_labels(rows: Frame, name: str, *, needed: bool = True) -> Labels:
     if len(found.tally.counts) > MOST_CLASSES:
         raise _too_many(name, where)
     if needed and not found.tally.counts:
-        raise DataError(f"no row has a value in the column {name!r}", where=where, code="no_label")
+        columns = [str(one) for shown in found.tally.examples[_COLUMNS] for one in cast(list[Json], shown["names"])]
+        hint = nearest(name, columns)
+        fix = f"Did you mean {hint!r}?" if hint else f"Columns: {', '.join(dict.fromkeys(columns))}"
+        raise DataError(f"no row has a value in the column {name!r}", where=where, fix=fix, code="no_label")
     return _labels(sorted(found.tally.counts), found.columns["label"])
 
 
