@@ -8,8 +8,10 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import typer
 
@@ -57,90 +59,76 @@ def train(context: typer.Context) -> int:
     return _train(context, None)
 
 
-@app.command("soup", context_settings=_RAW, add_help_option=False)
-def soup(context: typer.Context) -> None:
-    """Average models weight by weight, or go part of the way from a base to a tuned model."""
-    from luthier.cli.soup import SoupConfig, soup
+@dataclass(frozen=True)
+class _Command:
+    """A command with settings of its own.
 
-    options = _options(
-        context,
-        SoupConfig,
+    config, run: where its settings and its function are, `module:name`; imported when they are wanted.
+    first: the flag that a first word without one stands behind.
+    """
+
+    name: str
+    short: str
+    config: str
+    run: str
+    about: str
+    examples: tuple[str, ...]
+    first: str | None = None
+
+
+_COMMANDS = (
+    _Command(
+        "soup",
+        "Average models weight by weight, or go part of the way from a base to a tuned model.",
+        "luthier.cli.soup:SoupConfig",
+        "luthier.cli.soup:soup",
         "Average models that were tuned from one base (model soup), or base and tuned model (WiSE-FT).",
         (
             "luthier soup --model base --tuned runs/a runs/b --output_dir soup",
             "luthier soup --model base --tuned runs/a --share 0.5 --output_dir half-way",
         ),
-    )
-    if options:
-        soup(options, context.obj)
-
-
-@app.command("init", context_settings=_RAW, add_help_option=False)
-def init(context: typer.Context) -> None:
-    """Make a new model: a tokenizer from your text, random weights."""
-    from luthier.cli.init import InitConfig, init
-
-    options = _options(
-        context,
-        InitConfig,
+    ),
+    _Command(
+        "init",
+        "Make a new model: a tokenizer from your text, random weights.",
+        "luthier.cli.init:InitConfig",
+        "luthier.cli.init:init",
         "Train a tokenizer on text and write it beside a model with random weights, for luthier pretrain.",
         (
             "luthier init --dataset corpus/ --output_dir base",
             "luthier init --dataset en.jsonl zh.jsonl --vocab_size 8192 --hidden_size 512 --num_attention_heads 8",
             "luthier init --dataset 'corpus.jsonl#100000' --max_position_embeddings 4096",
         ),
-    )
-    if options:
-        init(options, context.obj)
-
-
-@app.command("infer", context_settings=_RAW, add_help_option=False)
-def infer(context: typer.Context) -> None:
-    """Chat with a model, or answer a file of prompts."""
-    from luthier.cli.infer import InferConfig, infer
-
-    options = _options(
-        context,
-        InferConfig,
+    ),
+    _Command(
+        "infer",
+        "Chat with a model, or answer a file of prompts.",
+        "luthier.cli.infer:InferConfig",
+        "luthier.cli.infer:infer",
         "Chat with a model or an adapter, or answer a file of prompts.",
         (
             "luthier infer --model ./Qwen2.5-0.5B-Instruct",
             "luthier infer --adapters runs/luthier/v1-20260101-120000",
             "luthier infer --model ./base --val_dataset questions.jsonl --result_path answers.jsonl --temperature 0",
         ),
-    )
-    if options:
-        infer(options, context.obj)
-
-
-@app.command("deploy", context_settings=_RAW, add_help_option=False)
-def deploy(context: typer.Context) -> None:
-    """Serve a model to OpenAI's clients."""
-    from luthier.cli.deploy import DeployConfig, deploy
-
-    options = _options(
-        context,
-        DeployConfig,
+    ),
+    _Command(
+        "deploy",
+        "Serve a model to OpenAI's clients.",
+        "luthier.cli.deploy:DeployConfig",
+        "luthier.cli.deploy:deploy",
         "Serve a model, a run, or many adapters over one base, to any OpenAI client.",
         (
             "luthier deploy --model ./Qwen2.5-0.5B-Instruct",
             "luthier deploy --adapters runs/luthier/v1-20260101-120000",
             "luthier deploy --model ./base --adapters poet=runs/poet lawyer=runs/lawyer --port 8000",
         ),
-    )
-    if options:
-        deploy(options, context.obj)
-
-
-@app.command("export", context_settings=_RAW, add_help_option=False)
-def export(context: typer.Context) -> None:
-    """Merge, quantise, write GGUF, publish."""
-    from luthier.cli.export import export
-    from luthier.export.config import ExportConfig
-
-    options = _options(
-        context,
-        ExportConfig,
+    ),
+    _Command(
+        "export",
+        "Merge, quantise, write GGUF, publish.",
+        "luthier.export.config:ExportConfig",
+        "luthier.cli.export:export",
         "Make files of a model or an adapter: merged, in few bits, as GGUF, for Ollama, on a hub.",
         (
             "luthier export --adapters runs/luthier/v1-20260101-120000 --merge_lora true",
@@ -148,19 +136,12 @@ def export(context: typer.Context) -> None:
             "luthier export --adapters RUN --to_ollama --gguf_type q8_0 --output_dir ./violin",
             "luthier export --adapters RUN --push_to_hub true --hub_model_id me/violin --use_hf true",
         ),
-    )
-    if options:
-        export(options, context.obj)
-
-
-@app.command("eval", context_settings=_RAW, add_help_option=False)
-def evaluate(context: typer.Context) -> None:
-    """Score a model on data sets, and compare it with another."""
-    from luthier.cli.eval import EvalConfig, evaluate
-
-    options = _options(
-        context,
-        EvalConfig,
+    ),
+    _Command(
+        "eval",
+        "Score a model on data sets, and compare it with another.",
+        "luthier.cli.eval:EvalConfig",
+        "luthier.cli.eval:evaluate",
         "Score a model on multiple choice, question answering, classification or plain text.",
         (
             "luthier eval --model ./base --eval_dataset general_mcq \\\n"
@@ -168,19 +149,12 @@ def evaluate(context: typer.Context) -> None:
             "luthier eval --adapters runs/luthier/v1-20260101-120000 --eval_dataset mmlu gsm8k --data_root data",
             "luthier eval --adapters runs/luthier --compare base --eval_dataset questions.jsonl --eval_limit 200",
         ),
-    )
-    if options:
-        evaluate(options, context.obj)
-
-
-@app.command("parity", context_settings=_RAW, add_help_option=False)
-def parity(context: typer.Context) -> None:
-    """Prove that what is served is what was trained."""
-    from luthier.cli.parity import ParityConfig, parity
-
-    options = _options(
-        context,
-        ParityConfig,
+    ),
+    _Command(
+        "parity",
+        "Prove that what is served is what was trained.",
+        "luthier.cli.parity:ParityConfig",
+        "luthier.cli.parity:parity",
         "Compare prompts and greedy answers of a run across training, infer, deploy, exports and other engines.",
         (
             "luthier parity runs/luthier/v1-20260101-120000",
@@ -188,19 +162,12 @@ def parity(context: typer.Context) -> None:
             "luthier parity RUN --infer_backend vllm --engine_command /opt/vllm/bin/vllm",
         ),
         first="--run",
-    )
-    if options:
-        parity(options, context.obj)
-
-
-@app.command("preview", context_settings=_RAW, add_help_option=False)
-def preview(context: typer.Context) -> None:
-    """Show rendered rows with the trained tokens coloured."""
-    from luthier.cli.preview import PreviewConfig, preview
-
-    options = _options(
-        context,
-        PreviewConfig,
+    ),
+    _Command(
+        "preview",
+        "Show rendered rows with the trained tokens coloured.",
+        "luthier.cli.preview:PreviewConfig",
+        "luthier.cli.preview:preview",
         "Show what a model would be trained on, token by token.",
         (
             "luthier preview my.jsonl --model ./Qwen2.5-0.5B-Instruct",
@@ -208,9 +175,51 @@ def preview(context: typer.Context) -> None:
             "luthier preview notes.txt --model ./base --stage pretrain",
         ),
         first="--dataset",
-    )
-    if options:
-        preview(options, context.obj)
+    ),
+    _Command(
+        "doctor",
+        "Show versions, devices and what is missing.",
+        "luthier.cli.doctor:DoctorConfig",
+        "luthier.cli.doctor:doctor",
+        "Show versions, devices, space, and what is missing and how to get it.",
+        (
+            "luthier doctor",
+            "luthier doctor --online",
+            "luthier doctor --json",
+        ),
+    ),
+    _Command(
+        "quickstart",
+        "Watch the whole job once, offline, in a minute.",
+        "luthier.cli.quickstart:QuickstartConfig",
+        "luthier.cli.quickstart:quickstart",
+        "Teach the bundled model a name, and ask it before and after.",
+        (
+            "luthier quickstart",
+            "luthier quickstart --model_name Viola --model_author 'My Lab'",
+            "luthier quickstart --output_dir runs/first",
+        ),
+    ),
+)
+
+
+def _found(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _add(command: _Command) -> None:
+    def run(context: typer.Context) -> None:
+        options = _options(context, _found(command.config), command.about, command.examples, command.first)
+        if options:
+            _found(command.run)(options, context.obj)
+
+    run.__doc__ = command.short
+    app.command(command.name, context_settings=_RAW, add_help_option=False)(run)
+
+
+for _command in _COMMANDS:
+    _add(_command)
 
 
 @app.command("data", context_settings=_RAW, add_help_option=False)
@@ -219,44 +228,6 @@ def data(context: typer.Context) -> int:
     from luthier.cli.data import data
 
     return data(context.args, context.obj)
-
-
-@app.command("doctor", context_settings=_RAW, add_help_option=False)
-def doctor(context: typer.Context) -> None:
-    """Show versions, devices and what is missing."""
-    from luthier.cli.doctor import DoctorConfig, doctor
-
-    options = _options(
-        context,
-        DoctorConfig,
-        "Show versions, devices, space, and what is missing and how to get it.",
-        (
-            "luthier doctor",
-            "luthier doctor --online",
-            "luthier doctor --json",
-        ),
-    )
-    if options:
-        doctor(options, context.obj)
-
-
-@app.command("quickstart", context_settings=_RAW, add_help_option=False)
-def quickstart(context: typer.Context) -> None:
-    """Watch the whole job once, offline, in a minute."""
-    from luthier.cli.quickstart import QuickstartConfig, quickstart
-
-    options = _options(
-        context,
-        QuickstartConfig,
-        "Teach the bundled model a name, and ask it before and after.",
-        (
-            "luthier quickstart",
-            "luthier quickstart --model_name Viola --model_author 'My Lab'",
-            "luthier quickstart --output_dir runs/first",
-        ),
-    )
-    if options:
-        quickstart(options, context.obj)
 
 
 def _train(context: typer.Context, objective: Literal["sft", "pretrain"] | None) -> int:
