@@ -33,6 +33,23 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "modernbert",
         {"local_attention": 8, "cls_token_id": 2, "sep_token_id": 3, "classifier_pooling": "mean"},
     ),
+    "bart": (
+        "bart",
+        {
+            "d_model": 32,
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 64,
+            "decoder_ffn_dim": 64,
+            "bos_token_id": 2,
+            "eos_token_id": 3,
+            "decoder_start_token_id": 3,
+            "forced_eos_token_id": 3,
+            "init_std": 0.2,
+        },
+    ),
     "deberta": ("deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
 }
 
@@ -71,7 +88,7 @@ def save_encoder(folder: Path, shape: str, seed: int = 0, auto: str = "AutoModel
     import transformers
 
     kind, own = ENCODERS[shape]
-    size = {} if kind == "distilbert" else SMALL
+    size = {} if kind in ("distilbert", "bart") else SMALL
     vocabulary = save_wordpiece(folder)
     config = transformers.AutoConfig.for_model(
         kind, **{**size, "vocab_size": vocabulary, "max_position_embeddings": 130, "pad_token_id": 0, **own, **changes}

@@ -110,9 +110,9 @@ def test_hidden_spans_have_t5s_loss_and_any_cut_one_gradient(t5_dir: Path):
     assert whole[0].trained == count
 
 
-@pytest.mark.parametrize("kind", ["t5", "bart"])
+@pytest.mark.parametrize("kind", ["t5", "mt5", "bart"])
 def test_answers_have_transformers_loss(tmp_path: Path, t5_dir: Path, kind: str):
-    folder = t5_dir if kind == "t5" else bart(tmp_path)
+    folder = {"t5": lambda _: t5_dir, "mt5": mt5, "bart": bart}[kind](tmp_path)
     objective = learnable(Seq2Seq(prefix="say: ", max_new_tokens=5, max_target_length=20), folder, max_length=128)
     model = opened(objective, folder, dropout=False)
     chats = [
@@ -132,6 +132,21 @@ def test_answers_have_transformers_loss(tmp_path: Path, t5_dir: Path, kind: str)
         total, count = total + loss.item() * weight, count + weight
     assert whole[0].loss == pytest.approx(total / count, rel=1e-5)
     assert objective.encode(Text("no question", HERE)) is None
+
+
+def mt5(folder: Path) -> Path:
+    from transformers import MT5Config, MT5ForConditionalGeneration
+
+    tokenizer = t5_tokenizer(TEXTS + [chr(97 + n % 26) * (n % 7 + 1) for n in range(200)], 300)
+    tokenizer.model_max_length = 128
+    tokenizer.save_pretrained(folder)
+    config = MT5Config(
+        vocab_size=304, d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2, decoder_start_token_id=0,
+        initializer_factor=1.0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MT5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
 
 
 def bart(folder: Path) -> Path:

@@ -74,6 +74,12 @@ def choose_members(tree: Tree, kind: type[Config]) -> None:
         below["type"] = fitting.pop() if len(fitting) == 1 else chosen.default
 
 
+def members_with(tree: Tree, group: str, kind: type[Config]) -> set[str]:
+    """The members of a union that have every setting given, where none was named and any was given."""
+    below = tree.get(group)
+    return _fitting(group, below, leaves(kind)) if isinstance(below, dict) and below and "type" not in below else set()
+
+
 def _fitting(group: str, below: Tree, known: Mapping[str, Leaf]) -> set[str]:
     """The union members that have every setting given."""
     members = set(known[f"{group}.type"].owners)

@@ -13,9 +13,10 @@ import orjson
 from luthier.base.config import Tree, merge, read_yaml, to_yaml, validate
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
-from luthier.cli.flags import choose_members, parse
+from luthier.cli.flags import choose_members, members_with, parse
 from luthier.cli.help import Command, page
 from luthier.cli.launch import supervise, torchrun
+from luthier.data.config import DataConfig
 from luthier.objectives.config import Multi, Sft
 from luthier.run.config import RunConfig, resolve
 from luthier.run.pick import pick, picked, picked_stages
@@ -119,6 +120,10 @@ def read_config(
             raise ConfigError(f"the recipe trains {named!r}, the command {objective!r}", fix="Use luthier train")
         if objective == "pretrain":
             tree = merge(tree, {"objective": {"type": objective}})
+    several = members_with(tree, "objective", RunConfig)
+    data = validate(DataConfig, tree.get("data", {})) if len(several) > 1 else DataConfig()
+    if data.datasets and (evident := pick(data).type) in several:
+        tree["objective"]["type"] = evident
     choose_members(tree, RunConfig)
     config = validate(RunConfig, tree)
     if not tree.get("objective") and config.data.datasets:

@@ -112,6 +112,8 @@ class Model:
         self._pointwise: Pointwise = Plain()
         # Heads look for padding in the tokens; this is none.
         self._any_token = int(network.config.get_text_config().pad_token_id == 0)
+        if network.config.is_encoder_decoder and kind.kind == "sequence":
+            self._any_token = int(network.config.eos_token_id)  # the one that BART's head looks for
         self.kind = kind
         self.finish = probe.finish_of(network) if kind.kind == "causal" else probe.as_is
         rows: Any = self.head if kind.kind == "causal" else network.get_input_embeddings()

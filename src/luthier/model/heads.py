@@ -23,6 +23,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     BaseModelOutputWithPoolingAndCrossAttentions,
+    Seq2SeqModelOutput,
 )
 from transformers.models.auto import modeling_auto as auto
 
@@ -200,6 +201,10 @@ def through(network: PreTrainedModel, head: Head, hidden_SLD: Tensor, ids_SL: Te
         given: Any = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=hidden_SLD)  # type: ignore[arg-type]
         with _handing(below, given):
             return network(encoder_outputs=given, decoder_input_ids=ids_SL, use_cache=False).logits
+    if network.config.is_encoder_decoder:
+        given = Seq2SeqModelOutput(last_hidden_state=hidden_SLD)  # type: ignore[arg-type]
+        with _handing(below, given):
+            return network(input_ids=ids_SL).logits
     given = BaseModelOutputWithPoolingAndCrossAttentions(
         last_hidden_state=hidden_SLD,  # type: ignore[arg-type]
         pooler_output=_pool(below, hidden_SLD) if head.kind == "sequence" else None,

@@ -280,7 +280,7 @@ def _choose_attention(network: PreTrainedModel, config: ModelConfig, head: Head)
     calling = probe.called(network, head)
     if config.attention in ("sdpa", "eager"):
         return calling, None
-    reason = attention.obstacle(network) if head.kind != "seq2seq" else "its decoder reads an encoder"
+    reason = "its decoder reads an encoder" if network.config.is_encoder_decoder else attention.obstacle(network)
     if reason is None:
         before: Any = network.config._attn_implementation  # pyright: ignore[reportPrivateUsage]
         network.set_attn_implementation(attention.NAME)

@@ -90,9 +90,18 @@ def _first_position(network: PreTrainedModel, head: Head, calling: Calling) -> i
 def _pooling(network: PreTrainedModel, head: Head, calling: Calling) -> Pooling:
     """What of a sequence the head takes: found by comparing with the network's own scores."""
     ids_T = _ids(network, 3)
+    if network.config.is_encoder_decoder:  # BART's head takes the token that ends a text
+        ids_T[-1] = network.config.eos_token_id
     with torch.no_grad():
         scores = network(input_ids=ids_T[None]).logits
-        hidden_TD = run_padded(backbone(network, head), calling, ids_T, torch.arange(3, device=ids_T.device), (3,))
+        try:
+            hidden_TD = run_padded(backbone(network, head), calling, ids_T, torch.arange(3, device=ids_T.device), (3,))
+        except ValueError as error:  # T5's decoder, unlike BART's, is not given the text by itself
+            raise ModelError(
+                f"the decoder of {type(network).__name__} does not read the text by itself",
+                code="unknown_head",
+                fix="Take an encoder, a decoder or a BART, or let it write the class by --task_type seq2seq",
+            ) from error
         poolings: tuple[Pooling, ...] = ("first", "last", "mean")
         for pooling in poolings:
             row_SD = pooled(hidden_TD, (3,), (0, 3), pooling)

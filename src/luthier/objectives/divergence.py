@@ -51,7 +51,7 @@ def sparse_divergences(
 ) -> Tensor:
     """Divergence where only the teacher's K likeliest tokens are known: all others count as one more token.  [R]
 
-    It is at most the whole divergence, and equal to it where K is the vocabulary but one.
+    It is at most the whole divergence, and equal to it where K is the vocabulary, or all of it but one.
 
     Args:
         student_RV: logits.
@@ -59,6 +59,8 @@ def sparse_divergences(
     """
     student_RV = F.log_softmax(student_RV.float() / temperature, dim=-1)
     known_RK = student_RV.gather(1, ids_RK)
+    if ids_RK.shape[1] == student_RV.shape[1]:  # there are no others
+        return between(known_RK, teacher_RK, kind, beta)
     rest_RV = student_RV.scatter(1, ids_RK, -torch.inf)
     student = torch.cat([known_RK, torch.logsumexp(rest_RV, dim=1, keepdim=True)], dim=1)
     return between(student, torch.cat([teacher_RK, _rest(teacher_RK)], dim=1), kind, beta)
