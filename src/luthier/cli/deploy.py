@@ -116,9 +116,12 @@ def _deploy_specialist(options: DeployConfig, usable: Usable, console: Console) 
     if options.backend not in ("transformers", "pt"):
         raise ConfigError("a model that does not talk runs in this process", where=f"--infer_backend {options.backend}")
     engine, mute = specialist(usable, options.device, options.slots)
-    name = options.server.served_model_name or base_name([usable.model.path, *usable.model.adapters][-1])
+    name = options.server.served_model_name or base_name(
+        options.model.path or [usable.model.path, *usable.model.adapters][-1]
+    )
     voices = Voices(engine, (name, Voice(mute)), {}, lambda folder: Voice(mute))
-    console.say(f"This model {mute.does}: /v1/embeddings, /v1/rerank and /v1/score, as far as it can")
+    routes = "/v1/rerank and /v1/score" if engine.scores else "/v1/embeddings, /v1/rerank and /v1/score"
+    console.say(f"This model {mute.does}: it answers {routes}")
     server.run(engine, voices, (), options.server, options.sampling, _told(engine, [name], console), engine)
     console.say("Stopped")
 

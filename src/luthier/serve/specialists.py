@@ -59,6 +59,11 @@ class SpecialistEngine:
         self._under_way = 0
         self._closed = False
 
+    @property
+    def scores(self) -> bool:
+        """Whether it scores pairs itself, instead of comparing vectors."""
+        return self._can.score is not None
+
     async def start(self) -> None:
         """Nothing: the model is loaded already."""
 
