@@ -251,6 +251,8 @@ def test_bad_input_says_what_is_wrong(tiny_model_dir: Callable[..., Path], sets:
     with pytest.raises(ConfigError, match="did you mean 'subset_list'"):
         args = {"general_mcq": {"local_path": str(sets / "mcq"), "subset_lists": ["en"]}}
         run(model, sets, tmp_path, eval_dataset=("general_mcq",), dataset_args=args)
+    with pytest.raises(ConfigError, match="general_mcq is not judged by answers alone, which is all that vllm gives"):
+        run(model, sets, tmp_path, backend="vllm")
     (tmp_path / "x_val.csv").write_text("question,A,B,answer\nq,1,2,C\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"x_val\.csv:2: the answer 'C' is not one of A, B"):
         run(model, sets, tmp_path, eval_dataset=(str(tmp_path / "x_val.csv"),), dataset_args={})
