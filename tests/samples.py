@@ -11,6 +11,19 @@ ROWS: dict[str, list[dict[str, Any]]] = {
     "classes": [{"text": " ".join(WORDS[n % 3][n // 3 :]), "label": "ab"[n % 2]} for n in range(12)],
     "tags": [{"tokens": WORDS[n % 3][: 3 + n // 3], "tags": ["O", "B-x", "I-x"] + ["O"] * (n // 3)} for n in range(12)],
     "texts": [{"text": " ".join(WORDS[n % 3])} for n in range(12)],
+    "chats": [
+        {
+            "messages": [
+                {"role": "user", "content": " ".join(WORDS[n % 3][n // 3 :])},
+                {"role": "assistant", "content": " ".join(WORDS[n % 3][: 2 + n // 3])},
+            ]
+        }
+        for n in range(12)
+    ],
+    "scored": [
+        {"sentence1": " ".join(WORDS[n % 3][:4]), "sentence2": " ".join(WORDS[n % 2][n // 3 :]), "score": n / 12}
+        for n in range(12)
+    ],
     "pairs": [
         {
             "query": " ".join(WORDS[n % 3][n // 3 :]),

@@ -100,7 +100,7 @@ class Encoding:
             return self._reject(Fault(outcome, record.where, what), row, facts), None
         facts.kept += 1
         facts.ignored += [name for name in ignored_columns(row, self.options) if name not in facts.ignored]
-        facts.chats += isinstance(record, Chat)
+        facts.chats += isinstance(record, Chat) and bool(self.stop_ids)  # elsewhere no answer is to end
         facts.truncated += outcome == "truncated"
         facts.split += outcome == "split"
         facts.stopped += any(self._stops(tokens) for group in groups for tokens in group.sequences)

@@ -54,7 +54,12 @@ class Translation(Plainly):
     start: int
     task: Task = "language"
     vary: Vary | None = None
-    stop_ids: frozenset[int] = frozenset()
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The token that the tokenizer ends every target with."""
+        ended: list[int] = self.plain.tokenizer(text_target="a")["input_ids"]
+        return frozenset(ended[-1:])
 
     @property
     def head(self) -> Head:
