@@ -115,7 +115,9 @@ def plain_rows(data: bytes, lines: Sequence[bytes]) -> list[dict[str, Json] | No
         values = [cast(Json, orjson.loads(line)) for line in lines]
     except orjson.JSONDecodeError:
         return [plain_row(line) for line in lines]
-    return [value if isinstance(value, dict) and at not in crowded else None for at, value in enumerate(values)]
+    if not all(isinstance(value, dict) for value in values):
+        return [plain_row(line) for line in lines]
+    return [None if at in crowded else cast(dict[str, Json], value) for at, value in enumerate(values)]
 
 
 def _crowded(line: bytes) -> bool:
@@ -124,7 +126,7 @@ def _crowded(line: bytes) -> bool:
 
 
 def _crowded_lines(size: int, lines: Sequence[bytes], brackets: NDArray[np.int64]) -> set[int]:
-    """Those of the lines that are `_crowded`, by number from 0.
+    """Those of the lines, all of them objects, that are `_crowded`, by number from 0.
 
     Args:
         size: bytes of the stretch of file that they are from.

@@ -232,8 +232,9 @@ class Model:
         """Give a vocabulary that is trained a gradient to add to, before a backward pass makes one to be added."""
         if self.kind.kind != "causal" or self.sharded is not None:
             return
-        weight: nn.Parameter = self.head.weight
-        if weight.requires_grad and weight.grad is None:
+        weight: Tensor = self.head.weight
+        # A head with more tokens than its base has is put together anew for every use.
+        if weight.is_leaf and weight.requires_grad and weight.grad is None:
             weight.grad = torch.zeros_like(weight)
 
     def settle(self) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.int64]
+Positions = NDArray[np.signedinteger[Any]]
+"""Of rows; narrow ones where there are many, since this is what large inputs take in memory."""
 Floats = NDArray[np.float64]
 Weighting = Literal["balanced", "sqrt", "effective"]
 
@@ -52,15 +54,21 @@ def class_weights(counts: Numbers, weighting: Weighting, beta: float) -> Floats:
     return raw * counts.sum() / max(float((raw * counts).sum()), 1e-300)
 
 
-def draw(rows: Numbers, wanted: int, generator: np.random.Generator) -> Numbers:
-    """`wanted` of the rows: each as often as every other or once more, which ones is drawn; ascending, int64 [M]."""
+def draw(rows: Positions, wanted: int, generator: np.random.Generator) -> Positions:
+    """`wanted` of the rows: each as often as every other or once more, which ones is drawn; ascending, [M]."""
     if not len(rows) or wanted <= 0:
         return rows[:0]
     times, rest = divmod(wanted, len(rows))
-    extra = generator.permutation(len(rows))[:rest]
-    repeats = np.full(len(rows), times)
-    repeats[extra] += 1
-    return np.repeat(rows, repeats)
+    shuffled = rows.copy()
+    generator.shuffle(shuffled)
+    drawn = np.concatenate([*[rows] * times, shuffled[:rest]])
+    drawn.sort()
+    return drawn
+
+
+def positions(which: NDArray[np.bool_]) -> Positions:
+    """Where something is true, in numbers no wider than they need be."""
+    return np.flatnonzero(which).astype(np.int32 if len(which) < 2**31 else np.int64)
 
 
 def draw_within(rows: Numbers, sizes: Numbers, budget: int, generator: np.random.Generator) -> Numbers:

@@ -30,6 +30,9 @@ from numpy.typing import NDArray
 from luthier.base.errors import ConfigError, DoesNotFit, MissingExtra
 from luthier.prepare.parcel import Parcel
 
+_AHEAD = 4
+"""Chunks for each worker that may be ready before they are taken."""
+
 SMALL_BYTES = 24 * 2**20
 """Below this, starting processes takes longer than the work."""
 Call = Callable[[Any], Parcel]
@@ -106,6 +109,8 @@ class _Pass:
         self._done: dict[int, Parcel | BaseException] = {}
         self._ready: Queue[int | BaseException | None] = Queue(maxsize=many)
         self._over = False
+        self._taken = 0
+        self._moved = threading.Condition()
         self._driver: threading.Thread | None = None
         self.number = max(_passes, default=0) + 1
         _passes[self.number] = self
@@ -118,6 +123,9 @@ class _Pass:
             parcel = self._done.pop(found) if isinstance(found, int) else found
             if isinstance(parcel, BaseException):
                 raise parcel
+            with self._moved:
+                self._taken += 1
+                self._moved.notify_all()
             yield parcel
 
     def _drive(self, daft: Any) -> None:
@@ -136,7 +144,13 @@ class _Pass:
             self._ready.put(error)
 
     def do(self, task: int) -> int:
-        """Work on one task, unless the pass was given up; its number again."""
+        """Work on one task, unless the pass was given up; its number again.
+
+        Daft starts tasks in order and as fast as it can: those far ahead of what has been taken wait here, or all that
+        a fast pass makes would be held for whoever is slow to write it.
+        """
+        with self._moved:
+            self._moved.wait_for(lambda: self._over or task < self._taken + _AHEAD * self._many)
         if not self._over:
             try:
                 self._done[task] = self._one(task)
@@ -152,7 +166,9 @@ class _Pass:
 
     def end(self) -> None:
         """Let no further task start, and wait for those that have."""
-        self._over = True
+        with self._moved:
+            self._over = True
+            self._moved.notify_all()
         while self._driver is not None and self._driver.is_alive():
             while not self._ready.empty():
                 self._ready.get()

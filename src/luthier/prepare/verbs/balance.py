@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
-from luthier.prepare.drawing import Weighting, class_weights, draw, shared_out, tempered
+from luthier.prepare.drawing import Weighting, class_weights, draw, positions, shared_out, tempered
 from luthier.prepare.frame import Frame
 from luthier.prepare.labels import Labels, read_labels
 from luthier.prepare.order import reordered
@@ -135,18 +135,27 @@ def balance(rows: Frame, config: BalanceConfig, job: Job) -> Outcome:
         return Outcome(report, rows.scan(work, "Writing weights", attached))
     wanted = _wanted(labels.counts, shares, config)
     generator = np.random.default_rng([job.seed, 1])
-    drawn = [draw(np.flatnonzero(labels.codes == code), int(n), generator) for code, n in enumerate(wanted.tolist())]
-    if config.unlabelled == "keep":
-        drawn.append(np.flatnonzero(labels.codes < 0))
-    order = np.concatenate(drawn)
-    drawn.clear()
+    kept = int((labels.codes < 0).sum()) if config.unlabelled == "keep" else 0
+    order = np.empty(int(wanted.sum()) + kept, np.int32 if len(rows) < 2**31 else np.int64)
+    filled = 0
+    for code, count in enumerate(wanted.tolist()):
+        drawn = draw(positions(labels.codes == code), count, generator)
+        order[filled : filled + len(drawn)] = drawn
+        filled += len(drawn)
+    if kept:
+        order[filled:] = positions(labels.codes < 0)
+        filled += kept
+    order = order[:filled]
     order.sort()
     if config.shuffle:
         generator.shuffle(order)
     _describe(report, labels, wanted, config.max_repeats)
     used = np.zeros(len(rows), bool)
     used[order] = True
-    order = (np.cumsum(used, dtype=np.int32 if len(rows) < 2**31 else np.int64) - 1)[order]
+    before = np.cumsum(used, dtype=order.dtype)
+    before -= 1
+    order = before[order]
+    del before
     stream = rows.scan(_Used(), "Writing", {"used": used, "code": labels.codes})
     return Outcome(report, reordered(stream, order, job.scratch))
 
