@@ -147,9 +147,11 @@ def test_a_run_is_judged_as_it_judged_itself_whatever_the_batch(
     step = int(best.removeprefix("step-"))
     own = next(line for line in lines if "eval_loss" in line and line["step"] == step)
     found = judged(run, rows, tmp_path / "whole")
-    # Cosines and scores are rounded to five digits before they are ranked.
+    # Scores are rounded to five digits here before they are ranked, so one near-tie among thirty rankings may fall the
+    # other way than in the run: by one place, which is half a point of one of them at most.
+    within = 0.5 / 30 + 1e-3 if task in ("pairs", "reranker") else 2e-3
     expected = {mine: own[theirs] for mine, theirs in SAME[task].items()}
-    assert {name: scores(found)[name] for name in SAME[task]} == pytest.approx(expected, abs=2e-3)
+    assert {name: scores(found)[name] for name in SAME[task]} == pytest.approx(expected, abs=within)
     alone = judged(run, rows, tmp_path / "alone", batch_tokens=1)
     assert scores(alone) == pytest.approx(scores(found), abs=1e-6)
     assert (found.folder / "report.md").is_file() and (found.folder / "report.json").is_file()
