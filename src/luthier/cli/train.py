@@ -176,9 +176,13 @@ def run_command(
     if several:
         console.say("$ " + " ".join(several), style="dim")
         return supervise(several, os.environ)
-    from luthier.run.stages import train_stages
-    from luthier.run.train import train
+    if config.stages:
+        from luthier.run.stages import train_stages
 
-    run = train_stages(config, console) if config.stages else train(config, console)
+        run = train_stages(config, console)
+    else:
+        from luthier.run.train import train
+
+        run = train(config, console)
     console.result(str(run), run_dir=str(run))
     return 0
