@@ -1,4 +1,4 @@
-"""Asking a run to stop: SIGTERM and SIGINT finish the step and save; a second one leaves at once."""
+"""Asking for an orderly end: SIGTERM and SIGINT finish what is under way and save; a second one leaves at once."""
 
 from __future__ import annotations
 
@@ -19,8 +19,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Generator[StopRequest]:
-    """Listen for SIGTERM and SIGINT while the block runs; the handlers of before come back after it."""
+def stop_requests(then: str) -> Generator[StopRequest]:
+    """Listen for SIGTERM and SIGINT while the block runs; the handlers of before come back after it.
+
+    Args:
+        then: what is done before the process ends, which is told to whoever asks.
+    """
     request = StopRequest()
 
     def hear(number: int, frame: FrameType | None) -> None:
@@ -28,9 +32,9 @@ def stop_requests() -> Generator[StopRequest]:
             os._exit(Stopped.exit_code)  # what is published on disk stays whole: saving is atomic
         request.asked = signal.Signals(number).name
         if os.environ.get("RANK", "0") == "0":
-            # A step or an evaluation can take long.  The console may be in use and must not be called from here.
+            # That can take long.  The console may be in use and must not be called from here.
             with suppress(OSError):
-                os.write(2, f"\n{request.asked}: finishing this step, then saving; again leaves at once\n".encode())
+                os.write(2, f"\n{request.asked}: {then}; again leaves at once\n".encode())
 
     before = {number: signal.signal(number, hear) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

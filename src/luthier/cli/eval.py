@@ -36,7 +36,7 @@ def _show(evaluated: Evaluated, options: EvalConfig, console: Console) -> None:
     console.table("Results", table(measured), result=True)
     if evaluated.changes:
         console.table(f"Against {options.compare}", change_table(evaluated.changes), result=True)
-    if measured.cut:
-        console.warn(f"{measured.cut} questions did not fit into the model's context and lost their beginning")
+    if measured.caution:
+        console.warn(measured.caution)
     where = str(evaluated.folder)
     console.result(f"Every answer, report.md and pictures: {where}", folder=where)

@@ -314,6 +314,8 @@ FAMILIAR: dict[str, Familiar] = {
     "plot_loss": _ALWAYS,
     "include_num_input_tokens_seen": _ALWAYS,
     "disable_tqdm": Ignored("without a terminal there is no progress line"),
+    # asking a server
+    "api_url": Means("eval_url"),
     # making files of a model
     "export_dir": Means("output_dir"),
     "export_quantization_bit": Means("quant_bits"),

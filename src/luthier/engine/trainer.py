@@ -118,7 +118,7 @@ class Trainer:
             RunError: non-finite losses that one return to a good checkpoint did not cure, a step whose gradients
                 are all zero, or a final checkpoint that cannot be written.
         """
-        with stop_requests() as request:
+        with stop_requests("finishing this step, then saving") as request:
             if self.state.step == 0:
                 self._judge()
             reason = self._ended()

@@ -15,6 +15,7 @@ from luthier.base.rundir import RunDir
 from luthier.evaluate.likelihood import likelihood
 from luthier.evaluate.mcq import ACCURACY
 from luthier.evaluate.records import mark_labels, mark_order, mark_tags
+from luthier.evaluate.remote import Remote
 from luthier.evaluate.retrieval import mark_ranking
 from luthier.evaluate.specialist import Prediction, Specialist
 from luthier.evaluate.subject import Subject
@@ -32,7 +33,8 @@ _CHUNK: Mapping[How, int] = {
     "label": 512,
     "tag": 512,
 }
-Examined = Subject | Specialist
+Talker = Subject | Remote
+Examined = Talker | Specialist
 
 _TIE = 1e-4
 """Options whose log-likelihoods differ by less are alike, and the first of them is chosen: rounding decides nothing."""
@@ -43,12 +45,14 @@ def measure(subject: Examined, task: Task, kept: Path, progress: Callable[[int],
 
     Args:
         kept: JSON-lines file of results, continued where it ends; lines of questions that were asked otherwise stay.
+            Questions that were refused are asked again.
         progress: told how many questions have been dealt with.
     """
     hashes = [_hash(subject, task, item) for item in task.items]
     wanted = dict(zip([item.key for item in task.items], hashes, strict=True))
     folder = RunDir(kept.parent)
-    found = {line.key: line for line in _lines(folder, kept.name) if wanted.get(line.key) == line.asked}
+    lines = (line for line in _lines(folder, kept.name) if "refused" not in line.detail)
+    found = {line.key: line for line in lines if wanted.get(line.key) == line.asked}
     progress(len(found))
     yield list(found.values())
     waiting = [number for number, item in enumerate(task.items) if item.key not in found]
@@ -56,7 +60,7 @@ def measure(subject: Examined, task: Task, kept: Path, progress: Callable[[int],
     for start in range(0, len(waiting), size):
         numbers = waiting[start : start + size]
         items = [task.items[number] for number in numbers]
-        if isinstance(subject, Subject) and task.how in _TALK:
+        if not isinstance(subject, Specialist) and task.how in _TALK:
             results = _TALK[task.how](subject, task, items, numbers[0])
         else:
             results = _ANSWER[task.how](subject, task, items)
@@ -70,10 +74,10 @@ def measure(subject: Examined, task: Task, kept: Path, progress: Callable[[int],
 def _hash(subject: Examined, task: Task, item: Item) -> str:
     """Of everything besides the weights that an answer depends on."""
     how: list[Json] = [task.how]
-    if isinstance(subject, Subject):
-        how += [subject.chat, subject.system if subject.chat else None]
+    if not isinstance(subject, Specialist):
+        how += subject.manner()
+        how += [_sampling(subject, task).model_dump_json()] if task.how == "generate" else []
     if isinstance(subject, Subject) and task.how == "generate":
-        how += [_sampling(subject, task).model_dump_json()]
         how += [] if subject.here is not None else [subject.engine]
     return asked_hash(item, *how)
 
@@ -88,16 +92,14 @@ def _lines(folder: RunDir, name: str) -> list[Result]:
     return results
 
 
-def _choose(subject: Subject, task: Task, items: Sequence[Item], _: int) -> list[Result]:
+def _choose(subject: Talker, task: Task, items: Sequence[Item], _: int) -> list[Result]:
     """The likeliest option of each question."""
     results: list[Result] = []
-    found = subject.scorer.score([subject.asked(item) for item in items])
-    for item, one in zip(items, found, strict=True):
+    for item, one in zip(items, subject.weighed(items), strict=True):
         sums = np.array(one.logprobs)
         chosen = item.names[_first(sums)]
         rates: dict[str, tuple[float, float]] = {ACCURACY: (float(chosen in item.references), 1.0)}
-        texts = all(option.removesuffix(name) == option for option, name in zip(item.options, item.names, strict=True))
-        if texts and not task.classes:  # options of different lengths: also per byte, as lm-evaluation-harness has it
+        if item.texts and not task.classes:  # options of different lengths: also per byte, as lm-evaluation-harness has it
             size = np.array([len(option.encode()) for option in item.options])
             rates["acc_norm"] = (float(item.names[_first(sums / size)] in item.references), 1.0)
         chances = np.exp(sums - sums.max())
@@ -115,31 +117,31 @@ def _first(scores: np.ndarray) -> int:
     return int(np.flatnonzero(scores >= scores.max() - _TIE)[0])
 
 
-def _generate(subject: Subject, task: Task, items: Sequence[Item], first: int) -> list[Result]:
+def _generate(subject: Talker, task: Task, items: Sequence[Item], first: int) -> list[Result]:
     """A generated answer to each question."""
     sampling = _sampling(subject, task)
-    sampling = sampling.model_copy(update={"seed": sampling.seed + first})
-    prompts = [subject.prompt(item) for item in items]
-    room = max(1, subject.max_length - min(sampling.max_new_tokens, subject.max_length // 2))
-    answers = subject.sampler.generate([prompt[-room:] for prompt in prompts], sampling)
+    answers = subject.answers(items, sampling.model_copy(update={"seed": sampling.seed + first}))
     results: list[Result] = []
-    for item, prompt, answer in zip(items, prompts, answers, strict=True):
+    for item, answer in zip(items, answers, strict=True):
         detail: dict[str, Json] = {"finish_reason": answer.finish_reason}
-        if len(prompt) > room:
+        if answer.cut:
             detail["cut"] = True
-        results.append(_result(item, answer.text.strip(), task.mark(item, answer.text.strip()), detail))
+        if answer.refused is not None:
+            detail["refused"] = answer.refused
+        results.append(_result(item, answer.text, task.mark(item, answer.text), detail))
     return results
 
 
-def _sampling(subject: Subject, task: Task) -> SamplingConfig:
+def _sampling(subject: Talker, task: Task) -> SamplingConfig:
     own = subject.sampling
     stop = own.stop if subject.chat else (*own.stop, "\n\n")  # plain text goes on with a question of its own
     longest = min(own.max_new_tokens, task.max_new_tokens)
     return own.model_copy(update={"stop": stop, "max_new_tokens": longest})
 
 
-def _read(subject: Subject, _: Task, items: Sequence[Item], __: int) -> list[Result]:
+def _read(subject: Talker, _: Task, items: Sequence[Item], __: int) -> list[Result]:
     """What each text costs."""
+    assert isinstance(subject, Subject), "texts are read by models in this process only"
     results: list[Result] = []
     for item in items:
         text = item.messages[0].content

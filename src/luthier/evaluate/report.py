@@ -45,6 +45,23 @@ class Measured:
         """Questions that did not fit into the model's context and lost their beginning."""
         return sum("cut" in result.detail for results in self.results.values() for result in results)
 
+    @property
+    def refused(self) -> list[str]:
+        """Why questions have no answer, for each of them."""
+        every = (result.detail.get("refused") for results in self.results.values() for result in results)
+        return [str(why) for why in every if why is not None]
+
+    @property
+    def caution(self) -> str | None:
+        """What is to be known about the scores, in sentences."""
+        told: list[str] = []
+        if self.cut:
+            told.append(f"{self.cut} questions did not fit into the model's context and lost their beginning.")
+        if self.refused:
+            count = len(self.refused)
+            told.append(f"{count} questions were refused and count as wrong; the first one: {self.refused[0]}.")
+        return " ".join(told) or None
+
 
 def table(measured: Measured) -> list[dict[str, Json]]:
     """The familiar table."""
@@ -100,6 +117,7 @@ def as_json(measured: Measured, found: Sequence[Change], settings: Mapping[str, 
         "scores": [asdict(row) for row in measured.scores()],
         "changes": [{**asdict(one), "difference": one.difference} for one in found],
         "cut": measured.cut,
+        "refused": len(measured.refused),
         "settings": dict(settings),
     }
 
@@ -107,8 +125,8 @@ def as_json(measured: Measured, found: Sequence[Change], settings: Mapping[str, 
 def as_markdown(measured: Measured, found: Sequence[Change], base: str, drawn: Sequence[str]) -> str:
     """The report to read."""
     parts = [f"# Evaluation of {measured.model}", _markdown(table(measured))]
-    if measured.cut:
-        parts.append(f"{measured.cut} questions did not fit into the model's context and lost their beginning.")
+    if measured.caution:
+        parts.append(measured.caution)
     if found:
         about = "The interval is that of the difference over questions drawn again; * where it leaves 0 out."
         parts += [f"## Against {base}", _markdown(change_table(found)), about]

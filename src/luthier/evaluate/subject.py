@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.base.errors import ConfigError
-from luthier.base.records import Chat, Message, Text, Where
+from luthier.base.records import Chat, Json, Message, Text, Where
 from luthier.data.render import Renderer
-from luthier.evaluate.continuations import Asked, Ids, Scorer
+from luthier.evaluate.continuations import Asked, Found, Ids, Scorer
 from luthier.evaluate.specialist import cosines
 from luthier.evaluate.task import Item
 from luthier.generate.config import SamplingConfig
@@ -21,6 +21,18 @@ from luthier.generate.sampler import Sampler
 from luthier.model.causal import Model
 
 _NOWHERE = Where("", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer to a question, without blanks around it."""
+
+    text: str
+    finish_reason: str
+    refused: str | None = None
+    """Why there is none."""
+    cut: bool = False
+    """Whether the question did not fit and lost its beginning."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +76,27 @@ class Subject:
         """Scores continuations on the model."""
         return Scorer(self.model, batch_tokens=self.batch_tokens)
 
+    def manner(self) -> list[Json]:
+        """What answers depend on besides questions, sampling and weights."""
+        return [self.chat or "joined", self.system if self.chat else None]
+
+    def answers(self, items: Sequence[Item], sampling: SamplingConfig) -> list[Answered]:
+        """An answer to each question; the n-th one is drawn with the seed plus n."""
+        prompts = [self.prompt(item) for item in items]
+        room = max(1, self.max_length - min(sampling.max_new_tokens, self.max_length // 2))
+        found = self.sampler.generate([prompt[-room:] for prompt in prompts], sampling)
+        return [
+            Answered(one.text.strip(), one.finish_reason, cut=len(prompt) > room)
+            for prompt, one in zip(prompts, found, strict=True)
+        ]
+
+    def weighed(self, items: Sequence[Item]) -> list[Found]:
+        """How likely each option of each question is."""
+        return self.scorer.score([self.asked(item) for item in items])
+
     def messages(self, item: Item) -> tuple[Message, ...]:
         """What is asked, with the system message."""
-        if not self.system or item.messages[0].role == "system":
-            return item.messages
-        return (Message("system", self.system), *item.messages)
+        return with_system(item, self.system)
 
     def prompt(self, item: Item) -> Ids:
         """Token ids of the question."""
@@ -77,25 +105,26 @@ class Subject:
         return self._text(self.plain(item))
 
     def plain(self, item: Item) -> str:
-        """The question as text: each turn a paragraph of its own, an answer on the line below its question."""
-        text = ""
-        for turn in self.messages(item):
-            text += f"{turn.content.strip()}\n" + ("\n" if turn.role != "user" else "")
-        return text
+        """The question as text."""
+        return as_text(self.messages(item))
 
     def asked(self, item: Item) -> Asked:
-        """The question with its options as continuations; what they all begin with belongs to the prompt."""
-        prompt = self.prompt(item)
-        options = [self._behind(item, prompt, option) for option in item.options]
-        shared = _common(options)
+        """The question with its options as continuations; what names of options all begin with belongs to the prompt.
+
+        In plain text, question and option are made tokens of together, so that a token may lie across the two.
+        """
+        if self.chat:
+            prompt, options = self.prompt(item), [self._option(option) for option in item.options]
+        else:
+            wholes = [self._text(self.plain(item) + option) for option in item.options]
+            start = min(_common([*wholes, self.prompt(item)], own=0), min(map(len, wholes)) - 1)
+            prompt, options = wholes[0][:start], [whole[start:] for whole in wholes]
+        shared = 0 if item.texts else _common(options)
         prompt += options[0][:shared]
         return Asked(prompt, tuple(option[shared:] for option in options))
 
-    def _behind(self, item: Item, prompt: Ids, option: str) -> Ids:
-        """Token ids of an option behind the prompt, without what ends an answer."""
-        if not self.chat:
-            whole = self._text(self.plain(item) + option)
-            return whole[_common([prompt, whole]) :] or whole[-1:]
+    def _option(self, option: str) -> Ids:
+        """Token ids of an option as an answer in the chat template, without what ends it."""
         if option not in self._options:
             self._options[option] = self._answer(option)
         return self._options[option]
@@ -129,8 +158,23 @@ class Subject:
         return tuple(self.renderer.text(Text(text, _NOWHERE)).ids[:-1].tolist())
 
 
-def _common(options: Sequence[Ids]) -> int:
-    """Tokens that all begin with, leaving each at least one of its own."""
-    most = min(map(len, options)) - 1
+def with_system(item: Item, system: str | None) -> tuple[Message, ...]:
+    """What is asked, with a system message unless it brings one."""
+    if not system or item.messages[0].role == "system":
+        return item.messages
+    return (Message("system", system), *item.messages)
+
+
+def as_text(turns: Sequence[Message]) -> str:
+    """A question as text: each turn a paragraph of its own, an answer on the line below its question."""
+    text = ""
+    for turn in turns:
+        text += f"{turn.content.strip()}\n" + ("\n" if turn.role != "user" else "")
+    return text
+
+
+def _common(options: Sequence[Ids], own: int = 1) -> int:
+    """Tokens that all begin with, leaving each so many of its own."""
+    most = min(map(len, options)) - own
     same = (n for n in range(most) if len({option[n] for option in options}) > 1)
     return max(0, next(same, most))

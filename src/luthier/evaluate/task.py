@@ -52,6 +52,11 @@ class Item:
     record: Record | None = None
     """What a model that does not talk is given in place of messages."""
 
+    @property
+    def texts(self) -> bool:
+        """Whether the options are texts of their own, and not names written out."""
+        return all(not option.endswith(name) for option, name in zip(self.options, self.names, strict=True))
+
 
 @dataclass(frozen=True, slots=True)
 class Task:

@@ -13,12 +13,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 
@@ -27,7 +27,14 @@ from luthier.base.errors import ConfigError, DataError, RunError
 from luthier.base.secrets import redact
 from luthier.generate.schema import mismatch
 
+A = TypeVar("A")
+T = TypeVar("T")
 Chat = Sequence[Mapping[str, str]]
+Body = Mapping[str, Any]
+Read = Callable[[Any], T]
+"""What is wanted of an answer in JSON.  Raises KeyError, IndexError, TypeError or ValueError where it is not there."""
+_WRONG = (400, 413, 422)
+"""What is wrong is the question, so that another one may be answered."""
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 60.0
 _MOST_BYTES = 32 * 2**20
@@ -92,6 +99,10 @@ class _Refused(Exception):
     wait: float | None = None
 
 
+class NotAnswered(RunError):
+    """A question that the endpoint refuses."""
+
+
 class Endpoint:
     """A model behind an OpenAI-compatible address.
 
@@ -130,20 +141,60 @@ class Endpoint:
             asked = hashlib.blake2b(orjson.dumps([self.config.address, body]), digest_size=16).digest()
             seen[asked] = seen.get(asked, -1) + 1
             keys.append(asked + seen[asked].to_bytes(4, "little"))
-        with closing(Kept(self._kept_at)) as kept, ThreadPoolExecutor(self.config.concurrency) as pool:
-            stop = threading.Event()
+        with closing(Kept(self._kept_at)) as kept:
 
-            def one(chat: Chat, key: bytes) -> str:
+            def one(asked: tuple[Chat, bytes], stop: threading.Event) -> str:
+                chat, key = asked
                 answer = kept.get(key)
                 if answer is None:
-                    answer = self._insist(self.body(chat, schema), schema, stop)
+                    answer = self._insist("chat/completions", self.body(chat, schema), _content, stop, schema) or ""
                     if answer:
                         kept.put(key, answer)
                 return answer
 
-            asked_for = [pool.submit(one, chat, key) for chat, key in zip(chats, keys, strict=True)]
+            return self._all(one, list(zip(chats, keys, strict=True)))
+
+    def post(self, path: str, bodies: Sequence[Body], read: Read[T]) -> list[T | NotAnswered]:
+        """What is read from the answer to each body, in order; nothing is kept.
+
+        Args:
+            path: behind the address, like chat/completions.
+
+        Raises:
+            RunError: code `endpoint_failed` when there was no answer after all tries, or no body of this kind will be
+                answered.  What is wrong with one body is its answer.
+        """
+
+        def one(body: Body, stop: threading.Event) -> T | NotAnswered:
             try:
-                return [future.result() for future in asked_for]
+                found = self._insist(path, body, read, stop)
+            except NotAnswered as error:
+                return error
+            return NotAnswered("not asked", **self._place()) if found is None else found
+
+        return self._all(one, bodies)
+
+    def embed(self, texts: Sequence[str], at_once: int = 64) -> list[list[float]]:
+        """The embedding of each text.
+
+        Raises:
+            RunError: as `post`, and where texts are refused.
+        """
+        parts = [list(texts[start : start + at_once]) for start in range(0, len(texts), at_once)]
+        found: list[list[float]] = []
+        for rows in self.post("embeddings", [{"model": self.config.model, "input": part} for part in parts], _vectors):
+            if isinstance(rows, NotAnswered):
+                raise rows
+            found += rows
+        return found
+
+    def _all(self, one: Callable[[A, threading.Event], T], asked: Sequence[A]) -> list[T]:
+        """Work through questions, some at a time; the first failure ends all."""
+        with ThreadPoolExecutor(self.config.concurrency) as pool:
+            stop = threading.Event()
+            under_way = [pool.submit(one, each, stop) for each in asked]
+            try:
+                return [future.result() for future in under_way]
             except BaseException:
                 stop.set()
                 pool.shutdown(wait=True, cancel_futures=True)
@@ -163,35 +214,18 @@ class Endpoint:
             body["response_format"] = {"type": "json_schema", "json_schema": wish}
         return body
 
-    def embed(self, texts: Sequence[str], at_once: int = 64) -> list[list[float]]:
-        """The embedding of each text.
-
-        Raises:
-            RunError: as `ask`.
-        """
-        found: list[list[float]] = []
-        for start in range(0, len(texts), at_once):
-            body = {"model": self.config.model, "input": list(texts[start : start + at_once])}
-            shown = orjson.loads(self._insist(body, None, threading.Event(), path="embeddings"))
-            found += [row["embedding"] for row in sorted(shown, key=lambda row: row["index"])]
-        return found
-
     def _insist(
-        self,
-        body: Mapping[str, Any],
-        schema: Mapping[str, Any] | None,
-        stop: threading.Event,
-        path: str = "chat/completions",
-    ) -> str:
-        """Try until there is an answer, or no tries are left."""
+        self, path: str, body: Body, read: Read[T], stop: threading.Event, schema: Mapping[str, Any] | None = None
+    ) -> T | None:
+        """Try until there is an answer; None where no try gave one that fits the schema, or all is to stop."""
         wait, unfit, why = self._patience, False, ""
         for attempt in range(self.config.retries + 1):
             if stop.is_set():
-                return ""
+                return None
             self._pace.wait()
             try:
-                answer = self._once(body, path)
-                wrong = mismatch(answer, schema) if schema is not None else None
+                answer = self._once(path, body, read)
+                wrong = mismatch(str(answer), schema) if schema is not None else None
                 if wrong is None:
                     return answer
                 unfit, why = True, wrong
@@ -201,14 +235,14 @@ class Endpoint:
                     stop.wait(min(_LONGEST_WAIT, wait if refused.wait is None else refused.wait))
                     wait *= 2
         if unfit:
-            return ""
+            return None
         fix = "What was answered is kept; the same command goes on from there"
         raise RunError(f"no answer after {self.config.retries + 1} tries: {why}", **self._place(), fix=fix)
 
     def _place(self) -> dict[str, str]:
         return {"where": redact(str(self.config.address)), "code": "endpoint_failed"}
 
-    def _once(self, body: Mapping[str, Any], path: str) -> str:
+    def _once(self, path: str, body: Body, read: Read[T]) -> T:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         key = os.environ.get(self.config.api_key_env)
         if key:
@@ -225,13 +259,17 @@ class Endpoint:
                 raise _Refused(
                     f"HTTP {error.code}: {said[:300]}", _seconds(error.headers.get("Retry-After"))
                 ) from error
-            fix = "Look at --base_url and --endpoint.model"
+            fix = "Look at the address and at the model's name"
             if error.code in (401, 403):
                 fix = f"Put the key into ${self.config.api_key_env}"
-            raise RunError(f"HTTP {error.code}: {said[:300]}", **self._place(), fix=fix) from error
+            kind = NotAnswered if error.code in _WRONG else RunError
+            raise kind(f"HTTP {error.code}: {said[:300]}", **self._place(), fix=fix) from error
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             raise _Refused(f"cannot be reached: {getattr(error, 'reason', error)}") from error
-        return _content(data) if path == "chat/completions" else _part(data, "data")
+        try:
+            return read(orjson.loads(data))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise _Refused(f"an answer without {_missing(error)}: {data[:200]!r}") from error
 
 
 def _seconds(text: str | None) -> float | None:
@@ -241,18 +279,17 @@ def _seconds(text: str | None) -> float | None:
         return None
 
 
-def _content(data: bytes) -> str:
-    try:
-        content = orjson.loads(data)["choices"][0]["message"]["content"]
-    except (orjson.JSONDecodeError, KeyError, IndexError, TypeError) as error:
-        raise _Refused(f"an answer without choices[0].message.content: {data[:200]!r}") from error
+def _missing(error: Exception) -> str:
+    return repr(error.args[0]) if isinstance(error, KeyError) else f"what is needed ({error})"
+
+
+def _content(answer: Any) -> str:
+    """The text of an answer to a chat, which must have some."""
+    content = answer["choices"][0]["message"]["content"]
     if not isinstance(content, str) or not content.strip():
         raise _Refused("an empty answer")
     return content.strip()
 
 
-def _part(data: bytes, name: str) -> str:
-    try:
-        return orjson.dumps(orjson.loads(data)[name]).decode()
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise _Refused(f"an answer without {name!r}: {data[:200]!r}") from error
+def _vectors(answer: Any) -> list[list[float]]:
+    return [row["embedding"] for row in sorted(answer["data"], key=lambda row: row["index"])]

@@ -23,10 +23,7 @@ from luthier.evaluate.report import Measured
 from luthier.evaluate.specialist import LANGUAGE, Skill
 from luthier.evaluate.task import Result, Task
 from luthier.generate.endpoint import Endpoint
-from luthier.model.config import ModelConfig
-from luthier.run.result import find
-from luthier.run.specialist import skill_of
-from luthier.run.subject import examined, identity, name_of, other_model
+from luthier.run.subject import Askable, other_of, subject_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +42,8 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
         ConfigError, DataError: naming the flag, file or row, before any model is loaded.
         Stopped: asked to stop; the same command goes on.
     """
-    tasks = read_tasks(options, skill_of(find(options.model)))
+    subject = subject_of(options)
+    tasks = read_tasks(options, subject.skill)
     if (
         options.judge.by == "pairwise"
         and options.compare is None
@@ -55,13 +53,14 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
     if options.judge.by != "none":
         Endpoint(options.judge.endpoint, Path(options.output_dir) / "judge.sqlite")  # refuses missing settings now
     _check_engine(options, tasks)
-    if options.compare is not None:
-        _check_comparable(tasks, skill_of(find(other_model(options))), options.compare)
-    with stop_requests() as stop:
+    other = other_of(options)
+    if other is not None:
+        _check_comparable(tasks, other.skill, str(options.compare))
+    with stop_requests("finishing the questions under way, then keeping their answers") as stop:
         before = None
-        if options.compare is not None:
-            before, _ = _measured(options, other_model(options), tasks, console, stop)
-        after, folder = _measured(options, options.model, tasks, console, stop)
+        if other is not None:
+            before, _ = _measured(options, other, tasks, console, stop)
+        after, folder = _measured(options, subject, tasks, console, stop)
     if options.judge.by != "none":
         after = _judged(options, after, before)
         if before is not None and options.judge.by == "rubric":
@@ -74,6 +73,15 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
 
 def _check_engine(options: EvalConfig, tasks: Sequence[Task]) -> None:
     """Raises ConfigError where a server is to tell more than answers."""
+    if options.eval_url is not None:
+        reads = next((task for task in tasks if task.how == "read"), None)
+        if reads is not None:
+            raise ConfigError(
+                f"{reads.dataset} needs every token of a text, and is read by models in this process only",
+                where="--eval_url",
+                fix="Give the model's folder as --model, without --eval_url",
+                code="answers_only",
+            )
     more = next((task for task in tasks if task.how != "generate"), None)
     if options.backend not in ("transformers", "pt") and more is not None:
         raise ConfigError(
@@ -122,15 +130,14 @@ def read_tasks(options: EvalConfig, skill: Skill = LANGUAGE) -> list[Task]:
 
 
 def _measured(
-    options: EvalConfig, model: ModelConfig, tasks: Sequence[Task], console: Console, stop: StopRequest
+    options: EvalConfig, model: Askable, tasks: Sequence[Task], console: Console, stop: StopRequest
 ) -> tuple[Measured, Path]:
     """The results of one model, most of which may lie there already."""
-    usable = find(model)
-    folder = Path(options.output_dir) / f"{name_of(usable)}-{identity(usable)}"
+    folder = Path(options.output_dir) / f"{model.name}-{model.identity}"
     (folder / "items").mkdir(parents=True, exist_ok=True)
     total = sum(len(task.items) for task in tasks)
     results: dict[tuple[str, str], Sequence[Result]] = {}
-    with examined(options, model, console.say) as subject, console.progress(f"Asking {subject.name}", total) as bar:
+    with model.opened(console.say) as subject, console.progress(f"Asking {subject.name}", total) as bar:
         for task in tasks:
             results[task.dataset, task.subset] = _asked(subject, task, folder, bar.advance, stop)
         name = subject.name

@@ -25,6 +25,9 @@ def run_harness(options: EvalConfig, console: Console) -> Evaluated:
         ConfigError: a setting that the harness does not take, or a task it does not know.
         MissingExtra: it is not installed.
     """
+    if options.eval_url is not None:
+        fix = "Use --eval_backend Native, or lm_eval's own command"
+        raise ConfigError("lm_eval's tasks ask a model that is opened here", where="--eval_url", fix=fix)
     for name, value in (("--compare", options.compare), ("--dataset_args", options.dataset_args or None)):
         if value is not None:
             raise ConfigError("lm_eval's tasks bring their own settings", where=name, fix="Use --eval_backend Native")

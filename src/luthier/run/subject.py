@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import orjson
 
+from luthier.base.endpoint import EndpointConfig
 from luthier.base.errors import ConfigError
+from luthier.base.secrets import redact
 from luthier.evaluate.config import EvalConfig
-from luthier.evaluate.specialist import Specialist
+from luthier.evaluate.measure import Examined
+from luthier.evaluate.remote import Remote
+from luthier.evaluate.specialist import LANGUAGE, Skill, Specialist
 from luthier.evaluate.subject import Subject
+from luthier.generate.endpoint import Endpoint
 from luthier.generate.local import Local
 from luthier.generate.sampler import Sampler
 from luthier.model.causal import Model
@@ -21,6 +29,22 @@ from luthier.model.folder import model_folder
 from luthier.run.opening import Manner, device_of, open_model
 from luthier.run.result import Usable, find
 from luthier.run.specialist import open_specialist, skill_of
+
+_PATIENCE = 600.0
+"""Seconds to wait for an answer of a server."""
+
+
+@dataclass(frozen=True)
+class Askable:
+    """A model that can be asked, before anything of it is loaded."""
+
+    name: str
+    """As it stands in tables."""
+    identity: str
+    """Tells it from other models of this name, so that results of those are not taken for its own."""
+    skill: Skill
+    opened: Callable[[Callable[[str], None]], AbstractContextManager[Examined]]
+    """Loads it, and says so; what runs it ends with the block."""
 
 
 @contextmanager
@@ -75,12 +99,56 @@ def _subject(
     )
 
 
-def other_model(options: EvalConfig) -> ModelConfig:
-    """The model to compare with.
+def subject_of(options: EvalConfig) -> Askable:
+    """The model that is evaluated.
 
     Raises:
-        ConfigError: base was named and there are no adapters to leave out.
+        ConfigError: it is not named, or cannot be asked so.
     """
+    return _served(options, options.model.path) if options.eval_url is not None else _local(options, options.model)
+
+
+def other_of(options: EvalConfig) -> Askable | None:
+    """The model to compare with, if any.  Raises as `subject_of`."""
+    if options.compare is None:
+        return None
+    return _served(options, options.compare) if options.eval_url is not None else _local(options, _other(options))
+
+
+def _local(options: EvalConfig, model: ModelConfig) -> Askable:
+    usable = find(model)
+    opened = partial(examined, options, model)
+    return Askable(name_of(usable), identity(usable), skill_of(usable), opened)
+
+
+def _served(options: EvalConfig, name: str) -> Askable:
+    """A model behind --eval_url."""
+    if options.model.adapters or options.backend not in ("transformers", "pt"):
+        flag = "--adapters" if options.model.adapters else "--infer_backend"
+        raise ConfigError("the server decides this", where=flag, fix="Leave it out, or --eval_url")
+    if not name:
+        raise ConfigError("no model was named", where="--model", fix="Give its name, as the server lists it")
+    config = EndpointConfig(
+        base_url=options.eval_url,
+        model=name,
+        api_key_env=options.eval_key_env,
+        concurrency=options.eval_batch_size,
+        timeout=_PATIENCE,
+    )
+    endpoint = Endpoint(config, Path(options.output_dir) / "answers.sqlite")
+    key = hashlib.blake2b(orjson.dumps([options.eval_url, name]), digest_size=5).hexdigest()
+    shown = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model"
+
+    @contextmanager
+    def opened(say: Callable[[str], None]) -> Generator[Remote]:
+        say(f"Asking {name} at {redact(str(options.eval_url))}")
+        yield Remote(shown, endpoint, options.sampling, options.system or None, options.apply_chat_template)
+
+    return Askable(shown, key, LANGUAGE, opened)
+
+
+def _other(options: EvalConfig) -> ModelConfig:
+    """The model to compare with, as it is opened here."""
     named = str(options.compare)
     if named != "base":
         place = Path(named).expanduser()
