@@ -92,8 +92,8 @@ class EvalConfig(Config):
     engine: EngineConfig = EngineConfig()
     """With --infer_backend vllm, sglang or lmdeploy: its process."""
     eval_url: str | None = None
-    """Address of an OpenAI-compatible server, like http://127.0.0.1:8000/v1, whose model is asked in place of one that is
-    opened here; --model and --compare are names of its models."""
+    """Address of an OpenAI-compatible server, like http://127.0.0.1:8000/v1, whose model is asked in place of one that
+    is opened here; --model and --compare are names of its models."""
     eval_key_env: str = "OPENAI_API_KEY"
     """With --eval_url: environment variable with its key; a server without keys needs none."""
     eval_batch_size: int = Field(default=16, ge=1, le=256)

@@ -99,7 +99,7 @@ def _choose(subject: Talker, task: Task, items: Sequence[Item], _: int) -> list[
         sums = np.array(one.logprobs)
         chosen = item.names[_first(sums)]
         rates: dict[str, tuple[float, float]] = {ACCURACY: (float(chosen in item.references), 1.0)}
-        if item.texts and not task.classes:  # options of different lengths: also per byte, as lm-evaluation-harness has it
+        if item.texts and not task.classes:  # also per byte, as lm-evaluation-harness has it
             size = np.array([len(option.encode()) for option in item.options])
             rates["acc_norm"] = (float(item.names[_first(sums / size)] in item.references), 1.0)
         chances = np.exp(sums - sums.max())
