@@ -75,7 +75,7 @@ class Work:
 class Mode:
     """How a workload is run."""
 
-    keep: Keep | None = "most"
+    keep: Keep | None = "all"
     """None: transformers' own layers, without recomputation"""
     fused: bool = True
     micro_tokens: int = 16384
@@ -102,6 +102,7 @@ WORKS = {
 MODES = {
     "fast": Mode(micro_tokens=32768),
     "eager": Mode(micro_tokens=32768, fused=False),
+    "most": Mode("most", micro_tokens=32768),
     "some": Mode("some", micro_tokens=32768),
     "lean": Mode("input", micro_tokens=4096),
     "lean8": Mode("input", micro_tokens=8192),
@@ -170,7 +171,7 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
     if mode.keep is not None:
         reason = model.by_hand(pointwise(fused=mode.fused))
         assert reason is None, reason
-    model.train_mode(mode.keep or "most")
+    model.train_mode(mode.keep or "all")
     config = OptimConfig.model_validate({"learning_rate": 1e-4, "name": mode.optimizer})
     optimizer = Optimizer(model.trained(), config, lambda _: 1.0, tied=model.tied)
     gc.collect()

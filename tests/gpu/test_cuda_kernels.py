@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.model.pointwise import LowRank, Plain
+from luthier.model.pointwise import Around, LowRank, Plain
 
 pytestmark = [
     pytest.mark.gpu,
@@ -123,14 +123,42 @@ def test_swiglu_and_its_gradient(tokens: int, width: int, rank: int, rank_down: 
         out, act = (poisoned(strided(tokens, width, dtype=dtype)) for _ in range(2))
         dgate_up = poisoned(gate_up)
         functions.swiglu(out, gate_up, lacks)
-        functions.swiglu_gradient(dgate_up, act, dact, gate_up, lacks, dact_lacks)
-        in_place = gate_up.clone(), dact.clone()
-        functions.swiglu_gradient(in_place[0], in_place[1], in_place[1], in_place[0], lacks, dact_lacks)
-        assert torch.equal(in_place[0], dgate_up) and torch.equal(in_place[1], act)
+        functions.swiglu_gradient(dgate_up, act, dact, gate_up, lacks, dact_lacks, None)
+        if lacks is dact_lacks is None:
+            in_place = gate_up.clone(), dact.clone()
+            functions.swiglu_gradient(in_place[0], in_place[1], in_place[1], in_place[0], None, None, None)
+            assert torch.equal(in_place[0], dgate_up) and torch.equal(in_place[1], act)
         results.append((out, act, dgate_up))
     for got, expected in zip(results[1], results[0], strict=True):
-        distance = float((got.float() - expected.float()).norm() / expected.float().norm())
-        assert distance < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+        assert apart(got, expected) < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+def apart(got: Tensor, expected: Tensor) -> float:
+    """Relative to the whole of what was expected."""
+    return float((got.float() - expected.float()).norm() / expected.float().norm()) if expected.numel() else 0.0
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("tokens", "width"), [(1, 8), (37, 4864), (300, 1000), (700, 200)])
+@pytest.mark.parametrize("ranks", [(16, 16, 16), (8, 0, 4), (0, 3, 0), (64, 40, 20)])
+@pytest.mark.parametrize("lacking", [False, True])
+def test_adapters_around_the_activation(
+    tokens: int, width: int, ranks: tuple[int, int, int], lacking: bool, dtype: torch.dtype
+) -> None:
+    gate, up, down = ranks
+    gate_up, dact = strided(tokens, 2 * width, dtype=dtype, spare=8), strided(tokens, width, dtype=dtype)
+    u, du = strided(tokens, gate + up, dtype=dtype), strided(tokens, down, dtype=dtype)
+    lacks = LowRank(u, strided(2 * width, gate + up, dtype=dtype) * 0.3) if lacking else None
+    dact_lacks = LowRank(du, strided(width, down, dtype=dtype) * 0.3) if lacking and down else None
+    found: list[tuple[Tensor, ...]] = []
+    for functions in (PLAIN, fused()):
+        dgate_up = poisoned(gate_up)
+        summed = functions.swiglu_gradient(dgate_up, None, dact, gate_up, lacks, dact_lacks, Around(u, (gate, up), du))
+        assert summed is not None
+        found.append((dgate_up, summed.da_KF, *summed.dbs_FK))
+    for got, expected in zip(found[1], found[0], strict=True):
+        assert got.shape == expected.shape
+        assert apart(got, expected) < (2e-2 if dtype == torch.bfloat16 else 1e-5)
 
 
 @pytest.mark.parametrize("dtype", TYPES)

@@ -45,7 +45,7 @@ WIDE = {
     "initializer_range": 0.05,
     "max_position_embeddings": 2048,
 }
-KEEPS: tuple[Keep, ...] = ("most", "some", "input")
+KEEPS: tuple[Keep, ...] = ("all", "most", "some", "input")
 
 
 def build(folder: Path, method: str, *, dtype: str, by_hand: bool, keep: Keep = "most", fused: bool = True) -> Model:

@@ -103,7 +103,7 @@ def test_gradients_are_those_of_plain_lora_over_the_rounded_weights(
         )
         truth.train_mode()
         for batches in (few, many):
-            for keep in ("most", "input"):
+            for keep in ("all", "most", "input"):
                 model.train_mode(cast(Any, keep))
                 plain.train_mode()
                 (found, gradient), (expected, usual), (_, exact) = (step(m, batches) for m in (model, plain, truth))
@@ -121,7 +121,7 @@ def test_layers_by_hand_give_the_same_gradients(quant: Quant, tiny_model_dir: Ca
     model, plain = adapted(load(folder, quant), method), adapted(twin(folder, quant, "bfloat16"), method)
     assert model.by_hand(Fused()) is None
     plain.train_mode()
-    for keep in ("most", "some", "input"):
+    for keep in ("all", "most", "some", "input"):
         model.train_mode(cast(Any, keep))
         for batches in ([batch(2, 12)], [batch(24, 200), batch(3, 90)]):
             (found, gradient), (expected, exact) = step(model, batches), step(plain, batches)

@@ -75,7 +75,7 @@ def test_layers_by_hand_equal_transformers(tiny_model_dir: Callable[[str], Path]
     model.train_mode()
     expected = run(model, batch)
     assert model.by_hand(Plain()) is None
-    keeps: tuple[Keep, ...] = ("most", "some", "input")
+    keeps: tuple[Keep, ...] = ("all", "most", "some", "input")
     for keep in keeps:
         model.train_mode(keep)
         assert_same(run(model, batch), expected)
@@ -98,7 +98,7 @@ def test_layers_by_hand_over_a_base_in_few_bits(tiny_model_dir: Callable[..., Pa
     batch = batch_of()
     expected = run(model, batch)
     assert model.by_hand(Plain()) is None
-    keeps: tuple[Keep, ...] = ("most", "some", "input")
+    keeps: tuple[Keep, ...] = ("all", "most", "some", "input")
     for keep in keeps:
         model.train_mode(keep)
         got = run(model, batch)

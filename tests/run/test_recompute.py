@@ -9,7 +9,7 @@ from luthier.data.batch import Group, Tokens
 from luthier.model.layer import Keep
 from luthier.run.recompute import Choice, choose, random_trial, repeated_trial
 
-WEIGHTS, PER_TOKEN = 1000, {"most": 10, "some": 4, "input": 1}
+WEIGHTS, PER_TOKEN = 1000, {"all": 14, "most": 10, "some": 4, "input": 1}
 
 
 def measure(keep: Keep, tokens: int) -> int:
@@ -17,7 +17,8 @@ def measure(keep: Keep, tokens: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("available", "keep"), [(300_000, "most"), (200_000, "most"), (150_000, "some"), (60_000, "input"), (10, "input")]
+    ("available", "keep"),
+    [(300_000, "all"), (240_000, "most"), (200_000, "most"), (150_000, "some"), (60_000, "input"), (10, "input")],
 )
 def test_the_fastest_that_fits_is_kept(available: int, keep: Keep) -> None:
     choice = choose(measure, 16_384, later=500, available=available)
@@ -31,12 +32,12 @@ def test_small_steps_are_tried_whole() -> None:
         tried.append((keep, tokens))
         return measure(keep, tokens)
 
-    assert choose(measure_and_tell, 700, later=0, available=10_000).keep == "most"
-    assert tried == [("most", 700)]
+    assert choose(measure_and_tell, 700, later=0, available=12_000).keep == "all"
+    assert tried == [("all", 700)]
 
 
 def test_a_trial_without_room_rules_its_way_out() -> None:
-    choice = choose(lambda keep, tokens: None if keep == "most" else measure(keep, tokens), 700, 0, 10**9)
+    choice = choose(lambda keep, tokens: None if keep in ("all", "most") else measure(keep, tokens), 700, 0, 10**9)
     assert choice.keep == "some"
     nothing = choose(lambda keep, tokens: None, 700, 0, 10**9)
     assert nothing == Choice("input", None, 10**9)

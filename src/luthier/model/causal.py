@@ -269,12 +269,12 @@ class Model:
     def train_mode(self, keep: Keep = "most") -> None:
         """Dropout on.  keep: what each layer keeps for its backward pass; what it does not is computed again.
 
-        Where transformers runs the layers, "some" keeps as little as "input".
+        Where transformers runs the layers, "all" keeps as much as "most", and "some" as little as "input".
 
         Raises:
             ModelError: the model cannot compute its layers again.
         """
-        recompute = keep != "most" and self._decoder is None
+        recompute = keep not in ("all", "most") and self._decoder is None
         if recompute and not self.base.supports_gradient_checkpointing:
             raise ModelError(
                 f"{type(self.base).__name__} cannot compute its layers again",
@@ -338,7 +338,8 @@ class Model:
             return run_packed(below, self.calling, ids_T, positions_T, packing, segments_T)
 
     def _score(self, hidden_RD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
-        rows = chunk_rows(self.vocabulary, self.device)
+        roomy = self.keep in ("all", "most")
+        rows = chunk_rows(self.vocabulary, self.device, roomy=roomy)
         head: Any = self.head
         kind: type = type(head)
         if kind is nn.Linear and self.kind.kind == "causal" and head.bias is None and self.finish is probe.as_is:
@@ -347,7 +348,7 @@ class Model:
                 hidden_RD.to(self.dtype),
                 targets_R,
                 rows_at_once=rows,
-                keep_logits=self.keep == "most",
+                keep_logits=roomy,
                 pointwise=self._pointwise,
             )
         return score_by_autograd(self.logits, hidden_RD, targets_R, rows_at_once=rows)

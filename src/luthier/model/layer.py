@@ -18,12 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from luthier.model.attention import Packing
-from luthier.model.pointwise import LowRank, Pointwise
+from luthier.model.pointwise import Around, LowRank, Pointwise
 from luthier.model.products import Product, Rider, written_out
 
-Keep = Literal["most", "some", "input"]
-"""What a layer keeps for its backward pass: everything but norms and activation; not the wide feed-forward products
-either; or only its input."""
+Keep = Literal["all", "most", "some", "input"]
+"""What a layer keeps for its backward pass: everything; all but norms, activation and rounded weights; not the wide
+feed-forward products either; or only its input."""
+
+_AROUND = 64
+"""Ranks of adapters whose gradients are summed on the way through the activation; wider ones fill the registers."""
 
 Attend = Callable[[Tensor, Tensor, Tensor, Packing], Tensor]
 """(q_THE, k_TGE, v_TGE, packing) -> out_THE: causal attention within each packed sequence, with a graph."""
@@ -73,6 +76,12 @@ class Layer:
         norms = [self.input_norm, self.feed_norm, *(self.head_norms or ())]
         return [*norms, *(parameter for product in self.products for parameter in product.parameters)]
 
+    @cached_property
+    def adapts_around(self) -> bool:
+        """Whether around the activation only adapters move, whose gradients need not be products of their own."""
+        widest = max(*self.gate_up.ranks, *self.down.ranks)
+        return 0 < widest <= _AROUND and not self.gate_up.moves and not self.down.moves
+
     def __call__(self, h_TD: Tensor, place: Place, keep: Keep) -> Tensor:
         """The residual stream after this layer.  [T, D] -> [T, D]"""
         return _Step.apply(h_TD, self, place, keep, *self.parameters)
@@ -82,6 +91,8 @@ class Layer:
 class _Attention:
     """What the attention half keeps."""
 
+    x_TD: Tensor | None
+    """the normed input"""
     u_qkv: Tensor
     raw_TNE: Tensor | None
     """queries, keys and values before the head norms, where there are any"""
@@ -96,11 +107,15 @@ class _Attention:
 class _Feed:
     """What the feed-forward half keeps."""
 
+    x_TD: Tensor | None
+    """the normed input"""
     gate_up_TF: Tensor
     """[T, 2F]"""
     u_gate_up: Tensor
     lacks: LowRank | None
     """what gate and up still lack"""
+    act_TF: Tensor | None = None
+    """the activation"""
 
 
 Gradients = list[Tensor | None]
@@ -109,23 +124,27 @@ Gradients = list[Tensor | None]
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, h_TD: Tensor, layer: Layer, place: Place, keep: Keep, *parameters: Tensor) -> Tensor:
-        with written_out(layer.products):
-            h2_TD, attention = _attend(layer, h_TD, place)
-            feed = _widen(layer, h2_TD)
+        with written_out(layer.products) as written:
+            h2_TD, attention = _attend(layer, h_TD, place, keep)
+            feed = _widen(layer, h2_TD, keep)
             act_TF = layer.down.room(h_TD)
             layer.pointwise.swiglu(act_TF[:, : layer.down.into], feed.gate_up_TF, feed.lacks)
             h3_TD, u_down = layer.down.forward(act_TF, add_TO=h2_TD)
+            if keep == "all" and not layer.adapts_around:
+                feed.act_TF = act_TF
             del act_TF
         ctx.layer, ctx.place, ctx.u_down = layer, place, u_down
+        ctx.written = written if keep == "all" else None
         ctx.attention = None if keep == "input" else attention
-        ctx.feed = feed if keep == "most" else None
+        ctx.feed = feed if keep in ("all", "most") else None
         ctx.save_for_backward(h_TD, *(() if keep == "input" else (h2_TD,)))
         return h3_TD
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        with written_out(ctx.layer.products):
+        written, ctx.written = ctx.written, None
+        with written_out(ctx.layer.products, written):
             return _backward(ctx, dh_TD)
 
 
@@ -136,11 +155,11 @@ def _backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:
     attention, feed, u_down = ctx.attention, ctx.feed, ctx.u_down
     ctx.attention = ctx.feed = ctx.u_down = None
     if attention is None:
-        h2_TD, attention = _attend(layer, h_TD, ctx.place)
+        h2_TD, attention = _attend(layer, h_TD, ctx.place, "input")
     else:
         h2_TD = kept[0]
     if feed is None:
-        feed = _widen(layer, h2_TD)
+        feed = _widen(layer, h2_TD, "input")
     dh2_TD, dfeed_norm, of_feed = _feed_gradient(layer, dh_TD, h2_TD, feed, u_down)
     del feed
     dh_TD, dnorms, of_attention = _attention_gradient(layer, dh2_TD, h_TD, attention, ctx.place)
@@ -148,11 +167,12 @@ def _backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:
     return dh_TD, None, None, None, dinput_norm, dfeed_norm, *dhead_norms, *of_attention, *of_feed
 
 
-def _attend(layer: Layer, h_TD: Tensor, place: Place) -> tuple[Tensor, _Attention]:
+def _attend(layer: Layer, h_TD: Tensor, place: Place, keep: Keep) -> tuple[Tensor, _Attention]:
     """The residual stream after attention."""
     x_TD = layer.qkv.room(h_TD)
     layer.pointwise.norm(x_TD[:, : layer.qkv.into], h_TD, layer.input_norm, layer.eps)
     qkv_TN, u_qkv = layer.qkv.forward(x_TD)
+    kept_TD = x_TD if keep == "all" else None
     del x_TD
     raw_TNE = qkv_TN.unflatten(1, (-1, layer.head_width))
     heads = layer.query_heads
@@ -174,14 +194,14 @@ def _attend(layer: Layer, h_TD: Tensor, place: Place) -> tuple[Tensor, _Attentio
         layer.pointwise.copy(out_room[:, : layer.output.into], out_TX.detach())
     h2_TD, u_output = layer.output.forward(out_room, add_TO=h_TD)
     raw = raw_TNE if layer.head_norms is not None else None
-    return h2_TD, _Attention(u_qkv, raw, (q_THE, k_TGE, v_TGE), out_TX, u_output)
+    return h2_TD, _Attention(kept_TD, u_qkv, raw, (q_THE, k_TGE, v_TGE), out_TX, u_output)
 
 
-def _widen(layer: Layer, h2_TD: Tensor) -> _Feed:
+def _widen(layer: Layer, h2_TD: Tensor, keep: Keep) -> _Feed:
     """gate and up side by side."""
     x_TD = layer.gate_up.room(h2_TD)
     layer.pointwise.norm(x_TD[:, : layer.gate_up.into], h2_TD, layer.feed_norm, layer.eps)
-    return _Feed(*layer.gate_up.partly(x_TD))
+    return _Feed(x_TD if keep == "all" else None, *layer.gate_up.partly(x_TD))
 
 
 def _feed_gradient(
@@ -189,18 +209,25 @@ def _feed_gradient(
 ) -> tuple[Tensor, Tensor | None, Gradients]:
     """d h2 (with room beside it), d norm weight, and the gradients of the products."""
     dact_TF, du_down, dact_lacks = layer.down.input_gradient_partly(_beside(layer, layer.down, dh_TD))
-    # In the memory of what is read for the last time here, unless something has to ride beside it.
-    dgate_up_TF, act_TF = layer.gate_up.room_back(dh_TD) if layer.gate_up.spare else kept.gate_up_TF, dact_TF
-    layer.pointwise.swiglu_gradient(
-        dgate_up_TF[:, : layer.gate_up.out], act_TF, dact_TF, kept.gate_up_TF, kept.lacks, dact_lacks
+    around = Around(kept.u_gate_up, layer.gate_up.ranks, du_down) if layer.adapts_around else None
+    # Where nothing else is met on the way, results go to the memory of what is read for the last time here.
+    alone = around is kept.lacks is dact_lacks is None
+    dgate_up_TF = kept.gate_up_TF if alone and not layer.gate_up.spare else layer.gate_up.room_back(dh_TD)
+    act_TF, again_TF = None, None
+    if around is None:
+        act_TF, again_TF = _or_again(kept.act_TF, dact_TF, in_place=alone)
+    summed = layer.pointwise.swiglu_gradient(
+        dgate_up_TF[:, : layer.gate_up.out], again_TF, dact_TF, kept.gate_up_TF, kept.lacks, dact_lacks, around
     )
-    down = layer.down.gradients(dh_TD, act_TF, u_down, du_down)
-    del act_TF, dact_TF
+    da_down, dbs_gate_up = (None, None) if summed is None else (summed.da_KF, summed.dbs_FK)
+    down = layer.down.gradients(dh_TD, act_TF, u_down, du_down, da_KI=da_down)
+    del act_TF, again_TF, dact_TF
     dx_TD, du = layer.gate_up.input_gradient(dgate_up_TF)
-    dh2_TD, x_TD = layer.output.room_back(h2_TD), torch.empty_like(h2_TD)
+    dh2_TD = layer.output.room_back(h2_TD)
+    x_TD, again_TD = _or_again(kept.x_TD, h2_TD)
     dnorm = layer.pointwise.norm_gradient(
         dh2_TD[:, : layer.output.out],
-        x_TD,
+        again_TD,
         dx_TD,
         h2_TD,
         layer.feed_norm,
@@ -208,7 +235,7 @@ def _feed_gradient(
         dh_TD,
         weight_moves=layer.feed_norm.requires_grad,
     )
-    gate_up = layer.gate_up.gradients(dgate_up_TF, x_TD, kept.u_gate_up, du)
+    gate_up = layer.gate_up.gradients(dgate_up_TF, x_TD, kept.u_gate_up, du, dbs=dbs_gate_up)
     return dh2_TD, dnorm, [*gate_up, *down]
 
 
@@ -235,12 +262,21 @@ def _attention_gradient(
                 )
             )
     dx_TD, du = layer.qkv.input_gradient(dqkv_TN)
-    dh_TD, x_TD = torch.empty_like(h_TD), torch.empty_like(h_TD)
+    dh_TD = torch.empty_like(h_TD)
+    x_TD, again_TD = _or_again(kept.x_TD, h_TD)
     dnorm = layer.pointwise.norm_gradient(
-        dh_TD, x_TD, dx_TD, h_TD, layer.input_norm, layer.eps, dh2_TD, weight_moves=layer.input_norm.requires_grad
+        dh_TD, again_TD, dx_TD, h_TD, layer.input_norm, layer.eps, dh2_TD, weight_moves=layer.input_norm.requires_grad
     )
     qkv = layer.qkv.gradients(dqkv_TN, x_TD, kept.u_qkv, du)
     return dh_TD, [dnorm, *dhead_norms], [*qkv, *output]
+
+
+def _or_again(kept: Tensor | None, like: Tensor, *, in_place: bool = False) -> tuple[Tensor, Tensor | None]:
+    """What was kept; or where to compute it again, twice."""
+    if kept is not None:
+        return kept, None
+    again = like if in_place else torch.empty_like(like)
+    return again, again
 
 
 def _beside(layer: Layer, product: Product, dy_TO: Tensor) -> Tensor:

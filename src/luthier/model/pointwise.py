@@ -9,6 +9,7 @@ G key/value heads, E head width, R rows, V vocabulary, O outputs of a product, K
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,6 +29,28 @@ class LowRank:
     def dense(self) -> Tensor:
         """float32 [T, O]"""
         return self.left_TK.float() @ self.right_OK.float().t()
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """The adapters on both sides of the activation, whose gradients are sums over what passes there."""
+
+    u_TK: Tensor
+    """what the gate's and then the up product's adapters hold in the middle"""
+    ranks: Sequence[int]
+    """of the gate's and of the up product's"""
+    du_TK: Tensor
+    """the gradient of what the down product's adapter holds in the middle"""
+
+
+@dataclass(frozen=True, slots=True)
+class AroundGradients:
+    """float32."""
+
+    da_KF: Tensor
+    """of the down product's A"""
+    dbs_FK: tuple[Tensor, Tensor]
+    """of the gate's and the up product's B, without their scales"""
 
 
 class Pointwise(Protocol):
@@ -55,12 +78,13 @@ class Pointwise(Protocol):
     def swiglu_gradient(
         self,
         dgate_up_TF: Tensor,
-        act_TF: Tensor,
+        act_TF: Tensor | None,
         dact_TF: Tensor,
         gate_up_TF: Tensor,
         lacks: LowRank | None,
         dact_lacks: LowRank | None,
-    ) -> None: ...
+        around: Around | None,
+    ) -> AroundGradients | None: ...
     def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]: ...
     def transpose(self, codes_OI: Tensor) -> Tensor: ...
     def score(self, logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
@@ -129,22 +153,34 @@ class Plain:
     def swiglu_gradient(
         self,
         dgate_up_TF: Tensor,
-        act_TF: Tensor,
+        act_TF: Tensor | None,
         dact_TF: Tensor,
         gate_up_TF: Tensor,
         lacks: LowRank | None,
         dact_lacks: LowRank | None,
-    ) -> None:
-        """d gate and d up side by side [T, 2F], and `swiglu`'s output again [T, F].
+        around: Around | None,
+    ) -> AroundGradients | None:
+        """d gate and d up side by side [T, 2F], and `swiglu`'s output again [T, F] where it is wanted.
 
-        dgate_up may be gate_up itself, and act dact.
+        Where nothing is lacking and nothing `around`, dgate_up may be gate_up itself, and act dact.
+
+        Returns:
+            The gradients of the adapters `around`.
         """
         dact, (gate, up) = _whole(dact_TF, dact_lacks), _whole(gate_up_TF, lacks).chunk(2, dim=-1)
         share = torch.sigmoid(gate)
         silu = gate * share
         act, dgate, dup = silu * up, dact * up * (share + silu * (1 - share)), dact * silu
-        act_TF.copy_(act)
+        if act_TF is not None:
+            act_TF.copy_(act)
         dgate_up_TF.copy_(torch.cat((dgate, dup), dim=-1))
+        if around is None:
+            return None
+        of_gate, of_up = around.u_TK.float().split(around.ranks, dim=1)
+        rounded = [part.to(dgate_up_TF.dtype).float() for part in (act, dgate, dup)]
+        return AroundGradients(
+            around.du_TK.float().t() @ rounded[0], (rounded[1].t() @ of_gate, rounded[2].t() @ of_up)
+        )
 
     def round_rows(self, x_TI: Tensor, columns_I: Tensor | None) -> tuple[Tensor, Tensor]:
         """x (times `columns_I`) in 8-bit floating point, and the scale of each row: `float8.round_rows`."""

@@ -182,30 +182,48 @@ class Product:
         """`input_gradient`, and what dx_TI still lacks."""
         return *self.input_gradient(dy_TO), None
 
-    def gradients(self, dy_TO: Tensor, x_TI: Tensor, u_TK: Tensor, du_TK: Tensor) -> list[Tensor | None]:
-        """The gradient of each of `parameters`, float32; None for those that do not move or have it added already."""
-        dy_TO, x_TI = dy_TO[:, : self.out], x_TI[:, : self.into]
-        da_KI = times32(du_TK.t(), x_TI) if self.rank else None
-        db_OK = times32(dy_TO.t(), u_TK) if self.rank else None
+    def gradients(
+        self,
+        dy_TO: Tensor,
+        x_TI: Tensor | None,
+        u_TK: Tensor,
+        du_TK: Tensor,
+        *,
+        da_KI: Tensor | None = None,
+        dbs: Sequence[Tensor] | None = None,
+    ) -> list[Tensor | None]:
+        """The gradient of each of `parameters`, float32; None for those that do not move or have it added already.
+
+        da_KI: of the adapters' A, where it is known; then x is not asked for, unless weights move.
+        dbs: of each layer's B without its scale, where they are known.
+        """
+        dy_TO, x_TI = dy_TO[:, : self.out], None if x_TI is None else x_TI[:, : self.into]
+        if self.rank and da_KI is None:
+            assert x_TI is not None
+            da_KI = times32(du_TK.t(), x_TI)
+        if self.rank and dbs is None:
+            db_OK = times32(dy_TO.t(), u_TK)
+            dbs = [db_OK[corner] for corner in zip(*self._corners(), strict=True)]
         dweights = self._weight_gradients(dy_TO, x_TI)
         dbias_O = self._bias_gradient(dy_TO)
         found: list[Tensor | None] = []
-        for linear, row, column in zip(self.linears, *self._corners(), strict=True):
+        for index, (linear, row, column) in enumerate(zip(self.linears, *self._corners(), strict=True)):
             if isinstance(linear.weight, nn.Parameter):
                 found.append(dweights.pop(0))
             if linear.bias is not None:
                 found.append(dbias_O[row] if linear.bias.requires_grad and dbias_O is not None else None)
             if linear.adapter is not None:
-                assert da_KI is not None and db_OK is not None
+                assert da_KI is not None and dbs is not None
                 a, b = linear.adapter
                 found.append(da_KI[column] if a.requires_grad else None)
-                found.append(db_OK[row, column] * linear.scale if b.requires_grad else None)
+                found.append(dbs[index] * linear.scale if b.requires_grad else None)
         return found
 
-    def _weight_gradients(self, dy_TO: Tensor, x_TI: Tensor) -> list[Tensor | None]:
+    def _weight_gradients(self, dy_TO: Tensor, x_TI: Tensor | None) -> list[Tensor | None]:
         """Of each weight; after a step's first micro-batch they are added to what is there, in the product itself."""
         if not self.moves:
             return [None] * len(self.linears)
+        assert x_TI is not None
         weights = self.moving()
         there = [weight.grad for weight in weights]
         if all(weight.requires_grad for weight in weights) and all(map(_plain32, there)):
@@ -268,22 +286,27 @@ def _plain32(gradient: Tensor | None) -> bool:
 
 
 @contextmanager
-def written_out(products: Sequence[Product]) -> Generator[None]:
-    """Weights that move are rounded to the arithmetic's type once, all together, for as long as this lasts."""
+def written_out(products: Sequence[Product], written: Tensor | None = None) -> Generator[Tensor | None]:
+    """Weights that move are rounded to the arithmetic's type once, all together, for as long as this lasts.
+
+    Yields what they were written to; given back as `written`, it is used again as it is.
+    """
     moving = [product for product in products if product.moves]
     if not moving:
-        yield
+        yield None
         return
-    first = moving[0].linears[0]
-    flat = torch.empty(sum(p.out * p.into for p in moving), dtype=moving[0].dtype, device=first.device)
+    flat = written
+    if flat is None:
+        device = moving[0].linears[0].device
+        flat = torch.empty(sum(p.out * p.into for p in moving), dtype=moving[0].dtype, device=device)
     targets: list[Tensor] = []
     for product, part in zip(moving, flat.split([p.out * p.into for p in moving]), strict=True):
         product.write_to(part.view(product.out, product.into), targets)
-    sources = [weight for product in moving for weight in product.moving()]
-    with torch.no_grad():
-        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage]
+    if written is None:
+        with torch.no_grad():
+            torch._foreach_copy_(targets, [weight for product in moving for weight in product.moving()])  # pyright: ignore[reportPrivateUsage]
     try:
-        yield
+        yield flat
     finally:
         for product in moving:
             product.forget()

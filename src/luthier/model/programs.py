@@ -114,7 +114,9 @@ def swiglu(out, out_t, gate_up, gate_up_t, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def swiglu_gradient(dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, gate_up_t, width, BLOCK: tl.constexpr):
+def swiglu_gradient(
+    dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, gate_up_t, width, ACT: tl.constexpr, BLOCK: tl.constexpr
+):
     t = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = at < width
@@ -123,67 +125,109 @@ def swiglu_gradient(dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, gat
     gradient = tl.load(dact + t * dact_t + at, mask=inside, other=0.0).to(tl.float32)
     share = tl.sigmoid(gate)
     silu = gate * share
-    tl.store(act + t * act_t + at, silu * up, mask=inside)
+    if ACT:
+        tl.store(act + t * act_t + at, silu * up, mask=inside)
     tl.store(dgate_up + t * dgate_up_t + at, gradient * up * (share + silu * (1 - share)), mask=inside)
     tl.store(dgate_up + t * dgate_up_t + width + at, gradient * silu, mask=inside)
 
 
 @triton.jit
-def _lacking(left, left_t, right, right_o, right_k, t, o, tokens, outputs, rank, BLOCK_K: tl.constexpr):
-    """left right^T at some tokens and outputs."""
-    k = tl.arange(0, BLOCK_K)
-    here = (t[:, None] < tokens) & (k[None, :] < rank)
-    left_tk = tl.load(left + t[:, None] * left_t + k[None, :], mask=here, other=0.0)
-    seat = right + o[None, :].to(tl.int64) * right_o + k[:, None] * right_k
-    right_ko = tl.load(seat, mask=(o[None, :] < outputs) & (k[:, None] < rank), other=0.0)
-    return tl.dot(left_tk, right_ko, input_precision="ieee")
+def _beside(left, left_t, t, k, inside):
+    """Some tokens' rows of what an adapter holds in the middle, as they are or lying on their side."""
+    return tl.load(left + t * left_t + k, mask=inside, other=0.0)
+
+
+@triton.jit
+def _outer(right, right_o, right_k, f, k, inside):
+    """right_OK at some outputs, lying on its side."""
+    return tl.load(right + f[None, :].to(tl.int64) * right_o + k[:, None] * right_k, mask=inside, other=0.0)
 
 
 @triton.jit
 def swiglu_lacking(
-    out, out_t, gate_up, gate_up_t, left, left_t, right, right_o, right_k, tokens, width, rank,
-    BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
+    out, out_t, gate_up, gate_up_t, left, left_t, right, right_o, right_k, rank, tokens, width,
+    SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
-    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
-    inside = (t[:, None] < tokens) & (f[None, :] < width)
-    place = gate_up + t[:, None] * gate_up_t + f[None, :]
-    gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
-    beside = right + width.to(tl.int64) * right_o
-    gate += _lacking(left, left_t, right, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
-    up += _lacking(left, left_t, beside, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
-    tl.store(out + t[:, None] * out_t + f[None, :], gate * tl.sigmoid(gate) * up, mask=inside)
+    f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
+    k = tl.arange(0, BLOCK_K)
+    columns = f[None, :] < width
+    of_gate = _outer(right, right_o, right_k, f, k, columns & (k[:, None] < rank))
+    of_up = _outer(right, right_o, right_k, width + f, k, columns & (k[:, None] < rank))
+    # A program stays with its outputs, whose part of the adapter it holds, and walks over the tokens.
+    for start in tl.range(tl.program_id(1) * BLOCK_T, tokens, SPLITS * BLOCK_T, num_stages=STAGES):
+        t = (start + tl.arange(0, BLOCK_T)).to(tl.int64)
+        inside = (t[:, None] < tokens) & columns
+        place = gate_up + t[:, None] * gate_up_t + f[None, :]
+        gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+        u = _beside(left, left_t, t[:, None], k[None, :], (t[:, None] < tokens) & (k[None, :] < rank))
+        gate = tl.dot(u, of_gate, gate, input_precision="ieee")
+        up = tl.dot(u, of_up, up, input_precision="ieee")
+        tl.store(out + t[:, None] * out_t + f[None, :], gate * tl.sigmoid(gate) * up, mask=inside)
 
 
 @triton.jit
-def swiglu_gradient_lacking(
+def swiglu_gradient_adapted(
     dgate_up, dgate_up_t, act, act_t, dact, dact_t, gate_up, gate_up_t,
-    left, left_t, right, right_o, right_k, rank, dleft, dleft_t, dright, dright_o, dright_k, drank, tokens, width,
-    LACKS: tl.constexpr, DACT_LACKS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_DK: tl.constexpr,
+    left, left_t, right, right_o, right_k, rank, dleft, dleft_t, dright, dright_o, dright_k, drank,
+    u, u_t, gate_rank, up_rank, du, du_t, down_rank, parts, tokens, width,
+    LACKS: tl.constexpr, DACT_LACKS: tl.constexpr, ACT: tl.constexpr, AROUND: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_DK: tl.constexpr, BLOCK_R: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
-    f = tl.program_id(1) * BLOCK_F + tl.arange(0, BLOCK_F)
-    inside = (t[:, None] < tokens) & (f[None, :] < width)
-    place = gate_up + t[:, None] * gate_up_t + f[None, :]
-    gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-    up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
-    gradient = tl.load(dact + t[:, None] * dact_t + f[None, :], mask=inside, other=0.0).to(tl.float32)
+    f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
+    k = tl.arange(0, BLOCK_K)
+    dk = tl.arange(0, BLOCK_DK)
+    r = tl.arange(0, BLOCK_R)
+    columns = f[None, :] < width
     if LACKS:
-        beside = right + width.to(tl.int64) * right_o
-        gate += _lacking(left, left_t, right, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
-        up += _lacking(left, left_t, beside, right_o, right_k, t, f, tokens, width, rank, BLOCK_K)
+        of_gate = _outer(right, right_o, right_k, f, k, columns & (k[:, None] < rank))
+        of_up = _outer(right, right_o, right_k, width + f, k, columns & (k[:, None] < rank))
     if DACT_LACKS:
-        gradient += _lacking(dleft, dleft_t, dright, dright_o, dright_k, t, f, tokens, width, drank, BLOCK_DK)
-    # Outputs may lie where the inputs do, and another thread may write an element than has read it.
-    tl.debug_barrier()
-    share = tl.sigmoid(gate)
-    silu = gate * share
-    tl.store(act + t[:, None] * act_t + f[None, :], silu * up, mask=inside)
-    target = dgate_up + t[:, None] * dgate_up_t + f[None, :]
-    tl.store(target, gradient * up * (share + silu * (1 - share)), mask=inside)
-    tl.store(target + width, gradient * silu, mask=inside)
+        of_down = _outer(dright, dright_o, dright_k, f, dk, columns & (dk[:, None] < drank))
+    if AROUND:
+        da_down = tl.zeros([BLOCK_R, BLOCK_F], dtype=tl.float32)
+        db_gate = tl.zeros([BLOCK_R, BLOCK_F], dtype=tl.float32)
+        db_up = tl.zeros([BLOCK_R, BLOCK_F], dtype=tl.float32)
+    for start in tl.range(tl.program_id(1) * BLOCK_T, tokens, SPLITS * BLOCK_T, num_stages=STAGES):
+        t = (start + tl.arange(0, BLOCK_T)).to(tl.int64)
+        rows = t[:, None] < tokens
+        inside = rows & columns
+        place = gate_up + t[:, None] * gate_up_t + f[None, :]
+        gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
+        gradient = tl.load(dact + t[:, None] * dact_t + f[None, :], mask=inside, other=0.0).to(tl.float32)
+        if LACKS:
+            lacks = _beside(left, left_t, t[:, None], k[None, :], rows & (k[None, :] < rank))
+            gate = tl.dot(lacks, of_gate, gate, input_precision="ieee")
+            up = tl.dot(lacks, of_up, up, input_precision="ieee")
+        if DACT_LACKS:
+            lacks = _beside(dleft, dleft_t, t[:, None], dk[None, :], rows & (dk[None, :] < drank))
+            gradient = tl.dot(lacks, of_down, gradient, input_precision="ieee")
+        share = tl.sigmoid(gate)
+        silu = gate * share
+        value = (silu * up).to(act.dtype.element_ty)
+        dgate = (gradient * up * (share + silu * (1 - share))).to(act.dtype.element_ty)
+        dup = (gradient * silu).to(act.dtype.element_ty)
+        if ACT:
+            tl.store(act + t[:, None] * act_t + f[None, :], value, mask=inside)
+        target = dgate_up + t[:, None] * dgate_up_t + f[None, :]
+        tl.store(target, dgate, mask=inside)
+        tl.store(target + width, dup, mask=inside)
+        if AROUND:
+            seen = t[None, :] < tokens
+            of_t = _beside(du, du_t, t[None, :], r[:, None], seen & (r[:, None] < down_rank))
+            da_down = tl.dot(of_t, value, da_down, input_precision="ieee")
+            of_t = _beside(u, u_t, t[None, :], r[:, None], seen & (r[:, None] < gate_rank))
+            db_gate = tl.dot(of_t, dgate, db_gate, input_precision="ieee")
+            of_t = _beside(u, u_t, t[None, :], gate_rank + r[:, None], seen & (r[:, None] < up_rank))
+            db_up = tl.dot(of_t, dup, db_up, input_precision="ieee")
+    if AROUND:
+        part = BLOCK_R * width.to(tl.int64)
+        seat = parts + tl.program_id(1) * 3 * part + r[:, None] * width + f[None, :]
+        tl.store(seat, da_down, mask=columns)
+        tl.store(seat + part, db_gate, mask=columns)
+        tl.store(seat + 2 * part, db_up, mask=columns)
 
 
 @triton.jit
@@ -224,25 +268,28 @@ def transpose(out, x, rows, columns, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def score(logits, logits_r, targets, logprobs, correct, norms, vocabulary, BLOCK: tl.constexpr):
+def score(logits, logits_r, targets, logprobs, correct, norms, vocabulary, BLOCK: tl.constexpr, STAGES: tl.constexpr):
     r = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + r)
     # The running maximum is one number, so that each logit costs one exponential; where it stands, lane by lane.
+    lane = tl.arange(0, BLOCK)
     top = tl.full([], float("-inf"), dtype=tl.float32)
     total = tl.zeros([BLOCK], dtype=tl.float32)
     best = tl.full([BLOCK], float("-inf"), dtype=tl.float32)
     where = tl.zeros([BLOCK], dtype=tl.int32)
-    for start in range(0, vocabulary, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        value = tl.load(logits + r * logits_r + at, mask=at < vocabulary, other=float("-inf")).to(tl.float32)
-        where = tl.where(value > best, at, where)
+    for start in tl.range(0, vocabulary, BLOCK, num_stages=STAGES):
+        inside = start + lane < vocabulary
+        value = tl.load(logits + r * logits_r + start + lane, mask=inside, other=float("-inf")).to(tl.float32)
+        where = tl.where(value > best, start, where)
         best = tl.maximum(value, best)
-        new_top = tl.maximum(top, tl.max(value, 0))
-        total = total * tl.exp(top - new_top) + tl.exp(value - new_top)
-        top = new_top
+        high = tl.max(value, 0)
+        if high > top:
+            total = total * tl.exp(top - high)
+            top = high
+        total += tl.exp(value - top)
     norm = top + tl.log(tl.sum(total, 0))
     # Of equal logits the first counts, as in torch.argmax.
-    likeliest = tl.min(tl.where(best == top, where, vocabulary), 0)
+    likeliest = tl.min(tl.where(best == top, where + lane, vocabulary), 0)
     tl.store(norms + r, norm)
     tl.store(logprobs + r, tl.load(logits + r * logits_r + target).to(tl.float32) - norm)
     tl.store(correct + r, likeliest == target)

@@ -39,7 +39,16 @@ from luthier.run.config import RunConfig, alone
 from luthier.run.environment import describe_device
 from luthier.run.parts import Run
 from luthier.run.plan import RunPlan
-from luthier.run.recompute import KEPT, Choice, Trial, choose_on_gpu, random_trial, repeated_trial, state_bytes
+from luthier.run.recompute import (
+    KEPT,
+    Choice,
+    Trial,
+    choose_on_gpu,
+    keeps_of,
+    random_trial,
+    repeated_trial,
+    state_bytes,
+)
 from luthier.run.resume import model_fingerprint
 from luthier.run.retain import general_sets, retained
 from luthier.run.rows import PREVIEWED
@@ -187,12 +196,12 @@ def _keep(run: Run, model: Model, objective: Whole, data: Prepared) -> Choice:
         return Choice("most")
     if asked == "some":
         return Choice("some")
-    if asked is not None:
-        return Choice("input" if asked else "most")
+    if asked:
+        return Choice("input")
     if run.mesh.device.type != "cuda":
         return Choice("most")
     if model.sharded is not None:
-        return Choice("input")
+        return Choice("input" if asked is None else "most")
     config = run.config
     longest = run.max_length if config.data.streaming else int(data.train.lengths.max())
     whole_step = (
@@ -205,6 +214,7 @@ def _keep(run: Run, model: Model, objective: Whole, data: Prepared) -> Choice:
         capacity=min(run.share(config.train.micro_batch, model).capacity, whole_step),
         trials=_trials(run, model, objective, data, longest),
         later=state_bytes(model, config.optim, average=config.train.ema_decay is not None),
+        keeps=keeps_of(model) if asked is None else [keep for keep in keeps_of(model) if keep in ("all", "most")],
     )
     if choice.predicted is not None and choice.available is not None:
         run.console.say(

@@ -21,11 +21,12 @@ from luthier.engine.objective import Objective
 from luthier.model.layer import Keep
 from luthier.model.load import Model
 
-KEEPS: tuple[Keep, ...] = ("most", "some", "input")
+KEEPS: tuple[Keep, ...] = ("all", "most", "some", "input")
 """Fastest first."""
 
 KEPT: dict[Keep, str] = {
-    "most": "Activations are kept",
+    "all": "Activations are kept",
+    "most": "Activations are kept but for the cheapest",
     "some": "The widest activations are computed again",
     "input": "Activations are computed again",
 }
@@ -60,7 +61,12 @@ class Choice:
     available: int | None = None
 
 
-def choose(measure: Measure, capacity: int, later: int, available: int, keeps: tuple[Keep, ...] = KEEPS) -> Choice:
+def keeps_of(model: Model) -> tuple[Keep, ...]:
+    """The ways of keeping that differ for a model, fastest first."""
+    return KEEPS if model.runs_by_hand else ("most", "input")
+
+
+def choose(measure: Measure, capacity: int, later: int, available: int, keeps: Sequence[Keep] = KEEPS) -> Choice:
     """The first of `keeps` whose full step fits.
 
     Args:
@@ -93,14 +99,20 @@ def state_bytes(model: Model, optim: OptimConfig, *, average: bool) -> int:
 
 
 def choose_on_gpu(
-    model: Model, objective: Objective, mesh: Mesh, *, capacity: int, trials: Sequence[Trial], later: int
+    model: Model,
+    objective: Objective,
+    mesh: Mesh,
+    *,
+    capacity: int,
+    trials: Sequence[Trial],
+    later: int,
+    keeps: Sequence[Keep],
 ) -> Choice:
     """Try on this device; all processes then keep what the one with the least room can.
 
     trials: micro-batches of each kind, of which the one that takes the most counts.
     """
     device = mesh.device
-    keeps: tuple[Keep, ...] = KEEPS if model.runs_by_hand else ("most", "input")
 
     def measure(keep: Keep, tokens: int) -> int | None:
         model.train_mode(keep)
