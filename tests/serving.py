@@ -20,6 +20,8 @@ from luthier.generate.config import SamplingConfig
 from luthier.generate.continuous import Continuous
 from luthier.model.config import ModelConfig
 from luthier.model.load import load_model, load_tokenizer
+from luthier.run.result import find
+from luthier.run.serving import specialist
 from luthier.serve.config import ServerConfig
 from luthier.serve.local import LocalEngine
 from luthier.serve.server import build
@@ -147,3 +149,15 @@ def run(work: Callable[[], Awaitable[Any]]) -> Any:
         return await work()
 
     return asyncio.run(all_of_it())
+
+
+def specialist_app(folder: Path) -> Any:
+    """The application on a model that does not talk, called tiny."""
+    engine, mute = specialist(find(ModelConfig(path=str(folder), dtype="float32")), "cpu", 4)
+    voices = Voices(engine, ("tiny", Voice(mute)), {}, lambda path: Voice(mute))
+    return build(engine, voices, ServerConfig(), SamplingConfig())[0]
+
+
+def post(app: Any, path: str, **body: Any) -> Reply:
+    """What tiny answers."""
+    return run(lambda: ask(app, "POST", path, {"model": "tiny", **body}))

@@ -108,7 +108,7 @@ def _told(engine: Engine, names: list[str], console: Console) -> Callable[[str],
 
 
 def _deploy_specialist(options: DeployConfig, usable: Usable, console: Console) -> None:
-    """Serve a model that makes vectors or scores pairs."""
+    """Serve a model that makes vectors, scores pairs, classifies or tags."""
     from luthier.run.serving import specialist
     from luthier.serve import server
     from luthier.serve.voices import Voice, Voices
@@ -120,9 +120,8 @@ def _deploy_specialist(options: DeployConfig, usable: Usable, console: Console) 
         options.model.path or [usable.model.path, *usable.model.adapters][-1]
     )
     voices = Voices(engine, (name, Voice(mute)), {}, lambda folder: Voice(mute))
-    routes = "/v1/rerank and /v1/score" if engine.scores else "/v1/embeddings, /v1/rerank and /v1/score"
-    console.say(f"This model {mute.does}: it answers {routes}")
-    server.run(engine, voices, (), options.server, options.sampling, _told(engine, [name], console), engine)
+    console.say(f"This model {mute.does}: it answers {engine.routes}")
+    server.run(engine, voices, (), options.server, options.sampling, _told(engine, [name], console))
     console.say("Stopped")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from luthier.base.errors import ConfigError
-from luthier.base.records import BadRow, Fault, Json, Labelled, Record, Tagged
+from luthier.base.records import BadRow, Fault, Json, Labelled, Record, Tagged, Where
 from luthier.base.rundir import RunDir
-from luthier.data.batch import Batch, Group, whole
+from luthier.data.batch import Batch, Group, Tokens, whole
 from luthier.data.config import DataConfig
 from luthier.data.plain import Plain
 from luthier.data.render import Renderer
@@ -134,6 +134,41 @@ def predict_records(records: Sequence[Record], predictor: Predictor, at_once: in
     longest = objective.plain.max_length
     groups = [Group((whole(one.ids[:longest], (0.0,), 1.0, one.segments),)) for one in words]
     return each(predictor.model, groups, run, at_once)
+
+
+def answered(rows: Sequence[Mapping[str, Json]], predictor: Predictor) -> list[tuple[dict[str, Json], int]]:
+    """What is predicted for each row, words of a tagged one included, and the tokens that were read.
+
+    Raises:
+        BadRow: a row does not suit the model.
+    """
+    objective, where = predictor.objective, Where("request", 1)
+    records = [read_as(_with_label(dict(row), objective), where, [], objective.task) for row in rows]
+    found = predict_records(records, predictor, _TOKENS)
+    lines: list[tuple[dict[str, Json], int]] = []
+    for record, answer in zip(records, found, strict=True):
+        if isinstance(objective, Tagging):
+            assert isinstance(record, Tagged)
+            size = len(objective.untagged(record).sequences[0].ids)
+            lines.append(({"tokens": list[Json](record.tokens), **answer}, size))
+        else:
+            assert isinstance(record, Labelled)
+            lines.append((answer, len(objective.words(record).ids[: objective.plain.max_length])))
+    return lines
+
+
+def token_chances(texts: Sequence[str], predictor: Predictor) -> list[list[list[float]]]:
+    """The probability of every tag for every token of each text, as its tokenizer cuts it, control tokens too."""
+
+    def run(batch: Batch) -> Iterator[list[list[float]]]:
+        chances_TC = predictor.model.scores(batch).softmax(1).cpu()
+        return (part.tolist() for part in chances_TC.split(list(batch.lengths)))
+
+    groups: list[Group] = []
+    for words in map(predictor.objective.plain.words, texts):
+        every = np.ones(len(words.ids), np.float32)
+        groups.append(Group((Tokens(words.ids, every, np.zeros(len(words.ids), np.int32), words.segments),), words.cut))
+    return each(predictor.model, groups, run, _TOKENS)
 
 
 def _tags(records: Sequence[Tagged], model: Model, objective: Tagging, at_once: int) -> list[dict[str, Json]]:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from luthier.base.errors import ConfigError
 from luthier.generate.embed import embed
 from luthier.run.opening import device_of
+from luthier.run.predict import answered, open_predictor, token_chances
 from luthier.run.result import Usable
 from luthier.run.specialist import open_embedder, open_ranker, skill_of
+from luthier.serve.labelling import Row
 from luthier.serve.specialists import Abilities, SpecialistEngine
 from luthier.serve.vectors import Kind
 from luthier.serve.voices import Mute
 
 
 def specialist(usable: Usable, device: str, slots: int) -> tuple[SpecialistEngine, Mute]:
-    """The engine of a model that makes vectors or scores pairs, and how it reads texts.
+    """The engine of a model that does not talk, and how it reads texts.
 
     Raises:
-        ConfigError: it does something else, for which there is no route.
         ModelError: it cannot be loaded.
     """
     skill = skill_of(usable)
@@ -38,9 +38,15 @@ def specialist(usable: Usable, device: str, slots: int) -> tuple[SpecialistEngin
         longest, tokenizer = ranker.judge.plain.max_length, ranker.model.tokenizer
         mute = Mute(tokenizer, lambda text: ranker.judge.plain.words(text).ids.tolist(), skill.words)
         return SpecialistEngine(able, skill.words, longest, slots), mute
-    raise ConfigError(
-        f"this model {skill.words}, for which the server has no route",
-        where="--model",
-        fix="luthier infer --val_dataset FILE --result_path FILE labels a file",
-        code="other_skill",
-    )
+    assert skill.kind != "language", "a model that talks has an engine of its own"
+    predictor = open_predictor(usable, device_of(device))
+    plain = predictor.objective.plain
+    mute = Mute(plain.tokenizer, lambda text: plain.words(text).ids.tolist(), skill.words)
+
+    def label(rows: Sequence[Row]) -> list[tuple[Row, int]]:
+        return answered(rows, predictor)
+
+    if skill.kind == "classes":
+        return SpecialistEngine(Abilities(classes=label), skill.words, plain.max_length, slots), mute
+    able = Abilities(tags=label, token_chances=lambda texts: token_chances(texts, predictor))
+    return SpecialistEngine(able, skill.words, plain.max_length, slots), mute

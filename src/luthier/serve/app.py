@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from luthier.base.errors import LuthierError
 from luthier.generate.config import SamplingConfig
-from luthier.serve import answering, asking, vectors
+from luthier.serve import answering, asking, labelling, vectors
 from luthier.serve.answering import Frame, Numbered, Told
 from luthier.serve.asking import Asked
 from luthier.serve.config import ServerConfig
@@ -25,6 +25,7 @@ from luthier.serve.engines import Engine, EngineFailed
 from luthier.serve.events import ClientGone, Events, Json, while_connected
 from luthier.serve.failures import Refusal, broken, refused
 from luthier.serve.gate import Gate
+from luthier.serve.labelling import Labelling
 from luthier.serve.metrics import Metrics
 from luthier.serve.spelling import Spelling
 from luthier.serve.vectors import Comparing
@@ -32,11 +33,14 @@ from luthier.serve.voices import Voice, Voices
 from luthier.serve.wire import (
     AdapterRequest,
     ChatRequest,
+    ClassifyRequest,
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    PoolingRequest,
     RerankRequest,
     ScoreRequest,
+    TagRequest,
     TokenizeRequest,
     read,
 )
@@ -56,6 +60,7 @@ class House:
     gate: Gate
     metrics: Metrics
     comparing: Comparing
+    labelling: Labelling
 
 
 def routes(house: House) -> FastAPI:
@@ -65,7 +70,7 @@ def routes(house: House) -> FastAPI:
     app.add_exception_handler(Exception, _bug)
     for kind, told in ((Refusal, _refusal), (LuthierError, _luthier), (EngineFailed, _failed), (ClientGone, _gone)):
         app.add_exception_handler(kind, told)
-    for path, handler in {**_answers(house), **_words(house)}.items():
+    for path, handler in {**_answers(house), **_readings(house), **_words(house)}.items():
         app.add_api_route(path, handler, methods=["POST"], response_model=None)
     for path, handler in _state(house).items():
         app.add_api_route(path, handler, methods=["GET"], response_model=None)
@@ -88,8 +93,8 @@ Handler = Callable[[HttpRequest], Awaitable[Response]]
 
 
 def _answers(house: House) -> dict[str, Handler]:
-    """What the model is run for."""
-    voices, comparing = house.voices, house.comparing
+    """What the model writes."""
+    voices = house.voices
 
     async def chat(request: HttpRequest) -> Response:
         body = read(ChatRequest, await request.body())
@@ -113,24 +118,45 @@ def _answers(house: House) -> dict[str, Handler]:
             return await _stream(house, request, voice, frame, asked, answering.completion_stream, body.with_usage)
         return await _whole(house, request, voice, frame, asked, answering.completion_answer)
 
+    return {"/v1/chat/completions": chat, "/v1/completions": completion}
+
+
+def _readings(house: House) -> dict[str, Handler]:
+    """What the model makes of texts: vectors, scores, labels."""
+    voices, comparing = house.voices, house.comparing
+
     async def embeddings(request: HttpRequest) -> Response:
         body = read(EmbeddingRequest, await request.body())
-        return await _vectors(house, request, vectors.embeddings(body, voices, comparing))
+        return await _read(house, request, vectors.embeddings(body, voices, comparing))
 
     async def rerank(request: HttpRequest) -> Response:
         body = read(RerankRequest, await request.body())
-        return await _vectors(house, request, vectors.rerank(body, voices, comparing))
+        return await _read(house, request, vectors.rerank(body, voices, comparing))
 
     async def score(request: HttpRequest) -> Response:
         body = read(ScoreRequest, await request.body())
-        return await _vectors(house, request, vectors.score(body, voices, comparing))
+        return await _read(house, request, vectors.score(body, voices, comparing))
+
+    async def classify(request: HttpRequest) -> Response:
+        body = read(ClassifyRequest, await request.body())
+        return await _read(house, request, labelling.classify(body, voices, house.labelling))
+
+    async def tag(request: HttpRequest) -> Response:
+        body = read(TagRequest, await request.body())
+        return await _read(house, request, labelling.tag(body, voices, house.labelling))
+
+    async def pooling(request: HttpRequest) -> Response:
+        body = read(PoolingRequest, await request.body())
+        return await _read(house, request, labelling.pooling(body, voices, house.labelling))
 
     return {
-        "/v1/chat/completions": chat,
-        "/v1/completions": completion,
         "/v1/embeddings": embeddings,
         "/v1/rerank": rerank,
         "/v1/score": score,
+        "/classify": classify,
+        "/v1/classify": classify,
+        "/v1/tag": tag,
+        "/pooling": pooling,
     }
 
 
@@ -236,7 +262,7 @@ async def _encoded(
     yield b"[DONE]"
 
 
-async def _vectors(house: House, request: HttpRequest, work: Any) -> Response:
+async def _read(house: House, request: HttpRequest, work: Any) -> Response:
     try:
         _check_ready(house)
         async with house.gate.entered(), asyncio.timeout(house.config.timeout):

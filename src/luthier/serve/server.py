@@ -22,8 +22,10 @@ from luthier.serve.engines import Engine
 from luthier.serve.fence import App, Fence, Receive, Scope, Send
 from luthier.serve.gate import Gate
 from luthier.serve.keys import allowed_hosts, read_keys
+from luthier.serve.labelling import NoLabels
 from luthier.serve.metrics import Metrics
-from luthier.serve.vectors import ByHiddenStates, Comparing
+from luthier.serve.specialists import SpecialistEngine
+from luthier.serve.vectors import ByHiddenStates
 from luthier.serve.voices import Voices
 
 
@@ -32,12 +34,10 @@ def build(
     voices: Voices,
     config: ServerConfig,
     defaults: SamplingConfig,
-    comparing: Comparing | None = None,
 ) -> tuple[App, Gate]:
     """The whole application, and the gate that closes when it ends.
 
-    Args:
-        comparing: what makes vectors and scores; None takes the hidden states of the model that talks.
+    A model that talks makes vectors of its hidden states, and gives no labels.
 
     Raises:
         ConfigError: the keys are wrong, or missing for a public address.
@@ -45,8 +45,9 @@ def build(
     keys = read_keys(config.host, config.api_key, config.api_keys, os.environ)
     gate = Gate(engine.slots, config.queue)
     metrics = Metrics(engine, gate)
-    comparing = comparing or ByHiddenStates(engine, voices)
-    app = routes(House(engine, voices, config, defaults, gate, metrics, comparing))
+    mute = isinstance(engine, SpecialistEngine)
+    comparing = engine if mute else ByHiddenStates(engine, voices)
+    app = routes(House(engine, voices, config, defaults, gate, metrics, comparing, engine if mute else NoLabels()))
     hosts = allowed_hosts(config.host, config.allowed_hosts)
     fenced = Fence(app, keys, hosts, config.max_body, _trouble)  # pyright: ignore[reportArgumentType]
     return _Watched(fenced, metrics, log=config.log_requests), gate
@@ -59,19 +60,17 @@ def run(
     config: ServerConfig,
     defaults: SamplingConfig,
     listening: Callable[[str], None],
-    comparing: Comparing | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT; a second one leaves at once.
 
     Args:
         adapters: names to load before listening.
         listening: told the address.
-        comparing: as for `build`.
 
     Raises:
         LuthierError: the engine does not start, an adapter does not fit, the address is taken.
     """
-    app, gate = build(engine, voices, config, defaults, comparing)
+    app, gate = build(engine, voices, config, defaults)
     sock = _bound(config)
     asyncio.run(_serve(app, gate, engine, voices, adapters, config, sock, listening))
 

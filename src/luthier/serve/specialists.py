@@ -1,4 +1,4 @@
-"""The engine for models that do not talk: vectors of texts, and scores of texts for a query.
+"""The engine for models that do not talk: vectors of texts, scores of texts for a query, classes, tags of words.
 
 The model runs on one thread; long requests are cut, so that short ones need not wait for their end, and a client that
 leaves costs no more than one piece.
@@ -16,14 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.base.errors import ConfigError, DataError
+from luthier.base.records import BadRow
 from luthier.generate.request import Piece, Request
 from luthier.serve.engines import Load
 from luthier.serve.failures import Refusal
+from luthier.serve.labelling import Row
 from luthier.serve.vectors import Kind, Texts
 
-R = TypeVar("R", np.float32, np.float64)
+S = TypeVar("S")
 T = TypeVar("T")
 Vectors = NDArray[np.float32]
+Labels = Callable[[Sequence[Row]], list[tuple[Row, int]]]
 
 _PIECE = 32
 """Texts of a request that are computed before others get their turn."""
@@ -41,6 +44,21 @@ class Abilities:
     """Logit of each query and text."""
     size: Callable[[Sequence[tuple[str, str]]], int] | None = None
     """Tokens that are read to score them."""
+    classes: Labels | None = None
+    """Classes of rows, and the tokens of each.  Raises BadRow."""
+    tags: Labels | None = None
+    """Tags of rows, and the tokens of each.  Raises BadRow."""
+    token_chances: Callable[[Sequence[str]], list[list[list[float]]]] | None = None
+    """The probability of every tag for every token of texts."""
+
+    @property
+    def routes(self) -> str:
+        """Which routes answer."""
+        if self.classes is not None:
+            return "/classify"
+        if self.tags is not None:
+            return "/v1/tag and /pooling"
+        return "/v1/rerank and /v1/score" if self.score is not None else "/v1/embeddings, /v1/rerank and /v1/score"
 
 
 class SpecialistEngine:
@@ -60,9 +78,9 @@ class SpecialistEngine:
         self._closed = False
 
     @property
-    def scores(self) -> bool:
-        """Whether it scores pairs itself, instead of comparing vectors."""
-        return self._can.score is not None
+    def routes(self) -> str:
+        """Which routes answer."""
+        return self._can.routes
 
     async def start(self) -> None:
         """Nothing: the model is loaded already."""
@@ -89,7 +107,7 @@ class SpecialistEngine:
         """Vectors of token ids; see Engine."""
         if self._can.embed is None:
             raise NotImplementedError(f"this model {self._does}")
-        return (await self._in_pieces(self._can.embed, prompts)).tolist()
+        return np.concatenate(await self._in_pieces(self._can.embed, prompts)).tolist()
 
     async def add_adapter(self, name: str, folders: Sequence[str]) -> None:
         """Refused: see Engine."""
@@ -102,14 +120,14 @@ class SpecialistEngine:
         """See `vectors.Comparing`."""
         embed, ids = self._can.embed, self._can.ids
         if embed is None or ids is None:
-            raise Refusal(400, f"this model {self._does}; ask /v1/rerank or /v1/score", "not_supported", "model")
+            raise self._other()
         tokens = [list(ids(text, kind)) if isinstance(text, str) else list(text) for text in texts]
-        return await self._in_pieces(embed, tokens), sum(map(len, tokens))
+        return np.concatenate(await self._in_pieces(embed, tokens)), sum(map(len, tokens))
 
     async def likeness(self, model: str, pairs: Sequence[tuple[str, str]]) -> tuple[NDArray[np.float64], int]:
         """See `vectors.Comparing`: the chance that the text answers the query, or the cosine of two vectors."""
         if self._can.score is not None and self._can.size is not None:
-            logits = await self._in_pieces(self._can.score, pairs)
+            logits = np.concatenate(await self._in_pieces(self._can.score, pairs))
             return 1 / (1 + np.exp(-logits)), self._can.size(pairs)
         sides: list[Vectors] = []
         tokens = 0
@@ -121,11 +139,40 @@ class SpecialistEngine:
             tokens += count
         return (sides[0].astype(np.float64) * sides[1]).sum(axis=1), tokens
 
-    async def _in_pieces(self, work: Callable[[Sequence[T]], NDArray[R]], rows: Sequence[T]) -> NDArray[R]:
+    async def classes(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
+        """See `labelling.Labelling`."""
+        return await self._labels(self._can.classes, rows)
+
+    async def tags(self, rows: Sequence[Row]) -> tuple[list[Row], int]:
+        """See `labelling.Labelling`."""
+        return await self._labels(self._can.tags, rows)
+
+    async def token_chances(self, texts: Sequence[str]) -> tuple[list[list[list[float]]], int]:
+        """See `labelling.Labelling`."""
+        if self._can.token_chances is None:
+            raise self._other()
+        found = [one for part in await self._in_pieces(self._can.token_chances, texts) for one in part]
+        return found, sum(map(len, found))
+
+    async def _labels(self, work: Labels | None, rows: Sequence[Row]) -> tuple[list[Row], int]:
+        if work is None:
+            raise self._other()
+        try:
+            found = [one for part in await self._in_pieces(work, rows) for one in part]
+        except BadRow as error:
+            raise Refusal(400, error.fault.message, error.fault.code, "input") from error
+        return [row for row, _ in found], sum(tokens for _, tokens in found)
+
+    def _other(self) -> Refusal:
+        """What is said on a route for other models."""
+        return Refusal(400, f"this model {self._does}; ask {self._can.routes}", "not_supported", "model")
+
+    async def _in_pieces(self, work: Callable[[Sequence[T]], S], rows: Sequence[T]) -> list[S]:
+        """What is found for each piece of the rows."""
         self._under_way += 1
         try:
             loop = asyncio.get_running_loop()
             pieces = [rows[start : start + _PIECE] for start in range(0, len(rows), _PIECE)]
-            return np.concatenate([await loop.run_in_executor(self._thread, work, piece) for piece in pieces])
+            return [await loop.run_in_executor(self._thread, work, piece) for piece in pieces]
         finally:
             self._under_way -= 1

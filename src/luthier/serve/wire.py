@@ -177,6 +177,46 @@ class ScoreRequest(Wire):
     text_2: Text | Annotated[list[Text], Field(min_length=1, max_length=256)]
 
 
+class TextPair(Wire):
+    """Two texts that are classified together."""
+
+    text: Text
+    text_pair: Text
+
+
+class ClassifyRequest(Wire):
+    """POST /classify"""
+
+    model: Name
+    input: Text | TextPair | Annotated[list[Text | TextPair], Field(min_length=1, max_length=256)] | None = None
+    messages: Annotated[list[Object], Field(min_length=1, max_length=4096)] | None = None
+    user: Text | None = None
+
+
+class TagRequest(Wire):
+    """POST /v1/tag"""
+
+    model: Name
+    input: (
+        Text
+        | Annotated[
+            list[Text | Annotated[list[Name], Field(min_length=1, max_length=65536)]],
+            Field(min_length=1, max_length=256),
+        ]
+    )
+    user: Text | None = None
+
+
+class PoolingRequest(Wire):
+    """POST /pooling"""
+
+    model: Name
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=256)]
+    task: Literal["token_classify"] | None = None
+    encoding_format: Literal["float"] | None = None
+    user: Text | None = None
+
+
 class TokenizeRequest(Wire):
     """POST /tokenize"""
 
