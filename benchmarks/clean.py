@@ -3,9 +3,10 @@
     python benchmarks/clean.py --input en.jsonl zh.jsonl [--copies 4] [--workers 1 2]
 
 Megabytes are those of the rows' text in UTF-8.  "Without the start" leaves out what the same command takes for one row,
-which is starting Python and its libraries.  Processor seconds count the command and its processes; on a busy
-machine only they mean something, and even they suffer.  With copies, each copy's texts get its number, so that exact
-duplicates are those of one copy.  Memory is counted as in `dedup.py`: the last column must not grow with the input.
+which is starting Python and its libraries.  The last line is a recipe of both steps, which share a pass.  Processor
+seconds count the command and its processes; on a busy machine only they mean something, and even they suffer.  With
+copies, each copy's texts get its number, so that exact duplicates are those of one copy.  Memory is counted as in
+`dedup.py`: the last column must not grow with the input.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ WORK = {
     "clean, simplified": ["clean", "--chinese", "simplified", "--width", "chinese"],
     "dedup --exact": ["dedup", "--exact"],
     "dedup --near": ["dedup", "--near"],
+    "clean, then dedup --exact": ["run"],
 }
+RECIPE = "steps: [{clean: {}}, {dedup: {exact: true}}]\n"
 
 
 def grown(sources: list[Path], copies: int, folder: Path) -> tuple[Path, float]:
@@ -49,8 +52,14 @@ def grown(sources: list[Path], copies: int, folder: Path) -> tuple[Path, float]:
 
 def run(words: list[str], rows: Path, workers: int, folder: Path) -> tuple[float, float, float]:
     """Wall seconds, processor seconds and GiB of one command from start to end, the interpreter's start included."""
-    command = [sys.executable, "-m", "luthier", "data", words[0], str(rows), *words[1:], "--workers", str(workers)]
-    return measure([*command, "--output", str(folder / "out.jsonl")], folder / "cache")
+    named = [words[0], str(rows)]
+    if words == ["run"]:
+        recipe = folder / "recipe.yaml"
+        recipe.write_text(RECIPE, encoding="utf-8")
+        named = ["run", str(recipe), "--inputs", str(rows)]
+    command = [sys.executable, "-m", "luthier", "data", *named, *words[1:], "--workers", str(workers)]
+    with tempfile.TemporaryDirectory(dir=folder) as cache:  # a recipe is not to find its steps there
+        return measure([*command, "--output", str(folder / "out.jsonl")], Path(cache))
 
 
 def main() -> None:

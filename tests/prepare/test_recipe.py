@@ -14,8 +14,9 @@ from workshop import write_rows
 
 from luthier.base.errors import ConfigError, DataError
 from luthier.cli import app as cli
+from luthier.prepare import chunks, clean, dedup, engine
 from luthier.prepare import run as run_recipe
-from luthier.prepare import work
+from luthier.prepare.stage import Stage
 
 ROWS = [{"text": f"text number {number % 90}, a little longer", "label": "ab"[number % 2]} for number in range(100)]
 
@@ -56,8 +57,7 @@ def test_a_second_run_does_no_work_and_writes_the_same(tmp_path: Path, monkeypat
     before = {file.name: file.read_bytes() for file in tmp_path.glob("*.*")}
     for file in tmp_path.glob("*.*"):
         file.unlink()
-    monkeypatch.setattr(work, "do", None)
-    monkeypatch.setattr("luthier.prepare.recipe.do", None)
+    monkeypatch.setattr(Stage, "run", None)
     made = run_recipe(path)
     assert (made.done, made.cached) == (0, 3)
     assert {file.name: file.read_bytes() for file in tmp_path.glob("*.*")} == before
@@ -155,11 +155,114 @@ def test_stopping_is_resumable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         raise KeyboardInterrupt
 
     path = recipe(tmp_path / "r", steps=STEPS[:1])
-    monkeypatch.setattr("luthier.prepare.recipe.do", stop)
+    monkeypatch.setattr(Stage, "run", stop)
     assert cli.main(["data", "run", str(path)]) == 75
     monkeypatch.undo()
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     assert run_recipe(path).done == 1
+
+
+def troubled(folder: Path) -> list[str]:
+    """Files with all that can happen to a row between two steps."""
+    rows: list[Any] = [{"text": f"row {number % 60}, a little longer", "n": number % 3} for number in range(150)]
+    rows[5] = {"text": "row 7,  a little longer \u200b", "n": 7 % 3}  # equal to an earlier one when it is clean
+    rows[60] = {"text": "\u200b\u200b", "n": 1}  # nothing is left of it
+    rows[61] = {"messages": [{"role": "user", "content": "q"}]}  # contradicts its shape
+    rows[62] = {"n": 0, "text": "row 0, a little longer"}  # equal to the first, written otherwise
+    rows[63] = {"text": "x" * 1100}  # too long
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    lines[64], lines[65] = '{"text": ', '{"text":  "\\u0072ow 1, a little longer", "n": 1.0}'
+    (folder / "a.jsonl").write_text("\n".join(lines[:70]) + "\n\n" + "\n".join(lines[70:]) + "\n", encoding="utf-8")
+    (folder / "b.csv").write_text("text,n\n" + "".join(f'"row {n % 9},  a ""little""",{n}\n' for n in range(40)))
+    return [str(folder / "a.jsonl"), str(folder / "b.csv")]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+CHAINED = [
+    {"clean": {"min_characters": 3}},
+    {"dedup": {"exact": True}},
+    {"clean": {"lowercase": True, "mask": ["all"]}},
+    {"dedup": {"near": True}},
+    {"convert": {"to": "text", "keep_columns": True}},
+]
+
+
+@pytest.mark.parametrize(("workers", "policy"), [(1, "drop"), (2, "fix")])
+def test_steps_in_one_pass_give_what_each_gives_alone(
+    workers: int, policy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 900)
+    monkeypatch.setattr(engine, "SMALL_BYTES", 0)
+    inputs = troubled(tmp_path)
+    made: list[dict[str, bytes]] = []
+    for name, parts in (("together", [5]), ("alone", [1, 2, 3, 4, 5])):
+        for upto in parts:
+            path = recipe(tmp_path / "r", inputs=inputs, steps=CHAINED[:upto], bad_rows=policy, max_row_bytes=1024)
+            wishes = {"output": str(tmp_path / "out.jsonl"), "report": str(tmp_path / "report.json")}
+            done = run_recipe(path, cache_dir=str(tmp_path / name), workers=workers, **wishes)
+            assert (done.done, done.cached) == ((5, 0) if name == "together" else (1, upto - 1))
+        made.append({**tree(tmp_path / name / "prepare"), **{name: (tmp_path / name).read_bytes() for name in OUT}})
+    together, alone = made
+    assert sum(name.endswith("report.json") for name in alone) == 6
+    assert together == alone
+    report = json.loads(together["report.json"])
+    clean(inputs, min_characters=3, bad_rows=policy, max_row_bytes=1024, output=tmp_path / "clean.jsonl")
+    rows = [json.dumps(row, sort_keys=True) for row in read(tmp_path / "clean.jsonl")]
+    assert report["steps"][1]["summary"]["duplicates"] == len(rows) - len(set(rows)) > 80
+    assert report["steps"][0]["rejected"]["counts"].keys() >= {"malformed_json", "too_long"}
+
+
+OUT = ("out.jsonl", "report.json", "report.html")
+
+
+def test_steps_in_one_pass_give_what_the_commands_give(tmp_path: Path) -> None:
+    inputs = troubled(tmp_path)
+    path = recipe(tmp_path / "r", inputs=inputs, steps=[{"clean": {}}, {"dedup": {"exact": True}}])
+    run_recipe(path, output=str(tmp_path / "out.jsonl"), report=str(tmp_path / "report.json"))
+    (tmp_path / "one").mkdir()
+    first = clean(inputs, output=tmp_path / "one" / "clean.jsonl")
+    second = dedup(tmp_path / "one" / "clean.jsonl", output=tmp_path / "one" / "dedup.jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "one" / "dedup.jsonl").read_bytes()
+    steps = json.loads((tmp_path / "report.json").read_text())["steps"]
+    for step, alone in zip(steps, (first, second), strict=True):
+        shown = alone.as_json()
+        for key in ("rows", "summary", "counts", "rejected", "charts", "parts"):
+            assert step[key] == shown[key], key
+        assert step["faulty"]["counts"] == shown["faulty"]["counts"]
+
+
+def test_a_pair_that_shares_a_pass_is_kept_as_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = [{"clean": {}}, {"dedup": {"exact": True}}]
+    assert run_recipe(recipe(tmp_path / "r", steps=steps)).done == 2
+    assert run_recipe(recipe(tmp_path / "r", steps=steps)).cached == 2
+    other = run_recipe(recipe(tmp_path / "r", steps=[steps[0], {"dedup": {"key": ["label"]}}]))
+    assert (other.done, other.cached) == (1, 1)
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("luthier.prepare.verbs.dedup.first_of_equals", stop)  # once the cleaned rows are whole
+    path = recipe(tmp_path / "r", steps=[{"clean": {"lowercase": True}}, steps[1]])
+    with pytest.raises(KeyboardInterrupt):
+        run_recipe(path)
+    monkeypatch.undo()
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    assert not list((tmp_path / "cache").rglob(".making-*"))
+    again = run_recipe(path)
+    assert (again.done, again.cached) == (1, 1)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_no_row_left_is_an_error_of_the_step_behind(runs: int, tmp_path: Path) -> None:
+    steps = [{"clean": {"min_characters": 10_000}}, {"dedup": {"exact": True}}]
+    path = recipe(tmp_path / "r", steps=steps)
+    for _ in range(runs):  # in one pass, and with the first step in the cache
+        with pytest.raises(DataError) as caught:
+            run_recipe(path)
+    assert (caught.value.code, caught.value.where) == ("no_rows", "step 1 (clean)")
 
 
 @pytest.mark.slow

@@ -73,7 +73,8 @@ def _verb(name: str, words: Sequence[str], console: Console) -> int:
     config = validate(verb.config, {field: shown[field] for field in verb.config.model_fields})
     read = validate(ReadConfig, {field: shown[field] for field in ReadConfig.model_fields})
     from luthier.cli.datatools import tools_of
-    from luthier.prepare.work import do, places, say
+    from luthier.prepare.places import places
+    from luthier.prepare.work import do, say
 
     made = places(
         verb,

@@ -55,6 +55,7 @@ def _call(
     from luthier.base.console import Console
     from luthier.prepare import verbs, work
     from luthier.prepare.config import ReadConfig
+    from luthier.prepare.places import places
 
     verb = verbs.load(name)
     sets = tuple(str(item) for item in ([inputs] if isinstance(inputs, str | Path) else inputs))
@@ -62,7 +63,7 @@ def _call(
     tools: dict[str, Callable[..., Any]] = {tool: settings.pop(tool) for tool in verb.tools if tool in settings}
     read = validate(ReadConfig, {key: settings.pop(key) for key in list(settings) if key in ReadConfig.model_fields})
     config = validate(verb.config, {key: value for key, value in settings.items() if key not in _PLACES})
-    made = work.places(verb, config, sets, hub=read.hub, **wishes)
+    made = places(verb, config, sets, hub=read.hub, **wishes)
     return work.do(verb, config, read, sets, made, console or Console(quiet=True), tools=tools)
 
 

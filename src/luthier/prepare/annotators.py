@@ -55,7 +55,7 @@ def ratings_of(rows: Frame, columns: tuple[str, ...]) -> list[tuple[str, Ratings
     """For each control the ratings of those items that somebody judged, and the annotators."""
     items: dict[str, list[dict[str, Any]]] = {}
     for parcel in rows.scan(Annotated(columns), "Reading answers"):
-        for line in bytes(parcel.lines.get("said", b"")).split(b"\n")[:-1]:
+        for line in parcel.lines.get("said", b"").split(b"\n")[:-1]:
             for name, answers in orjson.loads(line).items():
                 items.setdefault(name, []).append({who: comparable(answer) for who, answer in answers})
     found: list[tuple[str, Ratings, list[str]]] = []

@@ -14,9 +14,11 @@ import gc
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -24,10 +26,10 @@ from queue import Queue
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from luthier.base.errors import ConfigError, DoesNotFit, MissingExtra
+from luthier.prepare.arrays import arrow_of
 from luthier.prepare.parcel import Parcel
 
 _AHEAD = 4
@@ -59,14 +61,13 @@ class Engine:
         """
         if not tasks:
             return
-        daft = _daft(self._runner, self._ray_address)
         many = min(self._many(size), len(tasks))
         if self._runner == "ray":
-            yield from _on_ray(daft, work, tasks, many)
+            yield from _on_ray(_daft("ray", self._ray_address), work, tasks, many)
             return
         now = _Pass(work, tasks, many, self._pool_of(many) if many > 1 else None)
         try:
-            yield from now.parcels(daft)
+            yield from now.parcels(_daft("native", None))
         except BrokenProcessPool as error:
             fix = "Most likely memory ran out: use fewer --workers, or a smaller --max_row_bytes"
             raise DoesNotFit("a worker process was ended from outside", fix=fix) from error
@@ -83,9 +84,11 @@ class Engine:
 
     def _pool_of(self, many: int) -> ProcessPoolExecutor:
         if self._pool is None:
-            # A forked child would inherit locks that Daft's threads hold.
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(many, mp_context=context, initializer=_ignore_interrupts)
+            context = multiprocessing.get_context("fork" if _can_fork() else "spawn")
+            self._pool = ProcessPoolExecutor(many, mp_context=context, initializer=_begin)
+            with warnings.catch_warnings():  # Python counts the idle threads of numpy and pyarrow
+                warnings.filterwarnings("ignore", "This process", DeprecationWarning)
+                self._pool.submit(int).result()  # forks now, while it can
         return self._pool
 
     def __enter__(self) -> Engine:
@@ -111,6 +114,8 @@ class _Pass:
         self._over = False
         self._taken = 0
         self._moved = threading.Condition()
+        self._under_way: dict[int, Future[Parcel]] = {}
+        self._handed_out = 0
         self._driver: threading.Thread | None = None
         self.number = max(_passes, default=0) + 1
         _passes[self.number] = self
@@ -151,6 +156,8 @@ class _Pass:
         """
         with self._moved:
             self._moved.wait_for(lambda: self._over or task < self._taken + _AHEAD * self._many)
+            if self._pool is not None and not self._over:
+                self._hand_out(self._pool, min(task + 2 * self._many, len(self._tasks)))
         if not self._over:
             try:
                 self._done[task] = self._one(task)
@@ -158,17 +165,25 @@ class _Pass:
                 self._done[task] = error
         return task
 
+    def _hand_out(self, pool: ProcessPoolExecutor, end: int) -> None:
+        """Give tasks to the processes before anybody asks for them, so that none waits while a result is fetched."""
+        for task in range(self._handed_out, end):
+            self._under_way[task] = pool.submit(self._work, self._tasks[task])
+        self._handed_out = max(end, self._handed_out)
+
     def _one(self, task: int) -> Parcel:
-        if self._pool is None:
-            with _no_collections():
-                return self._work(self._tasks[task])
-        return self._pool.submit(_apart, self._work, self._tasks[task]).result()
+        if self._pool is not None:
+            return self._under_way.pop(task).result()
+        with _no_collections():
+            return self._work(self._tasks[task])
 
     def end(self) -> None:
         """Let no further task start, and wait for those that have."""
         with self._moved:
             self._over = True
             self._moved.notify_all()
+        for future in list(self._under_way.values()):
+            future.cancel()
         while self._driver is not None and self._driver.is_alive():
             while not self._ready.empty():
                 self._ready.get()
@@ -199,15 +214,21 @@ def _on_ray(daft: Any, work: Call, tasks: Sequence[object], many: int) -> Iterat
         yield row["parcel"]
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the first one decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _can_fork() -> bool:
+    """Whether processes may be copies of this one, which start at once; a fresh one imports everything anew.
+
+    A copy has no threads but inherits the locks they hold: not once Daft or PyTorch have theirs, nor where somebody
+    else may have some.  The pools of numpy and pyarrow are made for it.
+    """
+    alone = threading.active_count() == 1 and not {"daft", "torch"} & sys.modules.keys()
+    return sys.platform == "linux" and alone
 
 
-def _apart(work: Call, task: object) -> Parcel:
-    """Work in a process of the pool."""
-    gc.disable()
-    return work(task)
+def _begin() -> None:
+    """The start of a process of the pool."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process of a terminal; the first one decides
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.disable()  # see `_no_collections`
 
 
 @contextmanager
@@ -227,7 +248,7 @@ def series(values: Sequence[str] | Sequence[bytes] | NDArray[np.uint64]) -> Any:
     _quieten()
     import daft
 
-    return daft.Series.from_arrow(pa.array(values))
+    return daft.Series.from_arrow(arrow_of(values))
 
 
 def _quieten() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import orjson
@@ -34,6 +34,18 @@ class Source:
     chunks: tuple[Chunk, ...]
     origins: Origins | None = None
     """Where the rows first came from, when this set was made from others."""
+
+
+class Feed(Protocol):
+    """Rows that another verb lets through, handed on while they are written."""
+
+    def parcels(self, then: Worker) -> Iterator[Parcel]:
+        """What `then` makes of them, in order."""
+        ...
+
+    def source(self) -> Source:
+        """Where they lie, once all of them have been read; a chunk for each of the parcels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +75,7 @@ class Frame:
 
     Args:
         rejected: file that takes the rows which cannot be used, one JSON line each.
+        feed: gives the rows of the first pass in place of the sources.
     """
 
     def __init__(
@@ -73,11 +86,13 @@ class Frame:
         console: Console,
         rejected: Path,
         min_rows: int,
+        feed: Feed | None = None,
     ):
         self.sources = tuple(sources)
         self.facts = Facts()
-        self._chunks = [chunk for source in sources for chunk in source.chunks]
-        self._origins = [source.origins for source in sources for _ in source.chunks]
+        self.then: Worker | None = None
+        """Reads what a pass lets through; set before the last one."""
+        self._feed = feed
         self._reading, self._engine, self._console = reading, engine, console
         self._rejected, self._min_rows = rejected, min_rows
         self._counts: list[int] | None = None
@@ -106,9 +121,9 @@ class Frame:
             size = len(self)
             assert all(len(column) == size for column in (attached or {}).values()), "one value for each row"
         counts: list[int] = []
-        worker = Worker(work, self._reading, first)
+        worker = Worker(work, self._reading, first, self.then)
         with self._console.progress(label) as bar:
-            for parcel in self._engine.run(worker, self._tasks(attached), total_bytes(self._chunks)):
+            for parcel in self._feed.parcels(worker) if first and self._feed else self._run(worker, attached):
                 if parcel.error is not None:
                     raise_again(parcel.error)
                 assert parcel.read is not None, "workers fill it in"
@@ -118,8 +133,14 @@ class Frame:
                 bar.advance(parcel.read.rows)
                 yield parcel
         if first:
+            if self._feed:
+                self.sources = (self._feed.source(),)
             self._counts = counts
             self._refuse_few()
+
+    def _run(self, worker: Worker, attached: Mapping[str, NDArray[Any]] | None) -> Iterator[Parcel]:
+        chunks = [(chunk, source.origins) for source in self.sources for chunk in source.chunks]
+        return self._engine.run(worker, self._tasks(chunks, attached), total_bytes([chunk for chunk, _ in chunks]))
 
     def measure(
         self,
@@ -166,17 +187,17 @@ class Frame:
             self._file = [np.concatenate(self._file)]
         return Placed(tuple(self._files), self._file[0], self._line[0])
 
-    def _tasks(self, attached: Mapping[str, NDArray[Any]] | None) -> list[Task]:
+    def _tasks(
+        self, chunks: Sequence[tuple[Chunk, Origins | None]], attached: Mapping[str, NDArray[Any]] | None
+    ) -> list[Task]:
         if self._counts is None:
-            return [
-                Task(chunk, origins, {}, 0, False) for chunk, origins in zip(self._chunks, self._origins, strict=True)
-            ]
+            return [Task(chunk, origins, {}, 0, False) for chunk, origins in chunks]
         tasks: list[Task] = []
         start = 0
-        for i, chunk in enumerate(self._chunks):
-            end = start + self._counts[i]
+        for (chunk, origins), count, sound in zip(chunks, self._counts, self._sound, strict=True):
+            end = start + count
             mine = {name: column[start:end] for name, column in (attached or {}).items()}
-            tasks.append(Task(chunk, self._origins[i], mine, start, self._sound[i]))
+            tasks.append(Task(chunk, origins, mine, start, sound))
             start = end
         return tasks
 

@@ -11,6 +11,7 @@ import orjson
 from numpy.typing import NDArray
 
 from luthier.base.records import Json
+from luthier.prepare.arrays import numpy_of
 from luthier.prepare.engine import series
 from luthier.prepare.parcel import Batch, Parcel
 from luthier.prepare.view import column
@@ -45,7 +46,7 @@ def keys_of(texts: Sequence[str] | Sequence[bytes]) -> NDArray[np.uint64]:
         return np.empty((0, 2), np.uint64)
     made = series(texts)
     halves = (made.hash(), made.hash(seed=series(np.array([_OTHER_SEED], np.uint64))))
-    return np.stack([np.asarray(half.to_arrow().to_numpy(), np.uint64) for half in halves], axis=1)
+    return np.stack([numpy_of(half.to_arrow()) for half in halves], axis=1)
 
 
 def key_of(data: bytes) -> bytes:

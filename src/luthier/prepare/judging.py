@@ -88,7 +88,7 @@ def by_model(rows: Frame, job: Job, judge: Judge) -> Floats:
     found: list[NDArray[Any]] = []
     with job.console.progress("Judging rows") as bar:
         for parcel in rows.scan(_Asked(), "Reading rows"):
-            lines = parcel.lines.get("asked", bytearray()).split(b"\n")[:-1]
+            lines = parcel.lines.get("asked", b"").split(b"\n")[:-1]
             for start in range(0, len(lines), _ASKED_AT_ONCE):
                 pairs = [orjson.loads(line) for line in lines[start : start + _ASKED_AT_ONCE]]
                 found.append(np.asarray(judge([pair[0] for pair in pairs], [pair[1] for pair in pairs]), np.float64))

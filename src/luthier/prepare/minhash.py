@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.prepare.arrays import numpy_of
 from luthier.prepare.engine import series
 from luthier.prepare.shingles import Tokens
 
@@ -72,4 +73,4 @@ def signatures(texts: Sequence[str], permutations: int, size: int) -> NDArray[np
     """MinHash signatures of texts whose tokens stand between single spaces; uint32 [rows, permutations]."""
     made = series(texts)
     table = made.minhash(num_hashes=permutations, ngram_size=size, seed=_SEED, hash_function="xxhash3_64").to_arrow()
-    return np.asarray(table.flatten().to_numpy(zero_copy_only=False), np.uint32).reshape(len(texts), permutations)
+    return numpy_of(table.flatten()).reshape(len(texts), permutations)

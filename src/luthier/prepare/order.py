@@ -40,7 +40,7 @@ def reordered(stream: Iterable[Parcel], order: NDArray[np.signedinteger[Any]], s
         with held.open("wb") as file:
             for parcel in stream:
                 first.tally.add(parcel.tally)
-                lines = parcel.lines.pop("", bytearray())
+                lines = parcel.lines.pop("", b"")
                 ends.frombytes(_ends(lines, ends[-1]).tobytes())
                 file.write(lines)
                 if "" in parcel.placed:
@@ -65,6 +65,6 @@ def reordered(stream: Iterable[Parcel], order: NDArray[np.signedinteger[Any]], s
     held.unlink()
 
 
-def _ends(lines: bytearray, start: int) -> NDArray[np.int64]:
+def _ends(lines: bytes, start: int) -> NDArray[np.int64]:
     found = np.flatnonzero(np.frombuffer(lines, np.uint8) == 10)
     return found.astype(np.int64) + 1 + start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,6 +40,10 @@ class OriginWriter:
         self._stream.close()
         self._names_path.write_bytes(orjson.dumps(list(self._names)))
 
+    def discard(self) -> None:
+        """Write no more; what is there already goes with its folder."""
+        self._stream.close()
+
 
 class Origins:
     """What an `OriginWriter` wrote.  Small to send to another process; read where it is used."""
@@ -53,6 +58,15 @@ class Origins:
 
     def __getitem__(self, number: int) -> Where:
         """Where row `number` (from 0) came from."""
+        ((file, line),) = self.places([number + 1])
+        return Where(file, line)
+
+    def places(self, numbers: Sequence[int]) -> list[tuple[str, int]]:
+        """Files and lines that rows came from, by their numbers from 1.
+
+        Raises:
+            DataError: the file is damaged.
+        """
         if self._table is None:
             table, names = _paths(self._rows)
             try:
@@ -61,6 +75,6 @@ class Origins:
             except OSError as error:
                 raise DataError("a cached step is damaged", where=str(self._rows), fix="Remove it") from error
             if self._table is None:
-                raise IndexError(number)
-        file, line = self._table[number].tolist()
-        return Where(self._names[file], line)
+                raise IndexError(numbers)
+        found = self._table[np.asarray(numbers, np.int64) - 1]
+        return [(self._names[file], line) for file, line in found.tolist()]

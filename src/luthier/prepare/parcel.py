@@ -43,6 +43,11 @@ class Item:
         return self._value
 
     @property
+    def known(self) -> Value | None:
+        """The row, if somebody has looked at it already and it is what its bytes say."""
+        return None if self.raw is None else self._value
+
+    @property
     def where(self) -> Where:
         """The row's place."""
         return Where(self.file, self.line)
@@ -114,10 +119,11 @@ class Tally:
 class Parcel:
     """What a worker makes of a batch."""
 
-    lines: dict[str, bytearray] = field(default_factory=dict[str, bytearray])
-    """Rows that go on, as JSON lines, by the name of the output they go to ("" when there is one)."""
-    origins: dict[str, list[Where | Item]] = field(default_factory=dict[str, list[Where | Item]])
-    """What each of them came from."""
+    rows: dict[str, list[Item]] = field(default_factory=dict[str, Any])
+    """Rows that go on, by the name of the output they go to ("" when there is one), with what they came from; see
+    `pack`."""
+    lines: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    """The same as JSON lines; see `pack`."""
     columns: Columns = field(default_factory=dict[str, Any])
     """One value for each row of the batch."""
     tally: Tally = field(default_factory=Tally)
@@ -129,44 +135,37 @@ class Parcel:
     """The origins of rows in `lines`, when they are wanted; see `pack`."""
     error: Mapping[str, Any] | None = None
     """What ended the work; see `refusal`."""
+    then: Parcel | None = None
+    """What the next verb made of the rows that go on; see `Worker.then`."""
 
     def keep(self, item: Item, value: Mapping[str, Json] | None = None, part: str = "") -> None:
         """A row goes on to the output named `part`: as it was, or as `value`, which was made from it."""
-        self._add(item, item.json() if value is None else orjson.dumps(value), part)
+        self.keep_all([item if value is None else Item(item.file, item.line, None, orjson.dumps(value))], part)
 
     def keep_line(self, file: str, line: int, row: bytes, part: str = "") -> None:
         """A row that is JSON text already, and that came from `file` and `line`, goes on."""
-        self._add(Where(file, line), row, part)
-
-    def _add(self, origin: Where | Item, row: bytes, part: str) -> None:
-        held = self.lines.get(part)
-        if held is None:
-            held = self.lines[part] = bytearray()
-            self.origins[part] = []
-        held += row
-        held += b"\n"
-        self.origins[part].append(origin)
+        self.keep_all([Item(file, line, None, row)], part)
 
     def keep_all(self, items: Sequence[Item], part: str = "") -> None:
         """Rows go on as they were."""
         if items:
-            self.origins.setdefault(part, []).extend(items)
-            held = self.lines.setdefault(part, bytearray())
-            held += b"\n".join([item.json() if item.raw is None else item.raw for item in items])
-            held += b"\n"
+            self.rows.setdefault(part, []).extend(items)
 
     def drop(self, item: Item, reason: str, **shown: Json) -> None:
         """A row ends here: counted under its reason, with an example, and written where removed rows go."""
         self.tally.count(reason)
         self.tally.example(reason, item.where, row=item.json().decode(), **shown)
         origin: Value = {"file": item.file, "line": item.line, "reason": reason, **shown}
-        self._add(item, orjson.dumps({**origin, "row": item.value}), REMOVED)
+        self.keep(item, {**origin, "row": item.value}, REMOVED)
 
     def pack(self, *, origins: bool) -> Parcel:
-        """Make the parcel small for its way: counts, and the origins as columns if they are wanted."""
-        self.written = {part: len(places) for part, places in self.origins.items()}
-        self.placed = {part: Placed.of(places) for part, places in self.origins.items()} if origins else {}
-        self.origins = {}
+        """Make the parcel small for its way: lines and counts, and the origins as columns if they are wanted."""
+        self.written = {part: len(items) for part, items in self.rows.items()}
+        self.placed = {part: Placed.of(items) for part, items in self.rows.items()} if origins else {}
+        for part, items in self.rows.items():
+            # a last one without anything in it ends the last line
+            self.lines[part] = b"\n".join([*(item.json() if item.raw is None else item.raw for item in items), b""])
+        self.rows = {}
         return self
 
 

@@ -19,7 +19,9 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +31,19 @@ from pydantic import model_validator
 from luthier import __version__
 from luthier.base.config import nearest, validate
 from luthier.base.console import Console
-from luthier.base.errors import ConfigError
+from luthier.base.errors import ConfigError, DataError
 from luthier.base.rundir import fsync_dir, storage_error, write_atomic
 from luthier.data.sources import files_of, open_rows, parse_spec
 from luthier.data.textfile import cache_root
 from luthier.prepare import verbs
 from luthier.prepare.config import ReadConfig, VerbConfig
+from luthier.prepare.engine import Engine
 from luthier.prepare.origins import Origins
+from luthier.prepare.places import Places, plain_files, read_by
 from luthier.prepare.report import Finished, to_bytes
-from luthier.prepare.verb import Verb
-from luthier.prepare.work import Places, do, plain_files, read_by, say, write_report
+from luthier.prepare.stage import Handover, Stage
+from luthier.prepare.verb import Job, Verb
+from luthier.prepare.work import say, scratch_folder, write_report
 from luthier.prepare.write import part_paths, refuse_overwriting, target, write_rows
 
 _FORMAT = 1
@@ -102,6 +107,8 @@ class Run:
     done: int = 0
     """Steps that were worked on, each set counted; the others were in the cache."""
     cached: int = 0
+    made: set[Path] = field(default_factory=set[Path])
+    """Folders of the cache that were made."""
 
 
 ToolMaker = Callable[[Verb, VerbConfig], Mapping[str, Callable[..., Any]]]
@@ -141,7 +148,7 @@ def run(recipe: RecipeConfig, console: Console, tools: ToolMaker | None = None) 
             if step.only and name not in step.only:
                 after[name] = rows
                 continue
-            folder = _do(step, name, rows, recipe, console, result, tools)
+            folder = _do(steps[step.number - 1 :], name, rows, recipe, console, result, tools)
             reports.append(orjson.loads((folder / "report.json").read_bytes()))
             after.update(_after(step, name, rows, folder))
         sets = after
@@ -195,7 +202,7 @@ def _named_files(step: _Step, recipe: RecipeConfig) -> list[Path]:
 
 
 def _do(
-    step: _Step,
+    steps: Sequence[_Step],
     name: str,
     rows: _Set,
     recipe: RecipeConfig,
@@ -203,7 +210,63 @@ def _do(
     result: Run,
     tools: ToolMaker | None,
 ) -> Path:
-    """The folder of a step's result for one set: from the cache, or made now."""
+    """The folder of a step's result for one set: from the cache, or made now, together with steps behind it.
+
+    Args:
+        steps: the step, and all behind it.
+    """
+    folder = _folder(steps[0], rows, recipe)
+    if folder in result.made:
+        return folder
+    if (folder / "report.json").is_file():
+        console.say(f"{_title(steps[0], name)}: in the cache")
+        result.cached += 1
+        return folder
+    if rows.rows is not None and not rows.rows.stat().st_size:
+        raise DataError("no row can be used", where=rows.name, code="no_rows")
+    chain = _chain(steps, name, rows, recipe)
+    shared = " in one pass" if len(chain) > 1 else ""
+    console.say(f"{', '.join(_title(step, name) for step, _, _ in chain)}{shared}")
+    try:
+        with Engine(recipe.runner, recipe.workers, recipe.ray_address) as engine, ExitStack() as stack:
+            stages: list[Stage] = []
+            for number, (step, before, to) in enumerate(chain):
+                feed = Handover(stages[-1], _output(chain[number - 1][2]), before.name) if stages else None
+                stages.append(_stage(step, before, to, feed, recipe, console, engine, stack, result, tools))
+            for stage in reversed(stages):  # the last one asks those before it for their rows
+                if stage.finished is None:
+                    stage.run()
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    return folder
+
+
+def _title(step: _Step, name: str) -> str:
+    return f"{step.name}{f' of {name}' if name else ''}"
+
+
+def _output(folder: Path, part: str = "") -> Path:
+    return folder / f"{part or 'rows'}.jsonl"
+
+
+def _chain(steps: Sequence[_Step], name: str, rows: _Set, recipe: RecipeConfig) -> list[tuple[_Step, _Set, Path]]:
+    """The first step and those behind it that can share its pass, with what each reads and the folder it makes."""
+    chain: list[tuple[_Step, _Set, Path]] = []
+    for step in steps:
+        if chain and step.only and name not in step.only:
+            continue
+        folder = _folder(step, rows, recipe)
+        if chain and (not step.verb.flows or (folder / "report.json").is_file()):
+            break
+        chain.append((step, rows, folder))
+        if not step.verb.flows:
+            break
+        rows = _after(step, name, rows, folder)[name]
+    return chain
+
+
+def _folder(step: _Step, rows: _Set, recipe: RecipeConfig) -> Path:
+    """Where a step's result for a set is kept: under the hash of all that goes into it."""
     wishes = recipe.model_dump(mode="json", include={"bad_rows", "max_row_bytes", "min_rows", "seed"})
     columns = recipe.columns if rows.rows is None else {}
     further = [_content(text, recipe) for text in read_by(step.verb, step.config)]
@@ -211,44 +274,46 @@ def _do(
     settings = step.config.model_dump(mode="json")
     versions = [_FORMAT, __version__, step.verb.name, step.verb.version]
     key = _hash(rows.identity, rows.name, orjson.dumps([versions, settings, wishes, columns, further]).decode())
-    folder = cache_root(recipe.data()) / "prepare" / key[:2] / key
-    title = f"{step.name}{f' of {name}' if name else ''}"
-    if (folder / "report.json").is_file():
-        console.say(f"{title}: in the cache")
-        result.cached += 1
-        return folder
-    console.say(title)
+    return cache_root(recipe.data()) / "prepare" / key[:2] / key
+
+
+def _stage(
+    step: _Step,
+    rows: _Set,
+    folder: Path,
+    feed: Handover | None,
+    recipe: RecipeConfig,
+    console: Console,
+    engine: Engine,
+    stack: ExitStack,
+    result: Run,
+    tools: ToolMaker | None,
+) -> Stage:
+    """A step ready to run; its folder gets its name when it has finished."""
+    columns = recipe.columns if rows.rows is None else {}
     read = validate(ReadConfig, {**{key: getattr(recipe, key) for key in ReadConfig.model_fields}, "columns": columns})
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as holder:
-            staged = Path(holder) / "step"
-            staged.mkdir()
-            parts = step.verb.parts(step.config) if step.verb.writes else ()
-            made = Places(
-                {part: staged / f"{part or 'rows'}.jsonl" for part in parts}, rejected=staged / "rejected.jsonl"
-            )
-            origins = {} if rows.rows is None else {rows.datasets[0]: Origins(rows.rows)}
-            finished = do(
-                step.verb,
-                step.config,
-                read,
-                rows.datasets,
-                made,
-                console,
-                tools=tools(step.verb, step.config) if tools else None,
-                origins=origins,
-                names=[rows.name],
-            )
-            write_atomic(staged / "report.json", to_bytes(finished.as_json()))
-            fsync_dir(staged)
-            if not folder.exists():
-                staged.rename(folder)
-    except OSError as error:
-        raise storage_error(error, folder) from error
-    say(finished, Places(rejected=folder / "rejected.jsonl"), console)
-    result.done += 1
-    return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    holder = stack.enter_context(tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-"))
+    staged = Path(holder) / "step"
+    staged.mkdir()
+    parts = step.verb.parts(step.config) if step.verb.writes else ()
+    made = Places({part: _output(staged, part) for part in parts}, rejected=staged / "rejected.jsonl")
+    origins = {} if rows.rows is None else {rows.datasets[0]: Origins(rows.rows)}
+    scratch = stack.enter_context(scratch_folder(read))
+    given = tools(step.verb, step.config) if tools else {}
+    job = Job(read, console, engine, scratch, given, origins)
+
+    def finish(finished: Finished) -> None:
+        write_atomic(staged / "report.json", to_bytes(finished.as_json()))
+        fsync_dir(staged)
+        if not folder.exists():
+            staged.rename(folder)
+        result.made.add(folder)
+        result.done += 1
+        say(finished, Places(rejected=folder / "rejected.jsonl"), console)
+
+    frame = job.follow(feed) if feed else job.open(rows.datasets)
+    return Stage(step.verb, step.config, job, frame, made, [rows.name], finish)
 
 
 def _after(step: _Step, name: str, rows: _Set, folder: Path) -> dict[str, _Set]:
@@ -257,7 +322,7 @@ def _after(step: _Step, name: str, rows: _Set, folder: Path) -> dict[str, _Set]:
         return {name: rows}
     after: dict[str, _Set] = {}
     for part in step.verb.parts(step.config):
-        path = folder / f"{part or 'rows'}.jsonl"
+        path = _output(folder, part)
         shown = part or name
         after[shown] = _Set((str(path),), f"{step.name}{f': {shown}' if shown else ''}", _hash(folder.name, part), path)
     return after
@@ -272,6 +337,12 @@ def _content(text: str, recipe: RecipeConfig) -> str:
 
 
 def _digest(path: Path) -> str:
+    found = path.stat()
+    return _digest_of(path, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _digest_of(path: Path, *_: int) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

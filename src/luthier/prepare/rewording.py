@@ -124,7 +124,7 @@ class Rewording:
         found: list[str] = []
         with job.console.progress("Rewording") as bar:
             for parcel in rows.scan(_Texts(self.uses), "Reading rows"):
-                lines = [orjson.loads(line) for line in parcel.lines.get("texts", bytearray()).split(b"\n")[:-1]]
+                lines = [orjson.loads(line) for line in parcel.lines.get("texts", b"").split(b"\n")[:-1]]
                 for start in range(0, len(lines), _ASKED_AT_ONCE):
                     block = lines[start : start + _ASKED_AT_ONCE]
                     made: list[dict[str, list[Any]]] = [{} for _ in block]

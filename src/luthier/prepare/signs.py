@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+
+from luthier.prepare.arrays import arrow_of, numpy_of
 
 
 def holding(texts: Sequence[str], sign: str) -> NDArray[np.bool_]:
     """Whether each text holds a pattern in the syntax of RE2; bool [texts]."""
     options = pc.MatchSubstringOptions(sign)
-    found = pc.call_function("match_substring_regex", [pa.array(texts, pa.large_string())], options)
-    return np.asarray(found.to_numpy(zero_copy_only=False), bool)
+    found = pc.call_function("match_substring_regex", [arrow_of(texts)], options)
+    return numpy_of(found)
 
 
 def counting(texts: Sequence[str], sign: str) -> NDArray[np.int64]:
     """How often each text holds a pattern, without overlaps; int64 [texts]."""
     options = pc.MatchSubstringOptions(sign)
-    found = pc.call_function("count_substring_regex", [pa.array(texts, pa.large_string())], options)
-    return np.asarray(found.to_numpy(zero_copy_only=False), np.int64)
+    found = pc.call_function("count_substring_regex", [arrow_of(texts)], options)
+    return numpy_of(found)
 
 
 def either(signs: Sequence[str | None]) -> str | None:

@@ -13,7 +13,7 @@ from luthier.data.sources import parse_spec
 from luthier.prepare.chunks import plan
 from luthier.prepare.config import ReadConfig, VerbConfig
 from luthier.prepare.engine import Engine
-from luthier.prepare.frame import Frame, Source
+from luthier.prepare.frame import Feed, Frame, Source
 from luthier.prepare.origins import Origins
 from luthier.prepare.parcel import Parcel
 from luthier.prepare.reading import Reading
@@ -70,16 +70,30 @@ class Job:
             DataError, ConfigError, MissingExtra: as `luthier.data.sources.open_rows`.
         """
         config = self.read.data()
-        sources = [
-            Source(
-                text, tuple(plan(parse_spec(text, self.read.hub), config, self.seed)), (self.origins or {}).get(text)
-            )
-            for text in datasets
-        ]
+        return self._frame(
+            [
+                Source(
+                    text,
+                    tuple(plan(parse_spec(text, self.read.hub), config, self.seed)),
+                    (self.origins or {}).get(text),
+                )
+                for text in datasets
+            ]
+        )
+
+    def follow(self, feed: Feed) -> Frame:
+        """The rows that another verb lets through, while it writes them."""
+        return self._frame([], feed)
+
+    def _frame(self, sources: Sequence[Source], feed: Feed | None = None) -> Frame:
         self._frames += 1
-        reading = Reading(self.read.columns, self.read.bad_rows, self.origins is not None)
-        rejected = self.scratch / f"rejected-{self._frames}.jsonl"
-        return Frame(sources, reading, self.engine, self.console, rejected, self.read.min_rows)
+        read = self.read
+        reading = Reading(read.columns, read.bad_rows, read.max_row_bytes, self.origins is not None)
+        return Frame(sources, reading, self.engine, self.console, self.rejected(self._frames), read.min_rows, feed)
+
+    def rejected(self, frame: int = 1) -> Path:
+        """The file that takes the rows of a frame which cannot be used; frames are counted as they are opened."""
+        return self.scratch / f"rejected-{frame}.jsonl"
 
 
 def _one_output(_: Any) -> tuple[str, ...]:
@@ -102,6 +116,10 @@ class Verb:
     """Part of the key of cached steps: raise it when the same input gives another result."""
     writes: bool = True
     """False for a verb that only looks."""
+    flows: bool = False
+    """Whether its stream is one pass over its rows whose parcels hold rows of their own batch alone, in order, and it
+    asks nothing of its sources before it reads them.  In a recipe such verbs share passes: the first pass of one looks
+    at the rows that the one before it writes."""
     reads: tuple[str, ...] = ()
     """Settings that name further files or data sets; their content enters the key of cached steps."""
     files: tuple[str, ...] = ()

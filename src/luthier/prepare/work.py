@@ -3,114 +3,26 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 
-from luthier import __version__
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.rundir import write_atomic
-from luthier.data.sources import files_of, parse_spec
 from luthier.data.textfile import cache_root
 from luthier.prepare.config import ReadConfig, VerbConfig
 from luthier.prepare.engine import Engine
-from luthier.prepare.origins import Origins
 from luthier.prepare.page import page
-from luthier.prepare.parcel import REMOVED
+from luthier.prepare.places import Places
 from luthier.prepare.report import Finished, to_bytes
+from luthier.prepare.stage import Stage
 from luthier.prepare.verb import Job, Verb
-from luthier.prepare.write import Writer, part_paths, refuse_overwriting, target
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where things go; what is None is not written."""
-
-    outputs: Mapping[str, Path] = field(default_factory=dict[str, Path])
-    """By the name of the part."""
-    report: Path | None = None
-    removed: Path | None = None
-    rejected: Path | None = None
-
-    @property
-    def page(self) -> Path | None:
-        """The page for people, beside the report."""
-        return self.report.with_suffix(".html") if self.report else None
-
-
-def places(
-    verb: Verb,
-    config: VerbConfig,
-    inputs: Sequence[str],
-    *,
-    output: str | None = None,
-    report: str | None = None,
-    removed: str | None = None,
-    hub: Literal["hf", "ms"] = "hf",
-) -> Places:
-    """Check where a verb is to write, before anything is read.
-
-    Raises:
-        ConfigError: a name that cannot be written, or that would overwrite an input.
-        DataError: an input that is not there.
-    """
-    if output and not verb.writes:
-        raise ConfigError(f"{verb.name} writes a report, no rows", where="--output", fix="Give --report FILE.json")
-    outputs = part_paths(output, verb.parts(config)) if output else {}
-    made = Places(
-        outputs=outputs,
-        report=target(report, "--report", (".json",)) if report else None,
-        removed=target(removed, "--removed", (".jsonl",)) if removed else None,
-        rejected=_rejected_path(output, report),
-    )
-    named = [*outputs.values(), made.report, made.page, made.removed, made.rejected]
-    refuse_overwriting(_files(verb, config, inputs, hub), [path for path in named if path])
-    return made
-
-
-def _rejected_path(output: str | None, report: str | None) -> Path | None:
-    beside = output or report
-    if beside is None:
-        return None
-    path = Path(beside).expanduser()
-    if path.is_dir() or not path.suffix:
-        return path / "rejected.jsonl"
-    return path.with_suffix(".rejected.jsonl")
-
-
-def _files(verb: Verb, config: VerbConfig, inputs: Sequence[str], hub: Literal["hf", "ms"]) -> list[Path]:
-    """Every local file that is read."""
-    found: list[Path] = []
-    for text in (*inputs, *read_by(verb, config)):
-        spec = parse_spec(text, hub)
-        if spec.kind == "local":
-            found += files_of(spec)
-    return found + plain_files(verb, config)
-
-
-def read_by(verb: Verb, config: VerbConfig) -> list[str]:
-    """The further files and data sets that a verb's settings name."""
-    return _named(verb.reads, config)
-
-
-def plain_files(verb: Verb, config: VerbConfig) -> list[Path]:
-    """The plain files that a verb's settings name, those that are there."""
-    paths = [Path(name).expanduser() for name in _named(verb.files, config)]
-    return [path for path in paths if path.is_file()]
-
-
-def _named(settings: Sequence[str], config: VerbConfig) -> list[str]:
-    found: list[str] = []
-    for name in settings:
-        value = getattr(config, name)
-        found += [value] if isinstance(value, str) else list(value or ())
-    return found
 
 
 def do(
@@ -122,16 +34,11 @@ def do(
     console: Console,
     *,
     tools: Mapping[str, Callable[..., Any]] | None = None,
-    origins: Mapping[str, Origins] | None = None,
-    names: Sequence[str] = (),
 ) -> Finished:
     """Run a verb on data sets.
 
     Args:
         tools: callables that the verb asks for by name.
-        origins: given for a step of a recipe: where the rows of its inputs first came from.  The step then writes the
-            origins of its own rows too.
-        names: what the report calls the inputs, when not by their paths.
 
     Raises:
         DataError: the rows cannot be read or used; nothing has been written then.
@@ -141,25 +48,9 @@ def do(
     if not inputs:
         raise ConfigError("no data set was named", where=verb.name, fix=f"luthier data {verb.name} FILE ...")
     with scratch_folder(read) as scratch, Engine(read.runner, read.workers, read.ray_address) as engine:
-        job = Job(read, console, engine, scratch, tools or {}, origins)
-        frame = job.open(inputs)
-        outcome = verb.run(frame, config, job)
-        paths = {**made.outputs, **({REMOVED: made.removed} if made.removed else {})}
-        with Writer(verb.parts(config) if verb.writes else (), paths, origins=origins is not None) as writer:
-            for parcel in outcome.stream or ():
-                writer.write(parcel)
-                outcome.report.tally.add(parcel.tally)
-            rejected = scratch / "rejected-1.jsonl"
-            if not frame.facts.rows:
-                raise DataError("no row was read", where=", ".join(inputs), code="no_rows")
-            writer.publish()
-        if made.rejected and rejected.exists():
-            made.rejected.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(made.rejected, rejected.read_bytes())
-    settings = config.model_dump(mode="json")
-    finished = Finished(
-        verb.name, __version__, tuple(names or inputs), settings, read.seed, frame.facts, writer.rows, outcome.report
-    )
+        job = Job(read, console, engine, scratch, tools or {})
+        stage = Stage(verb, config, job, job.open(inputs), made, inputs)
+        finished = stage.run()
     write_report(made, [finished])
     return finished
 
@@ -218,7 +109,7 @@ def scratch_folder(read: ReadConfig) -> Generator[Path]:
         for old in root.iterdir():
             owner = old.name.partition("-")[0]
             if owner.isdigit() and not psutil.pid_exists(int(owner)):
-                _remove(old)
+                shutil.rmtree(old)
         made = tempfile.TemporaryDirectory(dir=root, prefix=f"{os.getpid()}-", ignore_cleanup_errors=True)
     except OSError as error:
         fix = "Choose another place with --cache_dir or $LUTHIER_CACHE"
@@ -226,9 +117,3 @@ def scratch_folder(read: ReadConfig) -> Generator[Path]:
         raise DataError(what, where=str(root), fix=fix, code="cache_unwritable") from error
     with made as folder:
         yield Path(folder)
-
-
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink(missing_ok=True)
-    folder.rmdir()

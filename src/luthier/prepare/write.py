@@ -150,6 +150,8 @@ class Writer:
     def _discard(self) -> None:
         for stream in getattr(self, "_streams", {}).values():
             stream.close()
+        for origins in getattr(self, "_origins", {}).values():
+            origins.discard()
         for staged in self._staged.values():
             staged.unlink(missing_ok=True)
 

@@ -81,6 +81,7 @@ VERB = Verb(
     name="clean",
     config=CleanConfig,
     run=clean,
+    flows=True,
     about="Repair texts, mask personal data, and leave out rows that rules of quality, length or language refuse.",
     examples=(
         "luthier data clean raw.csv --output clean.jsonl --report clean.json",

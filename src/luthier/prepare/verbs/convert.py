@@ -128,6 +128,7 @@ VERB = Verb(
     name="convert",
     config=ConvertConfig,
     run=convert,
+    flows=True,
     about="Write rows of any recognised shape in another one, refusing what that shape cannot hold.",
     examples=(
         "luthier data convert alpaca.json --to messages --output chats.jsonl",

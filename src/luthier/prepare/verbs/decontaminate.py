@@ -178,6 +178,7 @@ VERB = Verb(
     name="decontaminate",
     config=DecontaminateConfig,
     run=decontaminate,
+    flows=True,
     about="Remove rows that hold a piece of an evaluation set, found by n-grams in common.",
     examples=(
         "luthier data decontaminate train.jsonl --against gsm8k/test.jsonl mmlu/test --output clean.jsonl",

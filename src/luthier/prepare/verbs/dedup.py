@@ -174,6 +174,7 @@ VERB = Verb(
     name="dedup",
     config=DedupConfig,
     run=dedup,
+    flows=True,
     about="Find rows that are there more than once, identical or nearly so, and keep the first one.",
     examples=(
         "luthier data dedup my.jsonl --exact --output clean.jsonl --report dedup.json",

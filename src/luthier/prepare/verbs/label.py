@@ -131,7 +131,7 @@ def _export(rows: Frame, config: LabelConfig) -> Outcome:
     def kept():
         tasks: list[bytes] = []
         for parcel in stream:
-            tasks.extend(bytes(parcel.lines.get("", b"")).split(b"\n")[:-1])
+            tasks.extend(parcel.lines.get("", b"").split(b"\n")[:-1])
             yield parcel
         write_atomic(path, tasks_file(tasks))
 
@@ -174,7 +174,7 @@ def _blocks(rows: Frame, config: LabelConfig, job: Job, judge: Any) -> NDArray[A
     found: list[bytes] = []
     with job.console.progress("Labelling") as bar:
         for parcel in rows.scan(Unlabelled(config.label, config.text, config.relabel), "Reading rows"):
-            lines = [orjson.loads(line) for line in bytes(parcel.lines.get("text", b"")).split(b"\n")[:-1]]
+            lines = [orjson.loads(line) for line in parcel.lines.get("text", b"").split(b"\n")[:-1]]
             for start in range(0, len(lines), _ASKED_AT_ONCE):
                 block = lines[start : start + _ASKED_AT_ONCE]
                 texts = [text for text, _ in block if text is not None]

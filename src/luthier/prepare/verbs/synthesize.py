@@ -102,7 +102,7 @@ def synthesize(rows: Frame, config: SynthesizeConfig, job: Job) -> Outcome:
     report = Report()
     seeds: list[Task] = []
     for parcel in rows.scan(_Seeds(False), "Reading seeds"):
-        lines = bytes(parcel.lines.get("seed", b"")).split(b"\n")[:-1]
+        lines = parcel.lines.get("seed", b"").split(b"\n")[:-1]
         seeds += [Task(*orjson.loads(line)) for line in lines[: _MOST_SEEDS - len(seeds)]]
         report.tally.add(parcel.tally)
     if not seeds:
