@@ -150,17 +150,15 @@ def pointwise(*, fused: bool) -> Pointwise:
     return Fused()
 
 
-def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int, device: torch.device) -> list[Batch]:
-    """One step's micro-batches of random tokens, every one of them trained."""
+def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int) -> list[Batch]:
+    """One step's micro-batches of random tokens, every one of them trained, on the host."""
     rng = np.random.default_rng(seed)
     groups = [
         Group((Tokens(rng.integers(0, vocabulary, length, dtype=np.int32), np.ones(length, np.float32)),))
         for length in lengths
     ]
-    return [
-        collate([groups[index] for index in members], members).to(device)
-        for members in micro_batches(lengths, capacity, 1)
-    ]
+    bins = micro_batches(lengths, capacity, 1)
+    return [collate([groups[index] for index in members], members) for members in bins]
 
 
 def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: Mesh) -> None:
@@ -179,10 +177,12 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
     torch.cuda.reset_peak_memory_stats()
     results, moments = list[StepResult](), list[float]()
     warm = 0.0
-    for number in range(WARM_UP + steps):
-        seed = number * mesh.world + mesh.rank
-        batches = make_step(work.lengths, mode.micro_tokens, model.vocabulary, seed, mesh.device)
+    # In a run, threads have them ready before they are asked for.
+    seeds = [number * mesh.world + mesh.rank for number in range(WARM_UP + steps)]
+    ready = [make_step(work.lengths, mode.micro_tokens, model.vocabulary, seed) for seed in seeds]
+    for number, step in enumerate(ready):
         optimizer.zero_grad()
+        batches = [batch.to(mesh.device) for batch in step]
         pending = begin(model, objective, batches, mesh, max_norm=1.0)
         ahead = optimizer.can_hold_still
         if ahead:
@@ -207,7 +207,7 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
         flush=True,
     )
     if profile:
-        batches = make_step(work.lengths, mode.micro_tokens, model.vocabulary, 0, mesh.device)
+        batches = [batch.to(mesh.device) for batch in ready[0]]
         activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
         with torch.profiler.profile(activities=activities) as seen:
             optimizer.zero_grad()

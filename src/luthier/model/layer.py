@@ -280,8 +280,8 @@ def _or_again(kept: Tensor | None, like: Tensor, *, in_place: bool = False) -> t
 
 
 def _beside(layer: Layer, product: Product, dy_TO: Tensor) -> Tensor:
-    """The output's gradient with room beside it."""
-    if not product.spare:
+    """The output's gradient, with room beside it where something is to ride there."""
+    if product.lends or not product.spare:
         return dy_TO
     room = product.room_back(dy_TO)
     layer.pointwise.copy(room[:, : product.out], dy_TO)

@@ -13,11 +13,8 @@ from torch import Tensor
 from luthier.model.ability import has_float8
 from luthier.model.float8 import Float8, multiply
 from luthier.model.lowbit import LowBitLinear
-from luthier.model.pointwise import LowRank, Pointwise
+from luthier.model.pointwise import Pointwise
 from luthier.model.products import Linear, Product, joined
-
-_PARTLY = 64
-"""Ranks of adapters that whoever reads a product is asked to add."""
 
 
 class LowBitProduct(Product):
@@ -43,30 +40,10 @@ class LowBitProduct(Product):
             y_TO += add_TO
         return y_TO.addmm_(u_TK, self._b_OK.t()) if self.rank else y_TO, u_TK
 
-    def partly(self, x_TI: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:
-        if not 0 < self.rank <= _PARTLY:
-            return super().partly(x_TI)
-        u_TK = x_TI @ self._a_KI.t()
-        return self.times(x_TI, self._bias()), u_TK, LowRank(u_TK, self._b_OK)
-
     def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
         du_TK = dy_TO @ self._b_OK
         dx_TI = self.times_back(dy_TO)
         return dx_TI.addmm_(du_TK, self._a_KI) if self.rank else dx_TI, du_TK
-
-    def input_gradient_partly(self, dy_TO: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:
-        if not 0 < self.rank <= _PARTLY:
-            return super().input_gradient_partly(dy_TO)
-        du_TK = dy_TO @ self._b_OK
-        return self.times_back(dy_TO), du_TK, LowRank(du_TK, self._a_KI.t())
-
-    def times(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
-        """x W^T + b.  [T, I] -> [T, O]"""
-        return torch.nn.functional.linear(x_TI, self._weight(), bias_O)
-
-    def times_back(self, dy_TO: Tensor) -> Tensor:
-        """dy W.  [T, O] -> [T, I]"""
-        return dy_TO @ self._weight()
 
     def _weight(self) -> Tensor:
         return joined([linear.dense(self.dtype) for linear in self.linears], self.dtype)

@@ -31,6 +31,9 @@ from luthier.model.pointwise import LowRank
 _ALIGN = 64
 """Columns that adapters take come in multiples of this: 128 bytes in bfloat16, the tile of a matrix kernel."""
 
+_PARTLY = 64
+"""Ranks of adapters that whoever reads a product is asked to add."""
+
 
 @dataclass(frozen=True, slots=True)
 class Linear:
@@ -111,6 +114,11 @@ class Product:
         fixed = all(linear.bias is None or not linear.bias.requires_grad for linear in linears)
         self._fixed_bias = self._join_biases() if fixed else None
 
+    @property
+    def lends(self) -> bool:
+        """Whether whoever reads the product is asked to add its adapters."""
+        return 0 < self.rank <= _PARTLY
+
     def riders(self) -> list[Rider]:
         """Where the adapters ride."""
         seats = self._seats()
@@ -134,6 +142,12 @@ class Product:
         return (
             None if self._held is None else (self._held[self.out :, : self.into], self._held[: self.out, self.into :])
         )
+
+    def _riding(self) -> tuple[Tensor, Tensor]:
+        """A_KI and s B_OK of all adapters, as they are now."""
+        seats = self._seats()
+        assert seats is not None
+        return seats[0][: self.rank], seats[1][:, : self.rank]
 
     def room(self, x_T: Tensor) -> Tensor:
         """Memory for an input and what rides beside it.  [T, I + K]"""
@@ -159,7 +173,11 @@ class Product:
 
     def partly(self, x_TI: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:
         """`forward`, and what y_TO still lacks."""
-        return *self.forward(x_TI), None
+        if not self.lends:
+            return *self.forward(x_TI), None
+        a_KI, b_OK = self._riding()
+        u_TK = x_TI[:, : self.into] @ a_KI.t()
+        return self.times(x_TI[:, : self.into], self._bias()), u_TK, LowRank(u_TK, b_OK)
 
     def _inner(self, x_TI: Tensor) -> Tensor:
         """u_TK, put beside x as well."""
@@ -176,11 +194,23 @@ class Product:
         weight = self._weight()
         if self.spare:
             torch.mm(dy_TO[:, : self.out], weight[: self.out, self.into :], out=dy_TO[:, self.out :])
-        return dy_TO @ weight[:, : self.into], dy_TO[:, self.out : self.out + self.rank]
+        return dy_TO @ weight[:, : self.into], dy_TO[:, self.out : self.out + self.rank].contiguous()
 
     def input_gradient_partly(self, dy_TO: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:
-        """`input_gradient`, and what dx_TI still lacks."""
-        return *self.input_gradient(dy_TO), None
+        """`input_gradient`, and what dx_TI still lacks.  Where the product `lends`, dy needs no room beside it."""
+        if not self.lends:
+            return *self.input_gradient(dy_TO), None
+        a_KI, b_OK = self._riding()
+        du_TK = dy_TO[:, : self.out] @ b_OK
+        return self.times_back(dy_TO[:, : self.out]), du_TK, LowRank(du_TK, a_KI.t())
+
+    def times(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """x W^T + b, without adapters.  [T, I] -> [T, O]"""
+        return torch.nn.functional.linear(x_TI, self._weight()[: self.out, : self.into], bias_O)
+
+    def times_back(self, dy_TO: Tensor) -> Tensor:
+        """dy W, without adapters.  [T, O] -> [T, I]"""
+        return dy_TO @ self._weight()[: self.out, : self.into]
 
     def gradients(
         self,

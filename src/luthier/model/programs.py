@@ -13,6 +13,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+
 
 @triton.jit
 def norm(out, out_t, out_n, h, h_t, h_n, weight, heads, width, eps, BLOCK: tl.constexpr):
@@ -286,7 +288,8 @@ def score(logits, logits_r, targets, logprobs, correct, norms, vocabulary, BLOCK
         if high > top:
             total = total * tl.exp(top - high)
             top = high
-        total += tl.exp(value - top)
+        # 2^(a x - a top), which is one multiply-add and one exponential.
+        total += tl.exp2(value * LOG2_E - top * LOG2_E)
     norm = top + tl.log(tl.sum(total, 0))
     # Of equal logits the first counts, as in torch.argmax.
     likeliest = tl.min(tl.where(best == top, where + lane, vocabulary), 0)
