@@ -233,6 +233,8 @@ def test_a_run_is_judged_used_and_opened_by_plain_libraries(
     classes = json.loads((run / "classes.json").read_text())
     assert classes["confusion"] == [[12, 0], [0, 12]]
     assert [row["support"] for row in classes["classes"]] == [12, 12]
+    assert [(row["name"], row["f1"]) for row in classes["averages"]] == [("macro average", 1.0), ("micro average", 1.0)]
+    assert (run / "confusion.csv").read_text() == "wanted \\ predicted,no,yes\nno,12,0\nyes,0,12\n"
     assert (run / "plots/confusion.png").stat().st_size > 1000
     assert "| yes | 1.000 | 1.000 | 1.000 | 12 |" in (run / "report.md").read_text()
     found = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
@@ -257,6 +259,33 @@ def test_a_run_is_judged_used_and_opened_by_plain_libraries(
         inputs = AutoTokenizer.from_pretrained(checkpoint)(YES_OR_NO, padding=True, return_tensors="pt")
         shares = network(**inputs).logits.softmax(1)
     assert [row["probabilities"]["yes"] for row in told[:-1]] == pytest.approx(shares[:, 1].tolist(), abs=1e-5)
+
+
+def test_columns_that_were_renamed_in_training_are_renamed_in_use(
+    folder_of: Callable[[str], Path], tmp_path: Path, capsys: Any
+):
+    from luthier.cli.app import main
+
+    rows = tmp_path / "rows.csv"
+    named = [f"{text},{label},{n}" for n, (text, label) in enumerate(zip(YES_OR_NO, ANSWERS, strict=True))]
+    rows.write_text("\n".join(["said,verdict,text", *named]))
+    columns = '{"said": "text", "verdict": "label"}'
+    checkpoint = trained(folder_of("bert"), tmp_path, rows, columns=columns, max_steps=2)
+    answers = tmp_path / "answers.jsonl"
+    use = ["infer", "--model", str(checkpoint), "--device", "cpu", "--result_path", str(answers)]
+    assert main([*use, "--val_dataset", str(rows)]) == 0
+    told = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [(row["text"], row["reference"]) for row in told] == list(zip(YES_OR_NO, ANSWERS, strict=True))
+
+    other = tmp_path / "other.csv"
+    other.write_text("remark,text\nthe violin maker planes,7\n")
+    answers.unlink()
+    assert main([*use, "--val_dataset", str(other), "--columns", '{"remark": "text"}']) == 0
+    assert json.loads(answers.read_text())["text"] == "the violin maker planes"
+
+    words = ["--eval_dataset", str(rows), "--output_dir", str(tmp_path / "judged")]
+    assert main(["eval", "--model", str(checkpoint), "--device", "cpu", *words]) == 0
+    assert "macro-f1" in capsys.readouterr().out
 
 
 def test_a_classifier_does_not_talk(folder_of: Callable[[str], Path], tmp_path: Path, capsys: Any):

@@ -55,6 +55,14 @@ def test_every_adapter_is_used_over_its_base(method: Method) -> None:
         assert "--adapters" in commands[AGAIN]
 
 
+def test_students_talk_and_vectors_are_served() -> None:
+    student = usage(Path("run"), of(objective=kinds.Distill(teacher="big"), method=Full()), ENDING)
+    assert student["Talk to it"] == f"luthier infer --model '{MADE}'"
+    assert f"--task_type distill --teacher big --model '{MADE}'" in student[AGAIN]
+    embedder = usage(Path("run"), of(objective=kinds.Embed(), method=Full()), ENDING)
+    assert embedder["Serve its vectors (/v1/embeddings)"] == f"luthier deploy --model '{MADE}'"
+
+
 def test_other_tasks_are_taught_by_their_own_name() -> None:
     commands = usage(Path("r"), of(objective=kinds.Mlm(), method=Full()), ENDING)
     assert "Talk to it" not in commands

@@ -10,6 +10,7 @@ from luthier.base.errors import ConfigError, DataError, LuthierError
 from luthier.base.records import BadRow, Chat, Fault, Json, Message
 from luthier.base.rundir import RunDir
 from luthier.cli.speaker import Speaker
+from luthier.data.checks import renamed
 from luthier.data.config import DataConfig
 from luthier.data.formats import read_record
 from luthier.data.row import Row
@@ -27,13 +28,16 @@ class Question:
     reference: str | None
 
 
-def answer_file(dataset: str, result: Path, speaker: Speaker, progress: Callable[[int], None]) -> str:
+def answer_file(
+    dataset: str, result: Path, speaker: Speaker, columns: Mapping[str, str], progress: Callable[[int], None]
+) -> str:
     """Answer every row of a data set into a JSON-lines file, one line a row; returns what was done, in a sentence.
 
     Lines come as answers are finished, each with the `index` of its row.  Rows whose line is there already are skipped,
     so an interrupted file is finished by the same command.  A row that asks nothing gets a line with its `error`.
 
     Args:
+        columns: what columns of the rows are called, and what they mean.
         progress: told how many rows have been dealt with.
 
     Raises:
@@ -57,7 +61,7 @@ def answer_file(dataset: str, result: Path, speaker: Speaker, progress: Callable
         for index in range(len(rows)):
             try:
                 name = _adapter(rows[index])
-                asked = question_of(rows[index], speaker.system(name))
+                asked = question_of(rows[index], speaker.system(name), columns)
                 if index in done:
                     _check_same(done[index], asked, result)
                     progress(1)
@@ -104,7 +108,7 @@ def _check_same(line: dict[str, Json], asked: Question, result: Path) -> None:
         )
 
 
-def question_of(row: Row, system: str | None) -> Question:
+def question_of(row: Row, system: str | None, columns: Mapping[str, str]) -> Question:
     """What to ask for one row: everything before its last answer, or a question that has none.
 
     Raises:
@@ -112,7 +116,8 @@ def question_of(row: Row, system: str | None) -> Question:
     """
     if isinstance(row.value, Fault):
         raise BadRow(row.value)
-    value: dict[str, Json] = {key: item for key, item in row.value.items() if item is not None and key != "adapter"}
+    renaming = renamed(row.value, columns)
+    value: dict[str, Json] = {key: item for key, item in renaming.items() if item is not None and key != "adapter"}
     record = read_record(next(_with_answer(value), value), row.where, [])
     if not isinstance(record, Chat):
         raise BadRow(Fault("not_a_question", row.where, "the row is plain text, not a question"))

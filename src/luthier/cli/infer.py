@@ -40,6 +40,9 @@ class InferConfig(Config):
     """Answers match this regular expression."""
     val_dataset: str | None = None
     """Answer the questions of this data set instead of talking: any shape that is trained on, or questions alone."""
+    columns: dict[str, str] = {}
+    """Rename columns of val_dataset before its shape is recognised: {"their name": "our name"}. What was renamed in
+    training is renamed here too."""
     result_path: str | None = None
     """JSON-lines file for the answers to val_dataset; lines already in it are not answered again."""
     batch_size: int = Field(default=8, ge=1)
@@ -66,7 +69,7 @@ def infer(options: InferConfig, console: Console) -> None:
     # A page of help must not wait for torch.
     from luthier.cli.predict import predicts
 
-    if predicts(options.model, options.val_dataset, options.result_path, options.device, console):
+    if predicts(options.model, options.val_dataset, options.result_path, options.columns, options.device, console):
         return
     from luthier.cli.answers import answer_file
     from luthier.cli.conversation import WORDS, Conversation, show, typed
@@ -75,12 +78,22 @@ def infer(options: InferConfig, console: Console) -> None:
         speaker = _open(options, form, console, stack)
         if options.val_dataset is not None and options.result_path is not None:
             with console.progress("Answering rows") as bar:
-                done = answer_file(options.val_dataset, Path(options.result_path), speaker, bar.advance)
+                done = answer_file(
+                    options.val_dataset, Path(options.result_path), speaker, _columns(options), bar.advance
+                )
             console.result(done, summary=done, result_path=options.result_path)
         else:
             if sys.stdin.isatty():
                 show(WORDS)
             Conversation(speaker, stream=options.stream).run(typed, show)
+
+
+def _columns(options: InferConfig) -> dict[str, str]:
+    from luthier.run.opening import split_named
+    from luthier.run.result import find
+
+    config, named = split_named(options.model)
+    return {**(find(config).columns if not named else {}), **options.columns}
 
 
 def form_of(json_schema: str | None, regex: str | None) -> Form | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from luthier.base.console import Console
@@ -10,9 +11,17 @@ from luthier.model.config import ModelConfig
 
 
 def predicts(
-    model: ModelConfig, val_dataset: str | None, result_path: str | None, device: str, console: Console
+    model: ModelConfig,
+    val_dataset: str | None,
+    result_path: str | None,
+    columns: Mapping[str, str],
+    device: str,
+    console: Console,
 ) -> bool:
     """Classify the rows of a file, if the model is one that does; whether it is.
+
+    Args:
+        columns: renamed in the rows; those that were renamed in training are too.
 
     Raises:
         ConfigError: it is, and no file was named.
@@ -44,6 +53,6 @@ def predicts(
         )
     predictor = open_predictor(usable, device_of(device))
     with console.progress("Classifying rows") as bar:
-        done = predict_file(val_dataset, Path(result_path), predictor, bar.advance)
+        done = predict_file(val_dataset, Path(result_path), predictor, {**usable.columns, **columns}, bar.advance)
     console.result(done, summary=done, result_path=result_path)
     return True

@@ -17,6 +17,7 @@ from luthier.cli.flags import choose_members, members_with, parse
 from luthier.cli.help import Command, page
 from luthier.cli.launch import supervise, torchrun
 from luthier.data.config import DataConfig
+from luthier.model.config import ModelConfig
 from luthier.objectives.config import Multi, Sft
 from luthier.run.config import RunConfig, resolve
 from luthier.run.pick import pick, picked, picked_stages
@@ -122,19 +123,19 @@ def read_config(
             tree = merge(tree, {"objective": {"type": objective}})
     several = members_with(tree, "objective", RunConfig)
     data = validate(DataConfig, tree.get("data", {})) if len(several) > 1 else DataConfig()
-    if data.datasets and (evident := pick(data).type) in several:
+    if data.datasets and (evident := pick(data, _model(tree)).type) in several:
         tree["objective"]["type"] = evident
     choose_members(tree, RunConfig)
     config = validate(RunConfig, tree)
     if not tree.get("objective") and config.data.datasets:
-        found = pick(config.data)
+        found = pick(config.data, config.model)
         config = config.model_copy(update={"objective": found})
         if not isinstance(found, Sft):
             parsed.notes.append(f"the data is for {found.type}, which is trained; --task_type says otherwise")
     if config.stages and not tree.get("objective"):
         config = config.model_copy(update={"stages": picked_stages(config)})
     if isinstance(config.objective, Multi):
-        config = config.model_copy(update={"objective": picked(config.objective, config.data)})
+        config = config.model_copy(update={"objective": picked(config.objective, config.data, config.model)})
     config = resolve(config)
     if "eval" in parsed.tree and not config.judged:
         fix = "give --val_dataset, or hold rows out with --split_dataset_ratio 0.05"
@@ -142,6 +143,10 @@ def read_config(
     for note in parsed.notes:
         console.warn(note)
     return config
+
+
+def _model(tree: Tree) -> ModelConfig:
+    return validate(ModelConfig, tree.get("model", {}))
 
 
 def run_command(

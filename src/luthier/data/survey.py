@@ -11,9 +11,10 @@ from luthier.base.errors import LuthierError
 from luthier.base.records import Fault, Label, Record, Task
 from luthier.data.checks import RecordOptions, renamed, to_record
 from luthier.data.config import DataConfig
+from luthier.data.formats import shape_of
 from luthier.data.row import Row
 from luthier.data.sources import open_rows, parse_spec, stream_rows
-from luthier.data.tasks import task_of
+from luthier.data.tasks import has_class, task_of
 
 _LOOKED_AT = 50
 """Rows that decide what a set is for."""
@@ -44,20 +45,36 @@ def _rows(config: DataConfig, specs: Sequence[str]) -> Iterator[Row]:
             yield from (rows[index] for index in range(len(rows)))
 
 
-def evident_task(config: DataConfig) -> Task:
-    """The task that most of the first rows of the first set are for; `language` when it cannot be read.
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What most of the first rows of a set are like."""
 
-    Whatever is wrong with the set is told when it is read for good.
-    """
+    task: Task = "language"
+    """The task they are evidently for; `language` also when they cannot be read."""
+    classes: bool = False
+    """Whether they are texts with a column that is usually a class, though it may be metadata."""
+    texts: bool = False
+    """Whether they are texts that nobody answers."""
+
+
+def look(config: DataConfig) -> Look:
+    """Look at the first rows of the first set.  Whatever is wrong with it is told when it is read for good."""
+    tasks: Counter[Task] = Counter()
+    classes: Counter[bool] = Counter()
+    texts: Counter[bool] = Counter()
     try:
         spec = parse_spec(config.datasets[0], config.hub)
-        found: Counter[Task] = Counter()
         for row in islice(stream_rows(spec, config), _LOOKED_AT):
             if not isinstance(row.value, Fault):
-                found[task_of(renamed(row.value, config.columns))] += 1
+                value = renamed(row.value, config.columns)
+                tasks[task_of(value)] += 1
+                classes[has_class(value)] += 1
+                texts[shape_of(value) == "text"] += 1
     except LuthierError:
-        return "language"
-    return found.most_common(1)[0][0] if found else "language"
+        return Look()
+    if not tasks:
+        return Look()
+    return Look(tasks.most_common(1)[0][0], classes.most_common(1)[0][0], texts.most_common(1)[0][0])
 
 
 @dataclass(frozen=True, slots=True)

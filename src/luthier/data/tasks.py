@@ -75,6 +75,13 @@ def task_of(value: Mapping[str, Json]) -> Task:
     return "classification" if label is not None and low.keys() & {"text", "input", "sentence"} else "language"
 
 
+def has_class(value: Mapping[str, Json]) -> bool:
+    """Whether a row that gives nothing away has a text and a column that is usually a class, of one short value."""
+    low = {key.lower(): item for key, item in value.items() if item is not None}
+    found = next((low[name] for name in _MORE_LABELS if name in low), None)
+    return isinstance(found, str | int) and bool(low.keys() & set(_TEXTS))
+
+
 @lru_cache(maxsize=4096)
 def _task_by_name(columns: tuple[str, ...]) -> Task | None:
     """The task that names of columns alone give away."""

@@ -5,7 +5,7 @@ They are read by the shapes that training recognises; an evaluation leaves no ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -13,6 +13,7 @@ from typing import Generic, TypeVar
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import BadRow, Fault, Json, Labelled, Message, Record, Similar, Tagged
 from luthier.base.records import Task as Purpose
+from luthier.data.checks import renamed
 from luthier.data.config import DataConfig
 from luthier.data.sources import DatasetSpec, open_rows
 from luthier.data.survey import names_of
@@ -45,7 +46,9 @@ def labelled(name: str, folder: Path, config: SetConfig, skill: Skill) -> list[T
 
     joint = (R2, PEARSON, SPEARMAN) if skill.problem == "regression" else (MACRO_F1,)
     classes = skill.labels if skill.problem == "single_label_classification" else ()
-    return list(_tasks(name, folder, config, _Reading("classification", Labelled, item), "label", classes, joint))
+    return list(
+        _tasks(name, folder, config, _Reading("classification", Labelled, item, skill.columns), "label", classes, joint)
+    )
 
 
 def tagged(name: str, folder: Path, config: SetConfig, skill: Skill) -> list[Task]:
@@ -54,12 +57,14 @@ def tagged(name: str, folder: Path, config: SetConfig, skill: Skill) -> list[Tas
     def item(record: Tagged) -> Item:
         return Item("", (Message("user", " ".join(record.tokens)),), (" ".join(record.tags),), record=record)
 
-    return list(_tasks(name, folder, config, _Reading("tagging", Tagged, item), "tag", skill.labels, (MACRO_F1,)))
+    return list(
+        _tasks(name, folder, config, _Reading("tagging", Tagged, item, skill.columns), "tag", skill.labels, (MACRO_F1,))
+    )
 
 
 def in_order(name: str, folder: Path, config: SetConfig, skill: Skill) -> list[Task]:
     """Queries, each with texts that answer it and texts that do not, to be put in order."""
-    return similar(name, folder, config, Skill("pairs"))
+    return similar(name, folder, config, replace(skill, kind="pairs"))
 
 
 def similar(name: str, folder: Path, config: SetConfig, skill: Skill) -> list[Task]:
@@ -78,9 +83,8 @@ def similar(name: str, folder: Path, config: SetConfig, skill: Skill) -> list[Ta
         return Item("", (Message("user", record.query),), record.positives, record=record)
 
     tasks: list[Task] = []
-    for task in _tasks(
-        name, folder, config, _Reading("similarity", Similar, item), "relate", joint=(PEARSON, SPEARMAN)
-    ):
+    reading = _Reading("similarity", Similar, item, skill.columns)
+    for task in _tasks(name, folder, config, reading, "relate", joint=(PEARSON, SPEARMAN)):
         rows = [one.record for one in task.items if isinstance(one.record, Similar)]
         scored = {row.score is not None for row in rows}
         if len(scored) > 1:
@@ -111,6 +115,7 @@ class _Reading(Generic[R]):
     kind: type[R]
     item: Callable[[R], Item]
     """From a record; ValueError, with the end of a sentence about the row, where it cannot be asked."""
+    columns: Mapping[str, str]
 
 
 def _tasks(
@@ -138,7 +143,7 @@ def _items(path: Path, reading: _Reading[R], limit: int | None) -> Iterator[Item
         try:
             if isinstance(row.value, Fault):
                 raise BadRow(row.value)
-            record = read_as(row.value, row.where, [], reading.purpose)
+            record = read_as(renamed(row.value, reading.columns), row.where, [], reading.purpose)
             assert isinstance(record, reading.kind), "a purpose has one kind of record"
             yield replace(reading.item(record), key=str(number))
         except BadRow as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -32,6 +32,8 @@ class Skill:
     """Classes or tags, in order."""
     problem: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     """What classes are given: one, several, or a number."""
+    columns: Mapping[str, str] = field(default_factory=dict[str, str])
+    """What columns of its rows are called, and what they mean: {theirs: ours}."""
 
     @property
     def words(self) -> str:

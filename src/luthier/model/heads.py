@@ -102,6 +102,20 @@ PEFT_TASKS: dict[Kind, str | None] = {
 }
 
 
+def made_for(settings: Mapping[str, Any]) -> Kind | None:
+    """What a model is before it is trained for a task, by its config.json: an encoder that fills gaps (masked), an
+    encoder with a decoder (seq2seq), or a language model (causal).  None where the file does not say."""
+    named = " ".join(settings.get("architectures") or ())
+    if settings.get("is_encoder_decoder"):
+        return "seq2seq"
+    if "CausalLM" in named or "LMHeadModel" in named or settings.get("is_decoder"):
+        return "causal"
+    kind = settings.get("model_type")
+    if kind in written_for("masked"):
+        return "masked"
+    return "causal" if kind in written_for("causal") else None
+
+
 def loader(head: Head) -> Callable[..., Any]:
     """What reads a model with this head from its folder."""
     return getattr(transformers, CLASSES[head.kind]).from_pretrained

@@ -187,6 +187,24 @@ def _settings(folder: Path, config: ModelConfig, wanted: Kind | None) -> PreTrai
     return AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
 
 
+def check_head(config: ModelConfig, wanted: Kind) -> None:
+    """Look at a model's files for whether it can have a head, before anything that takes long.
+
+    Raises:
+        ModelError: it cannot.
+    """
+    _settings(model_folder(config), config, wanted)
+
+
+_SUITED: dict[Kind | None, str] = {
+    "masked": "An encoder is trained by --task_type mlm, seq_cls, token_cls, embedding or reranker",
+    "seq2seq": "An encoder with a decoder is trained by --task_type seq2seq, or span_corruption if it is a T5",
+    "causal": "A language model is trained without --task_type, or by seq_cls, token_cls, embedding, "
+    "generative_reranker or distill",
+}
+"""What a model that lacks a task's architecture can be trained for, by what it was made for."""
+
+
 def _refuse_other_architecture(folder: Path, kind: str | None, architectures: list[str], wanted: Kind) -> None:
     known = heads.written_for(wanted)
     # What only classifies has no vocabulary to score: its head cannot be made up.
@@ -194,11 +212,13 @@ def _refuse_other_architecture(folder: Path, kind: str | None, architectures: li
     if kind in known and not other:
         return
     ending = heads.CLASSES[wanted].removeprefix("AutoModel")
+    suited = _SUITED.get(heads.made_for(read_json(folder / "config.json")))
+    other_model = f"give a model whose architecture ends in {ending}" if ending else "give another model"
     raise ModelError(
         f"{', '.join(architectures) or kind} is not {heads.WORDS[wanted]}",
         where=str(folder / "config.json"),
         code="wrong_architecture",
-        fix=f"Give a model whose architecture ends in {ending}" if ending else "Give another model",
+        fix=f"{suited}; or {other_model}" if suited else other_model.capitalize(),
     )
 
 

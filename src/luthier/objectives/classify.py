@@ -36,10 +36,10 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import Head, own_labels
 from luthier.model.load import Model
 from luthier.objectives.config import SeqCls
-from luthier.objectives.findings import ClassRow, Findings
+from luthier.objectives.findings import Findings, class_rows
 from luthier.objectives.setting import Plainly, Setting
 from luthier.objectives.weights import WHERE, class_weights
-from luthier.score.labels import Flags, classified, confusion, count, precision_recall_f1, regressed
+from luthier.score.labels import Flags, classified, confusion, count, regressed
 
 Problem = Literal["single_label_classification", "multi_label_classification", "regression"]
 
@@ -219,19 +219,19 @@ class Classification(Plainly):
         if self.problem == "regression":
             numbers: list[list[float]] = outputs["reference"].tolist()
             wanted: list[Json] = [round(values[0], 6) for values in numbers]
-            return {"": Findings(_joined(outputs, answers, wanted), [], None)}
+            return {"": Findings(_joined(outputs, answers, wanted))}
         hits_SC, wanted_SC = self.flags(outputs)
         counts = count(hits_SC, wanted_SC)
-        each = precision_recall_f1(counts.hits, counts.predicted, counts.wanted)
-        classes = [
-            ClassRow(name, float(each[0][n]), float(each[1][n]), float(each[2][n]), int(counts.wanted[n]))
-            for n, name in enumerate(self.labels)
-        ]
+        classes, averages = class_rows(self.labels, counts)
         names = [[self.labels[n] for n in np.flatnonzero(row)] for row in wanted_SC]
         if self.problem == "multi_label_classification":
-            return {"": Findings(_joined(outputs, answers, [list[Json](row) for row in names]), classes, None)}
+            wrong, missed = counts.predicted - counts.hits, counts.wanted - counts.hits
+            left = len(hits_SC) - counts.hits - wrong - missed
+            verdicts_C4 = np.stack([counts.hits, wrong, missed, left], axis=1)
+            rows = _joined(outputs, answers, [list[Json](row) for row in names])
+            return {"": Findings(rows, classes, averages, verdicts_C4=verdicts_C4)}
         table = confusion(hits_SC.argmax(1), wanted_SC.argmax(1), len(self.labels))
-        return {"": Findings(_joined(outputs, answers, [row[0] for row in names]), classes, table)}
+        return {"": Findings(_joined(outputs, answers, [row[0] for row in names]), classes, averages, table)}
 
     @property
     def _threshold(self) -> float:

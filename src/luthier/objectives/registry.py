@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from luthier.model.load import check_head
 from luthier.objectives import config as kinds
 from luthier.objectives.config import Objective, One, Pretrain, SeqCls, Sft, TokenCls, overlong
 from luthier.objectives.setting import Learnable, Part, Setting, Whole
@@ -42,6 +43,8 @@ def build(config: One, setting: Setting) -> Learnable:
     Raises:
         ConfigError, DataError, ModelError: settings, data and model do not go together.
     """
+    if isinstance(config, Pretrain | Sft | kinds.Distill | kinds.GenerativeRerank):
+        check_head(setting.model, "causal")  # before its template is looked for, which only language models have
     match config:
         case Pretrain() | Sft():
             from luthier.objectives.language import Language

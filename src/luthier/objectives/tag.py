@@ -33,11 +33,10 @@ from luthier.engine.objective import Terms
 from luthier.model.heads import Head, own_labels
 from luthier.model.load import Model
 from luthier.objectives.config import TokenCls
-from luthier.objectives.findings import ClassRow, Findings
+from luthier.objectives.findings import Findings, class_rows
 from luthier.objectives.setting import Plainly, Setting
 from luthier.objectives.weights import class_weights
 from luthier.score import entities
-from luthier.score.labels import precision_recall_f1
 
 
 def tagging(config: TokenCls, setting: Setting) -> Tagging:
@@ -208,11 +207,7 @@ class Tagging(Plainly):
             for sample, mine, theirs in zip(samples, predicted, wanted, strict=True)
         }
         each = entities.by_type(predicted, wanted) if self.scheme != "none" else {}
-        classes: list[ClassRow] = []
-        for name, counts in each.items():
-            precision, recall, f1 = precision_recall_f1(*counts)
-            classes.append(ClassRow(name, float(precision), float(recall), float(f1), counts[2]))
-        return {"": Findings(rows, classes, None)}
+        return {"": Findings(rows, *class_rows(list(each), entities.counted(each)))}
 
     def sequences(self, outputs: Mapping[str, Tensor]) -> tuple[list[list[str]], list[list[str]]]:
         """Tags predicted and wanted, of each sequence in the order of the set."""

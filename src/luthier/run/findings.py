@@ -1,8 +1,13 @@
-"""Writing down what a classifier did on its validation set: predictions.jsonl, classes.json, plots/confusion.png."""
+"""Writing down what a classifier did on its validation set: predictions, scores of classes, who is taken for whom.
+
+The files are predictions.jsonl, classes.json, confusion.csv and plots/confusion.png.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,7 +23,7 @@ from luthier.evaluate.pictures import matrix
 from luthier.objectives.findings import Findings
 from luthier.objectives.setting import Whole
 
-PREDICTIONS, CLASSES = "predictions.jsonl", "classes.json"
+PREDICTIONS, CLASSES, CONFUSION = "predictions.jsonl", "classes.json", "confusion.csv"
 _DRAWN = 100
 """Most classes of a picture; beyond, nothing could be read."""
 
@@ -43,10 +48,27 @@ def _write(run: RunDir, task: str, found: Findings, groups: Groups, tokenizer: P
     write_atomic(run.file(task + PREDICTIONS), b"".join(lines))
     if not found.classes:
         return
-    written: dict[str, Any] = {"classes": [asdict(row) for row in found.classes], "confusion": None}
+    written: dict[str, Any] = {
+        "classes": [asdict(row) for row in found.classes],
+        "averages": [asdict(row) for row in found.averages],
+        "confusion": None,
+    }
+    names = [row.name for row in found.classes]
     if found.confusion_CC is not None:
         table: NDArray[np.int64] = found.confusion_CC
         written["confusion"] = table.tolist()
         if len(table) <= _DRAWN:
-            write_atomic(run.file(f"plots/{task}confusion.png"), matrix(table, [row.name for row in found.classes]))
+            write_atomic(run.file(f"plots/{task}confusion.png"), matrix(table, names))
+        run.write_text(task + CONFUSION, _csv(["wanted \\ predicted", *names], names, table))
+    if found.verdicts_C4 is not None:
+        verdicts = ["class", "found rightly", "found wrongly", "missed", "left rightly"]
+        run.write_text(task + CONFUSION, _csv(verdicts, names, found.verdicts_C4))
     write_atomic(run.file(task + CLASSES), orjson.dumps(written))
+
+
+def _csv(header: Sequence[str], names: Sequence[str], counts: NDArray[np.int64]) -> str:
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(header)
+    table.writerows([name, *row] for name, row in zip(names, counts.tolist(), strict=True))
+    return text.getvalue()

@@ -1,4 +1,4 @@
-"""Which objective a run has, when nobody said: what the rows of its first set are evidently for."""
+"""Which objective a run has, when nobody said: what the rows of its first set, and its model, are evidently for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 from luthier.base.records import Task
 from luthier.data.config import DataConfig
-from luthier.objectives.config import Embed, Multi, One, SeqCls, Sft, TokenCls
+from luthier.model.config import ModelConfig
+from luthier.objectives.config import Embed, Mlm, Multi, One, Seq2Seq, SeqCls, Sft, SpanCorruption, TokenCls
 from luthier.run.config import RunConfig, stage_of
 
 PICKED: dict[Task, type[SeqCls | TokenCls | Embed]] = {
@@ -18,11 +19,15 @@ PICKED: dict[Task, type[SeqCls | TokenCls | Embed]] = {
 """The objective for rows that are evidently no language modelling; others are told by the data's own checks."""
 
 
-def picked(objective: Multi, data: DataConfig) -> Multi:
+_SENTINELS = ("t5", "mt5", "umt5", "longt5", "switch_transformers")
+"""Model types that learn to write hidden spans."""
+
+
+def picked(objective: Multi, data: DataConfig, model: ModelConfig) -> Multi:
     """Several tasks, each with the objective that its first rows are for where nobody said another."""
     tasks = {
         name: task.model_copy(
-            update={"objective": task.objective or pick(data.model_copy(update={"datasets": task.datasets}))}
+            update={"objective": task.objective or pick(data.model_copy(update={"datasets": task.datasets}), model)}
         )
         for name, task in objective.tasks.items()
     }
@@ -35,17 +40,47 @@ def picked_stages(config: RunConfig) -> dict[str, dict[str, Any]]:
     for name, own in config.stages.items():
         data = stage_of(config, name).data
         known = "objective" in own or not data.datasets
-        found[name] = own if known else {**own, "objective": {"type": pick(data).type}}
+        found[name] = own if known else {**own, "objective": {"type": pick(data, config.model).type}}
     return found
 
 
-def pick(data: DataConfig) -> One:
-    """The objective that the first rows are for; sft where they give nothing away, or are not on this machine."""
+def pick(data: DataConfig, model: ModelConfig) -> One:
+    """The objective that the first rows are for; sft where they are not on this machine.
+
+    Rows that give nothing away are for what the model can learn from them: an encoder fills gaps in texts, or tells the
+    classes in a column that is usually one; of two parts, a decoder answers chats, and T5's writes hidden spans.
+    """
     name = data.datasets[0]
     paths = name, name.rpartition("#")[0], name.rpartition(":")[0]
     if not any(Path(path).expanduser().exists() for path in paths if path):
         return Sft()
     # Imported here: reading data takes libraries that are slow to import.
-    from luthier.data.survey import evident_task
+    from luthier.data.survey import look
 
-    return PICKED.get(evident_task(data), Sft)()
+    found = look(data)
+    if found.task in PICKED:
+        return PICKED[found.task]()
+    return _by_model(model, classes=found.classes, texts=found.texts)
+
+
+def _by_model(model: ModelConfig, *, classes: bool, texts: bool) -> One:
+    # Imported here and below: a page of help must not wait for libraries.
+    from luthier.model.folder import local_folder, read_json
+
+    folder = local_folder(model.path) if model.path else None
+    settings = read_json(folder / "config.json") if folder and (folder / "config.json").exists() else {}
+    if any("CausalLM" in name for name in settings.get("architectures") or ()):
+        return Sft()
+    from luthier.model.heads import made_for
+
+    match made_for(settings):
+        case "masked" if classes:
+            return SeqCls()
+        case "masked" if texts:
+            return Mlm()
+        case "seq2seq" if not texts:
+            return Seq2Seq()
+        case "seq2seq" if settings.get("model_type") in _SENTINELS:
+            return SpanCorruption()
+        case _:
+            return Sft()

@@ -13,6 +13,7 @@ from luthier.base.errors import ConfigError
 from luthier.base.records import BadRow, Fault, Json, Labelled, Record, Tagged, Where
 from luthier.base.rundir import RunDir
 from luthier.data.batch import Batch, Group, Tokens, whole
+from luthier.data.checks import renamed
 from luthier.data.config import DataConfig
 from luthier.data.plain import Plain
 from luthier.data.render import Renderer
@@ -69,11 +70,17 @@ def problem_of(head: Head) -> Problem:
     return head.problem or ("regression" if len(head.labels) == 1 else "single_label_classification")
 
 
-def predict_file(dataset: str, result: Path, predictor: Predictor, progress: Callable[[int], None]) -> str:
+def predict_file(
+    dataset: str, result: Path, predictor: Predictor, columns: Mapping[str, str], progress: Callable[[int], None]
+) -> str:
     """Give every row of a data set its label, into a JSON-lines file, one line a row; returns what was done.
 
     A row needs no label; one that has some keeps it as `reference`.  Lines that are there already are not written
     again.  A row that cannot be read gets a line with its `error`.
+
+    Args:
+        columns: what columns of the rows are called, and what they mean.
+        progress: told how many rows have been dealt with.
 
     Raises:
         DataError: the data set cannot be read.
@@ -94,7 +101,7 @@ def predict_file(dataset: str, result: Path, predictor: Predictor, progress: Cal
     errors = 0
     for start in range(done, len(rows), _AT_ONCE):
         chunk = [rows[index] for index in range(start, min(start + _AT_ONCE, len(rows)))]
-        for index, line in enumerate(predict(chunk, predictor), start):
+        for index, line in enumerate(predict(chunk, predictor, columns), start):
             errors += "error" in line
             results.append_json(result.name, {"index": index, **line})
         progress(len(chunk))
@@ -102,13 +109,13 @@ def predict_file(dataset: str, result: Path, predictor: Predictor, progress: Cal
     return f"{len(rows) - done - errors} predictions and {errors} errors{before}: {result}"
 
 
-def predict(rows: list[Row], predictor: Predictor) -> list[dict[str, Json]]:
-    """What is predicted for each row, in order."""
+def predict(rows: list[Row], predictor: Predictor, columns: Mapping[str, str] | None = None) -> list[dict[str, Json]]:
+    """What is predicted for each row, in order; `columns` as for `predict_file`."""
     lines: list[dict[str, Json]] = []
     records: dict[int, Labelled | Tagged] = {}
     for number, row in enumerate(rows):
         try:
-            line, records[number] = _asked(row, predictor.objective)
+            line, records[number] = _asked(row, predictor.objective, columns or {})
             lines.append(line)
         except BadRow as error:
             lines.append({"error": str(error)})
@@ -195,18 +202,20 @@ def _tags(records: Sequence[Tagged], model: Model, objective: Tagging, at_once: 
     return answers
 
 
-def _asked(row: Row, objective: Classification | Tagging) -> tuple[dict[str, Json], Labelled | Tagged]:
+def _asked(
+    row: Row, objective: Classification | Tagging, columns: Mapping[str, str]
+) -> tuple[dict[str, Json], Labelled | Tagged]:
     """What is known of a row, and its record.  Raises BadRow."""
     if isinstance(row.value, Fault):
         raise BadRow(row.value)
-    labelled = True
+    value, labelled = renamed(row.value, columns), True
     try:
-        record = read_as(row.value, row.where, [], objective.task)
+        record = read_as(value, row.where, [], objective.task)
     except BadRow as error:
         if error.fault.code != "wrong_task":
             raise
         labelled = False
-        record = read_as(_with_label(row.value, objective), row.where, [], objective.task)
+        record = read_as(_with_label(value, objective), row.where, [], objective.task)
     if isinstance(objective, Tagging):
         assert isinstance(record, Tagged)
         line: dict[str, Json] = {"text": record.text} if record.places else {}

@@ -195,16 +195,18 @@ def _classes(facts: Facts) -> list[str]:
     lines: list[str] = []
     for task in facts.config.sets:
         before, of = (f"{task}-", f" of {task}") if task else ("", "")
-        classes: Any = _read_json(facts.run / f"{before}classes.json").get("classes") or []
-        if not classes:
+        told: Any = _read_json(facts.run / f"{before}classes.json")
+        if not told:
             continue
         rows = [
             (row["name"], *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")), str(row["support"]))
-            for row in classes
+            for row in (*told["classes"], *told["averages"])
         ]
-        told = f"{before}predictions.jsonl"
-        lines += [f"On the evaluation set{of}, by the best checkpoint; each row's prediction is in {told}.", ""]
+        where = f"{before}predictions.jsonl"
+        lines += [f"On the evaluation set{of}, by the best checkpoint; each row's prediction is in {where}.", ""]
         lines += [*markdown_table(("class", "precision", "recall", "F1", "rows"), rows), ""]
+        if (facts.run / f"{before}confusion.csv").exists():
+            lines += [f"[{before}confusion.csv]({before}confusion.csv) has the counts of the confusion matrix.", ""]
         if (facts.run / f"plots/{before}confusion.png").exists():
             lines += [f"![confusion](plots/{before}confusion.png)", ""]
     return lines[:-1]

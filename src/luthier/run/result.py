@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,11 @@ class Usable:
     def system(self) -> str | None:
         """The system message it was trained with."""
         return self.trained.data.system if self.trained else None
+
+    @property
+    def columns(self) -> Mapping[str, str]:
+        """What columns of its rows are called, and what they mean: {theirs: ours}."""
+        return self.trained.data.columns if self.trained else {}
 
 
 def find(model: ModelConfig) -> Usable:

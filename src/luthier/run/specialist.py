@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -40,6 +40,10 @@ def skill_of(usable: Usable) -> Skill:
     Raises:
         ModelError: a file cannot be read.
     """
+    return replace(_skill(usable), columns=usable.columns)
+
+
+def _skill(usable: Usable) -> Skill:
     objective = usable.trained.objective if usable.trained else None
     if isinstance(objective, Rerank | GenerativeRerank):
         return Skill("pairs")

@@ -11,7 +11,7 @@ import orjson
 
 from luthier.base.records import Json
 from luthier.model.method import Adapting
-from luthier.objectives.config import Multi
+from luthier.objectives.config import Distill, Multi
 from luthier.run.config import RunConfig, alone
 
 AUTO = {
@@ -25,6 +25,12 @@ AUTO = {
 """What opens a model that was trained for another task than language modelling."""
 SENTENCES = {"embedding": "SentenceTransformer", "reranker": "CrossEncoder"}
 """What of sentence-transformers opens the results of tasks that it makes vectors or scores of."""
+_SERVED = {
+    "embedding": "vectors (/v1/embeddings)",
+    "reranker": "scores (/v1/rerank)",
+    "generative_reranker": "scores (/v1/rerank)",
+}
+"""What a server gives of models that neither talk nor classify."""
 HEADS = "heads"
 """Where the models of several tasks lie in a checkpoint."""
 STAGES = "stages.json"
@@ -132,16 +138,20 @@ def _uses(config: RunConfig, checkpoint: Path) -> dict[str, str]:
     commands: dict[str, str] = {}
     adapter = isinstance(config.method, Adapting)
     flag = "--adapters" if adapter else "--model"
-    talks = config.objective.type in ("sft", "pretrain")
-    if talks:
+    kind = config.objective.type
+    if kind in ("sft", "pretrain", "distill"):
         commands["Talk to it"] = shlex.join(["luthier", "infer", flag, str(checkpoint)])
-    elif config.objective.type in ("seq_cls", "token_cls"):
+    elif kind in ("seq_cls", "token_cls"):
         use = shlex.join(["luthier", "infer", flag, str(checkpoint)])
         commands["Classify a file"] = f"{use} --val_dataset ROWS.jsonl --result_path predicted.jsonl"
+    elif kind in _SERVED:
+        commands[f"Serve its {_SERVED[kind]}"] = shlex.join(["luthier", "deploy", flag, str(checkpoint)])
     if adapter and not config.method.supports.continues:
         return commands
     base = ["--model", config.model.path, "--adapters", str(checkpoint)] if adapter else ["--model", str(checkpoint)]
-    command = [config.objective.type] if talks else ["train", "--task_type", config.objective.type]
+    command = [kind] if kind in ("sft", "pretrain") else ["train", "--task_type", kind]
+    if isinstance(config.objective, Distill):
+        command += ["--teacher", config.objective.teacher]
     teach = ["luthier", *command, *base, *_quant_flags(config), "--train_type", config.method.type]
     commands["Teach it more, from other data"] = f"{shlex.join(teach)} --dataset MORE.jsonl"
     return commands

@@ -7,10 +7,12 @@ themselves; sequences that break a scheme are read as the CoNLL evaluation reads
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from luthier.score.labels import precision_recall_f1
+import numpy as np
+
+from luthier.score.labels import Counts, averages
 
 Entity = tuple[str, int, int]
 """Type, first and last token."""
@@ -59,12 +61,14 @@ def entities(tags: Sequence[str]) -> list[Entity]:
 
 def score(predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, float]:
     """Micro precision, recall and F1 over all entities, and the mean of the types' F1 (macro)."""
-    each = by_type(predicted, wanted)
-    hits, found, there = (sum(counts[n] for counts in each.values()) for n in range(3))
-    precision, recall, f1 = (float(value) for value in precision_recall_f1(hits, found, there))
-    types = [float(precision_recall_f1(*counts)[2]) for counts in each.values()]
-    macro = sum(types) / len(types) if types else 0.0
-    return {"precision": precision, "recall": recall, "f1": f1, "macro_f1": macro}
+    found = averages(counted(by_type(predicted, wanted)))
+    precision, recall, f1 = found["micro"]
+    return {"precision": precision, "recall": recall, "f1": f1, "macro_f1": found["macro"][2]}
+
+
+def counted(each: Mapping[str, tuple[int, int, int]]) -> Counts:
+    """What `by_type` has found, in the order of its types."""
+    return Counts(*np.array(list(each.values()), dtype=np.int64).reshape(-1, 3).T)
 
 
 def by_type(predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, tuple[int, int, int]]:

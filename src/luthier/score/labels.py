@@ -47,16 +47,23 @@ def classified(predicted_SC: Flags, wanted_SC: Flags) -> dict[str, float]:
 
     Where every row has one class predicted and one wanted, all micro scores are its accuracy, and are left out.
     """
-    counts = count(predicted_SC, wanted_SC)
+    found = averages(count(predicted_SC, wanted_SC))
+    if bool((predicted_SC.sum(1) == 1).all() and (wanted_SC.sum(1) == 1).all()):
+        del found["micro"]
+    names = ("precision", "recall", "f1")
+    return {
+        f"{kind}_{name}": score for kind, scores in found.items() for name, score in zip(names, scores, strict=True)
+    }
+
+
+def averages(counts: Counts) -> dict[str, tuple[float, float, float]]:
+    """Precision, recall and F1 by `macro`, the mean over the classes that occur in either, and `micro`, of all counts
+    together."""
     there = (counts.predicted + counts.wanted) > 0
     each = precision_recall_f1(counts.hits, counts.predicted, counts.wanted)
-    scores = {name: _mean(values[there]) for name, values in zip(("precision", "recall", "f1"), each, strict=True)}
-    found = {f"macro_{name}": value for name, value in scores.items()}
-    if bool((predicted_SC.sum(1) == 1).all() and (wanted_SC.sum(1) == 1).all()):
-        return found
-    micro = precision_recall_f1(counts.hits.sum(), counts.predicted.sum(), counts.wanted.sum())
-    found |= {f"micro_{name}": float(v) for name, v in zip(("precision", "recall", "f1"), micro, strict=True)}
-    return found
+    together = precision_recall_f1(counts.hits.sum(), counts.predicted.sum(), counts.wanted.sum())
+    macro, micro = ([_mean(part[there]) for part in each], [float(part) for part in together])
+    return {"macro": (macro[0], macro[1], macro[2]), "micro": (micro[0], micro[1], micro[2])}
 
 
 def _mean(values: Numbers) -> float:
