@@ -7,7 +7,6 @@ LUTHIER_LLAMA_CPP=DIR/bin/python python -m pytest -m peer tests/peer/test_llama_
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,12 @@ from luthier.base.console import Console
 from luthier.base.records import Message
 from luthier.export.config import ExportConfig
 from luthier.generate.config import SamplingConfig
-from luthier.generate.continuous import Continuous
 from luthier.generate.request import Request
 from luthier.model.config import ModelConfig
 from luthier.run.export import export
-from luthier.run.opening import open_model
 
-PYTHON = os.environ.get("LUTHIER_LLAMA_CPP")
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.slow,
-    pytest.mark.skipif(PYTHON is None, reason="LUTHIER_LLAMA_CPP names no python with xllamacpp"),
-]
+PROGRAM = "LUTHIER_LLAMA_CPP"
+pytestmark = [pytest.mark.peer, pytest.mark.slow]
 TOKENS = 24
 QUESTIONS = [
     "Who are you?",
@@ -57,25 +50,23 @@ LARGEST = {"f16": 0.01, "q8_0": 0.2}
 
 
 @pytest.mark.parametrize("kind", LARGEST)
-def test_greedy_answers_and_their_likelihoods_are_ours(kind: str, nano_dir: Path, tmp_path: Path) -> None:
+def test_greedy_answers_and_their_likelihoods_are_ours(kind: str, program: str, ours: Any, tmp_path: Path) -> None:
     out, largest = tmp_path / kind, LARGEST[kind]
     settings: dict[str, Any] = {
-        "model": ModelConfig(path=str(nano_dir)), "to_gguf": True, "gguf_type": kind, "output_dir": str(out),
+        "model": ModelConfig(path=ours.config.path), "to_gguf": True, "gguf_type": kind, "output_dir": str(out),
     }  # fmt: skip
     export(ExportConfig(**settings), Console(quiet=True))
-    opened = open_model(ModelConfig(path=str(nano_dir), dtype="float32"), "cpu", print)
-    renderer = opened.manner.renderer
+    renderer = ours.opened.manner.renderer
     prompts = [renderer.prompt([Message("user", text)]) for text in QUESTIONS]
-    words = [str(PYTHON), "-c", ASK, str(next(out.glob("*.gguf"))), json.dumps(prompts), str(TOKENS)]
+    words = [program, "-c", ASK, str(next(out.glob("*.gguf"))), json.dumps(prompts), str(TOKENS)]
     told = subprocess.run(words, capture_output=True, text=True, timeout=300, check=True).stdout
     theirs = json.loads(next(line for line in told.splitlines() if line.startswith("TOLD"))[4:])
-    generator = Continuous(opened.model, stop_ids=renderer.stop_ids)
     differences: list[float] = []
     for prompt, answer in zip(prompts, theirs, strict=True):
         request = Request(tuple(prompt), SamplingConfig(max_new_tokens=TOKENS), logprobs=20)
-        ours = [score for piece in generator.pieces(request) for score in piece.scores]
+        mine = [score for piece in ours.generator.pieces(request) for score in piece.scores]
         found = [(one["id"], one["logprob"]) for one in answer["choices"][0]["logprobs"]["content"]]
-        for score in ours:
+        for score in mine:
             token, logprob = found[0] if found else (-1, 0.0)
             near = dict(score.likeliest)
             if score.token != token and token in near and score.logprob - near[token] < 2 * largest:
@@ -85,7 +76,6 @@ def test_greedy_answers_and_their_likelihoods_are_ours(kind: str, nano_dir: Path
                 continue
             found.pop(0)
             differences.append(abs(score.logprob - logprob))
-    generator.close()
     assert len(differences) > 0.7 * TOKENS * len(prompts) or kind != "f16"
     mean = sum(differences) / len(differences)
     print(f"{kind}: {len(differences)} tokens, largest difference {max(differences):.5f}, mean {mean:.6f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from collections.abc import Callable, Generator
@@ -104,6 +105,47 @@ def test_batches_order_and_padding_change_nothing(
             model, sets, tmp_path / f"{shape}4", eval_batch_size=7, eval_dataset=("general_qa",), dataset_args=args
         )
         assert answers(one) == answers(many)
+
+
+@pytest.mark.parametrize("shape", ["qwen2", "gemma2"])  # packed, and padded
+def test_nor_for_any_other_kind_of_question(
+    shape: str, tiny_model_dir: Callable[..., Path], sets: Path, tmp_path: Path
+) -> None:
+    words = ["the violin maker", "planes", "the top until it rings", "小提琴", "a", "numbers 1 2 3 and a longer text"]
+    kinds = ("odd", "even", "neither of them")
+    pairs = itertools.pairwise(words)
+    rows = {
+        "labels": [{"text": f"{word} {n}", "label": kinds[n % 3]} for n, word in enumerate(words)],
+        "pairs": [{"sentence1": a, "sentence2": b, "score": n / 5} for n, (a, b) in enumerate(pairs)],
+        "ranks": [{"query": word, "pos": [f"{word} is"], "neg": words[:n] or ["?"]} for n, word in enumerate(words)],
+    }
+    for name, lines in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for name, keys in (("corpus", "d"), ("queries", "q")):
+        lines = [{"_id": f"{keys}{n}", "title": "", "text": word} for n, word in enumerate(words)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    judged = ["query-id\tcorpus-id\tscore", *(f"q{n}\td{n}\t1" for n in range(6))]
+    (folder / "qrels.tsv").write_text("\n".join(judged) + "\n", encoding="utf-8")
+    args = {
+        "classification": {"local_path": str(tmp_path / "labels.jsonl")},
+        "perplexity": {"local_path": str(tmp_path / "labels.jsonl")},
+        "similarity": {"local_path": str(tmp_path / "pairs.jsonl")},
+        "reranking": {"local_path": str(tmp_path / "ranks.jsonl")},
+        "retrieval": {"local_path": str(folder)},
+    }
+    asked: dict[str, Any] = {"eval_dataset": tuple(args), "dataset_args": args}
+    model = tiny_model_dir(shape, max_position_embeddings=1024)
+    one, many = (
+        run(model, sets, tmp_path / str(tokens), batch_tokens=tokens, **asked).measured for tokens in (1, 8192)
+    )
+    for name, mine in one.results.items():
+        for left, right in zip(mine, many.results[name], strict=True):
+            assert (left.key, left.prediction) == (right.key, right.prediction), name
+            assert dict(left.rates) == {key: pytest.approx(rate, rel=1e-6) for key, rate in right.rates.items()}
+    assert [row.score for row in one.scores()] == pytest.approx([row.score for row in many.scores()], rel=1e-6)
+    assert len(one.results) == 5
 
 
 def test_what_is_answered_is_not_asked_again(
