@@ -119,6 +119,17 @@ def test_answers_to_other_questions_are_not_mixed(
     assert caught.value.code == "other_results"
 
 
+def test_a_number_behind_the_file_draws_rows(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    file, result = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps({"query": f"Number {n}?"}) + "\n" for n in range(9)))
+    asked = options(tiny_model_dir("qwen2"), val_dataset=f"{file}#4", result_path=str(result))
+    infer(asked, Console())
+    found = {row["index"]: row["messages"][0]["content"] for row in lines(result)}
+    assert sorted(found) == [0, 1, 2, 3] and len(set(found.values())) == 4
+    infer(asked, Console())  # the same are drawn again
+    assert len(lines(result)) == 4
+
+
 def test_a_question_that_is_too_long_costs_only_itself(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     file, result = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
     file.write_text("".join(json.dumps({"query": text}) + "\n" for text in ("Short?", "number " * 300, "Name?")))

@@ -14,7 +14,7 @@ from luthier.data.checks import renamed
 from luthier.data.config import DataConfig
 from luthier.data.formats import read_record
 from luthier.data.row import Row
-from luthier.data.sources import open_rows, parse_spec
+from luthier.data.sources import drawn_rows
 from luthier.generate.request import Request
 from luthier.generate.sampler import Completion
 
@@ -48,7 +48,7 @@ def answer_file(
     if result.is_dir():
         raise ConfigError("is a folder", where=str(result), fix="Name a file in it as --result_path")
     result.parent.mkdir(parents=True, exist_ok=True)
-    rows = open_rows(parse_spec(dataset, data.hub), data)
+    rows = drawn_rows(dataset, data)
     results = RunDir(result.parent)
     done = {line["index"]: line for line in results.read_rows(result.name) if "index" in line}
 

@@ -20,10 +20,21 @@ from luthier.base.config import nearest
 from luthier.base.errors import ConfigError, DataError
 from luthier.data import tables, textfile
 from luthier.data.config import DataConfig
+from luthier.data.mix import take_indices
 from luthier.data.row import Row, Rows
 from luthier.data.textfile import cache_root, describe, kind_of, open_text, stream_text, suffix_of
 
-__all__ = ["DatasetSpec", "Row", "Rows", "files_of", "open_file", "open_rows", "parse_spec", "stream_rows"]
+__all__ = [
+    "DatasetSpec",
+    "Row",
+    "Rows",
+    "drawn_rows",
+    "files_of",
+    "open_file",
+    "open_rows",
+    "parse_spec",
+    "stream_rows",
+]
 
 SUFFIXES = (*textfile.SUFFIXES, *tables.SUFFIXES)
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -91,6 +102,16 @@ def open_rows(spec: DatasetSpec, config: DataConfig) -> Rows:
         return tables.open_hub(spec.kind, spec.path, spec.subset, cache_root(config) / "hub", config.max_row_bytes)
     parts = [open_file(path, config) for path in files_of(spec)]
     return parts[0] if len(parts) == 1 else JoinedRows(spec.path, tuple(parts))
+
+
+def drawn_rows(text: str, config: DataConfig, seed: int = 42) -> Rows:
+    """The rows that a data set's notation names, those of `#N` drawn as for training.  Raises as `parse_spec` and
+    `open_rows`."""
+    spec = parse_spec(text, config.hub)
+    rows = open_rows(spec, config)
+    if spec.take is None:
+        return rows
+    return DrawnRows(text, rows, tuple(take_indices(len(rows), spec.take, seed).tolist()))
 
 
 def stream_rows(spec: DatasetSpec, config: DataConfig, start: int = 0) -> Iterator[Row]:
@@ -190,3 +211,23 @@ class JoinedRows:
     @cached_property
     def _ends(self) -> list[int]:
         return list(accumulate(len(part) for part in self.parts))
+
+
+@dataclass(frozen=True)
+class DrawnRows:
+    """Some rows of a set, in an order of their own; a row may be there more than once."""
+
+    name: str
+    rows: Rows
+    indices: tuple[int, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the set's fingerprint and of what was drawn."""
+        return hashlib.sha256(f"{self.rows.fingerprint} {self.indices}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Row:
+        return self.rows[self.indices[index]]

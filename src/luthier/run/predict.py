@@ -18,7 +18,7 @@ from luthier.data.config import DataConfig
 from luthier.data.plain import Plain
 from luthier.data.render import Renderer
 from luthier.data.row import Row
-from luthier.data.sources import open_rows, parse_spec
+from luthier.data.sources import drawn_rows
 from luthier.data.tasks import read_as
 from luthier.generate.passes import each
 from luthier.model import methods
@@ -90,7 +90,7 @@ def predict_file(
         raise ConfigError("is a folder", where=str(result), fix="Name a file in it as --result_path")
     result.parent.mkdir(parents=True, exist_ok=True)
     data = DataConfig()
-    rows = open_rows(parse_spec(dataset, data.hub), data)
+    rows = drawn_rows(dataset, data)
     results = RunDir(result.parent)
     done = len(results.read_rows(result.name))
     if done > len(rows):

@@ -14,7 +14,7 @@ from luthier.data.checks import RecordOptions, to_record
 from luthier.data.config import DataConfig
 from luthier.data.render import Renderer
 from luthier.data.row import Row
-from luthier.data.sources import Rows, open_rows, parse_spec
+from luthier.data.sources import Rows, drawn_rows, open_rows, parse_spec
 from luthier.model import nano
 from luthier.run.config import RunConfig
 
@@ -103,7 +103,7 @@ def _read(named: Sequence[str], data: DataConfig, count: int) -> list[Chat | Tex
     options = RecordOptions.from_config(data)
     found: list[Chat | Text] = []
     for number, name in enumerate(named):
-        rows = open_rows(parse_spec(name, data.hub), data)
+        rows = drawn_rows(name, data)
         wanted = (count - len(found)) // (len(named) - number)
         taken: list[Record | Fault] = []
         for index in range(0, len(rows), max(1, len(rows) // max(1, wanted))):
