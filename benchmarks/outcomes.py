@@ -6,7 +6,8 @@
     python benchmarks/outcomes.py resume --model PATH/of/a/chinese/encoder     (recipes/encoder makes one)
 
 Where an outcome has a development set (a file, or a share of the training rows), it chooses the epoch; the test set is
-read once, by the checkpoint that was chosen.  `--rate`, `--epochs` and `--dtype` try other settings.
+read once, by the checkpoint that was chosen.  `--rate`, `--epochs`, `--batch` and `--dtype` try other settings;
+`--device cuda` trains on a GPU.
 
 Data is that of $LUTHIER_TEST_DATA (default ../shared/data).  Times are processor seconds of reading, training, judging
 and saving, without the import of libraries, so a busy machine does not matter much; --threads sets torch's threads.
@@ -103,7 +104,7 @@ OUTCOMES = {
 }
 
 
-def luthier(name: str, outcome: Outcome, model: str, seed: int, folder: Path) -> dict[str, Any]:
+def luthier(name: str, outcome: Outcome, model: str, seed: int, folder: Path, device: str) -> dict[str, Any]:
     """Train, choose and judge through Luthier."""
     from luthier.base.config import validate
     from luthier.base.console import Console
@@ -128,7 +129,7 @@ def luthier(name: str, outcome: Outcome, model: str, seed: int, folder: Path) ->
         "save": {"every": 100_000},
         "output_dir": str(folder / name),
         "seed": seed,
-        "device": "cpu",
+        "device": device,
     }
     start, clock = time.process_time(), time.perf_counter()
     run = train(validate(RunConfig, tree), Console())
@@ -231,13 +232,17 @@ def main() -> None:
     parser.add_argument("--peer_steps", type=int, help="steps of the plain loop; unset: an epoch")
     parser.add_argument("--rate", type=float)
     parser.add_argument("--epochs", type=float)
+    parser.add_argument("--batch", type=int)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where luthier trains")
     parser.add_argument("--keep", type=Path, help="an empty or new folder that keeps the run")
     parser.add_argument("--only", choices=["luthier", "plain"], help="one side, in this process")
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": str(args.threads), "OMP_WAIT_POLICY": "PASSIVE"}  # as the command sets it
-    given = {name: value for name in ("rate", "epochs", "dtype") if (value := getattr(args, name)) is not None}
-    outcome = replace(OUTCOMES[args.outcome], **given)
+    given = {name: value for name in ("rate", "epochs", "batch", "dtype") if (value := getattr(args, name)) is not None}
+    usual = OUTCOMES[args.outcome]
+    outcome = replace(usual, **given)
+    outcome = replace(outcome, every=usual.every * usual.batch // outcome.batch)
     if args.only:
         import torch
 
@@ -246,14 +251,15 @@ def main() -> None:
             if args.only == "plain":
                 found = plain(outcome, args.model, args.seed, args.peer_steps)
             else:
-                found = luthier(args.outcome, outcome, args.model, args.seed, args.keep or Path(folder))
+                found = luthier(args.outcome, outcome, args.model, args.seed, args.keep or Path(folder), args.device)
         print(json.dumps(found))
         return
     same = [args.outcome, "--model", args.model, "--seed", str(args.seed), "--threads", str(args.threads)]
+    same += ["--device", args.device]
     same += [word for name, value in given.items() for word in (f"--{name}", str(value))]
     kept = ["--keep", str(args.keep)] if args.keep else []
     ours = apart([*same, *kept, "--only", "luthier"])
-    told = {"rate": outcome.rate, "epochs": outcome.epochs, "dtype": outcome.dtype}
+    told = {name: getattr(outcome, name) for name in ("rate", "epochs", "batch", "dtype")} | {"device": args.device}
     print(json.dumps({"outcome": args.outcome, "seed": args.seed, "wanted": outcome.wanted, **told, **ours}))
     if args.outcome == "polarity":
         steps = ["--peer_steps", str(args.peer_steps)] if args.peer_steps else []

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from luthier.base.errors import ConfigError
 from luthier.data.render import CHATML
 from luthier.model.config import Shape
 from luthier.model.scratch import train_tokenizer, write_untrained
+from luthier.model.scratch_encoders import write_encoder
 
 TEXTS = [
     "The violin maker planes the spruce top until it rings, and then it's ready.",
@@ -96,8 +97,19 @@ def test_too_little_text_for_the_vocabulary():
         ({"hidden_size": 100, "num_attention_heads": 3, "num_key_value_heads": 1}, "even multiple of 3"),
         ({"num_attention_heads": 4, "num_key_value_heads": 3}, "multiple of num_key_value_heads"),
         ({"vocab_size": 100}, "greater than or equal to 300"),
+        ({"dropout": 0.1}, "qwen2 has no dropout"),
     ],
 )
-def test_shapes_that_cannot_be(wrong: dict[str, int], said: str):
+def test_shapes_that_cannot_be(wrong: dict[str, float], said: str):
     with pytest.raises(ValidationError, match=said):
-        Shape(**wrong)
+        Shape.model_validate(wrong)
+
+
+@pytest.mark.parametrize("dropout", [None, 0.0, 0.3])
+def test_encoders_drop_what_the_shape_says(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, dropout: float | None):
+    kept = 0.1 if dropout is None else dropout
+    for architecture in ("bert", "t5"):
+        shape = Shape.model_validate({**SHAPE.model_dump(), "architecture": architecture, "dropout": dropout})
+        write_encoder(tmp_path / architecture, tokenizer, shape, seed=1)
+    bert, t5 = (AutoConfig.from_pretrained(tmp_path / name) for name in ("bert", "t5"))
+    assert (bert.hidden_dropout_prob, bert.attention_probs_dropout_prob, t5.dropout_rate) == (kept, kept, kept)

@@ -111,6 +111,7 @@ def write_encoder(folder: Path, tokenizer: PreTrainedTokenizerFast, shape: Shape
 
 
 def _bert(shape: Shape) -> PreTrainedModel:
+    dropout = 0.1 if shape.dropout is None else shape.dropout
     config = BertConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -120,6 +121,8 @@ def _bert(shape: Shape) -> PreTrainedModel:
         max_position_embeddings=shape.max_position_embeddings,
         initializer_range=shape.initializer_range,
         tie_word_embeddings=shape.tie_word_embeddings,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
         pad_token_id=0,
         dtype="float32",
     )
@@ -136,6 +139,7 @@ def _t5(shape: Shape) -> PreTrainedModel:
         num_layers=shape.num_hidden_layers,
         num_heads=shape.num_attention_heads,
         feed_forward_proj="gated-gelu",
+        dropout_rate=0.1 if shape.dropout is None else shape.dropout,
         pad_token_id=0,
         eos_token_id=1,
         dtype="float32",
