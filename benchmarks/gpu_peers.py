@@ -188,14 +188,22 @@ def main() -> None:
     work, place, folder = WORKS[options.work], options.place.resolve(), options.folder.resolve()
     make(folder, place, work, options.steps)
     tokens = chats(folder, place, work, options.steps) if work.packed else work.length * work.rows
-    theirs: list[dict[str, Any]] = []
-    if options.peers and work.packed:
-        theirs = packed_peers(folder, place, work, options.peers, options.steps, tokens)
-    elif options.peers:
-        theirs = peers(folder, place, work, options.peers, options.steps)
-    best = max((row["tok_per_s"] for row in theirs), default=None)
-    ours = [row for mode in options.modes for row in luthier(folder, place, work, mode, options.steps, tokens)]
-    for row in [*theirs, *ours]:
+    best: float | None = None
+    # Each is told as soon as it is there, so that a call that is cut short has not measured for nothing.
+    for name in options.peers:
+        if work.packed:
+            found = packed_peers(folder, place, work, [name], options.steps, tokens)
+        else:
+            found = peers(folder, place, work, [name], options.steps)
+        best = max([row["tok_per_s"] for row in found] + ([best] if best else []), default=None)
+        tell(found, None)
+    for mode in options.modes:
+        tell(luthier(folder, place, work, mode, options.steps, tokens), best)
+
+
+def tell(rows: Sequence[Mapping[str, Any]], best: float | None) -> None:
+    """A line for each, ours with its ratio to the best peer's."""
+    for row in rows:
         ratio = f"{row['tok_per_s'] / best:5.2f}x the best peer" if best else ""
         peak = row["peak_alloc_GiB"]
         print(

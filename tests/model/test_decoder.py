@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,8 +52,10 @@ def batch_of(lengths: tuple[int, ...] = (9, 3, 9, 1, 14)) -> Batch:
     return collate(groups, range(len(groups)))
 
 
-def run(model: Model, batch: Batch) -> Result:
+def run(model: Model, batch: Batch, *, opened: bool = False) -> Result:
     model.network.zero_grad()
+    if opened:
+        model.open_gradient()
     logprobs_T, _ = model.logprobs(batch)
     (logprobs_T * batch.weights_T).sum().backward()
     return logprobs_T.detach(), {name: w.grad.clone() for name, w in model.trained().items() if w.grad is not None}
@@ -80,6 +83,21 @@ def test_layers_by_hand_equal_transformers(tiny_model_dir: Callable[[str], Path]
         model.train_mode(keep)
         assert_same(run(model, batch), expected)
     assert len(expected[1]) == len(model.trained())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_an_open_gradient_is_added_to(tiny_model_dir: Callable[..., Path], padded: bool) -> None:
+    """The vocabulary of tied weights, whose rows' gradients go where the head's already are."""
+    model, batch = loaded(tiny_model_dir("qwen2", tie_word_embeddings=True), METHODS["full"]), batch_of()
+    embed: Any = model.base.get_input_embeddings()
+    embed.padding_idx = int(batch.ids_T[3]) if padded else None
+    model.train_mode()
+    expected = run(model, batch)
+    assert model.by_hand(Plain()) is None
+    model.train_mode()
+    for _ in range(2):
+        assert_same(run(model, batch, opened=True), expected)
+    assert model.runs_by_hand and embed.weight is model.head.weight
 
 
 @pytest.mark.parametrize("quant", ["bnb", "fp8"])

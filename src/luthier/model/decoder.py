@@ -19,7 +19,7 @@ from luthier.model.layer import Keep, Layer, Place
 from luthier.model.lowbit import LowBitLinear
 from luthier.model.lowproducts import Float8Product, LowBitProduct
 from luthier.model.pointwise import Pointwise
-from luthier.model.products import Linear, Product, board
+from luthier.model.products import Linear, Product, board, is_plain32
 
 # Architectures of transformers whose layers are exactly what `model.layer` computes.  Told by name, since importing
 # them all would take seconds.
@@ -63,13 +63,21 @@ class Decoder:
 
     def hidden(self, ids_T: Tensor, positions_T: Tensor, packing: Packing, keep: Keep) -> Tensor:
         """hidden_TD after the final norm."""
-        h_TD = self.decoder.embed_tokens(ids_T).to(self.dtype)
+        h_TD = self._embedded(ids_T)
         cos_1TE, sin_1TE = self.decoder.rotary_emb(h_TD.new_empty(0, dtype=torch.float32), positions_T[None])
         place = Place(packing, cos_1TE[0], sin_1TE[0])
         for layer in self.layers:
             board(layer.riders)
             h_TD = layer(h_TD, place, keep)
         return _Norm.apply(h_TD, self.final_norm, self.decoder.norm.variance_epsilon, self.pointwise)
+
+    def _embedded(self, ids_T: Tensor) -> Tensor:
+        embed: Any = self.decoder.embed_tokens
+        kind: type = type(embed)
+        plain = kind is nn.Embedding and not embed._forward_hooks
+        if plain and embed.weight.requires_grad and embed.weight.is_leaf and is_plain32(embed.weight.grad):
+            return _Embed.apply(ids_T, embed.weight, embed.padding_idx, self.dtype)
+        return embed(ids_T).to(self.dtype)
 
     def _layer(self, module: Any) -> Layer:
         attention, feed = module.self_attn, module.mlp
@@ -107,6 +115,26 @@ class Decoder:
         if Float8Product.fits(linears):
             return Float8Product(linears, self.dtype, self.pointwise)
         return LowBitProduct(linears, self.dtype)
+
+
+class _Embed(torch.autograd.Function):
+    """Rows of a vocabulary that has a gradient already, to which theirs is added: no second one of its size is made."""
+
+    @staticmethod
+    def forward(ctx: Any, ids_T: Tensor, weight_VD: Tensor, padding: int | None, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(ids_T, weight_VD)
+        ctx.padding = padding
+        return torch.nn.functional.embedding(ids_T, weight_VD).to(dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ids_T, weight_VD = ctx.saved_tensors
+        rows_TD = dh_TD.float()
+        if ctx.padding is not None:
+            rows_TD = rows_TD.masked_fill((ids_T == ctx.padding)[:, None], 0.0)
+        weight_VD.grad.index_put_((ids_T,), rows_TD, accumulate=True)
+        return None, None, None, None
 
 
 class _Norm(torch.autograd.Function):

@@ -256,7 +256,7 @@ class Product:
         assert x_TI is not None
         weights = self.moving()
         there = [weight.grad for weight in weights]
-        if all(weight.requires_grad for weight in weights) and all(map(_plain32, there)):
+        if all(weight.requires_grad for weight in weights) and all(map(is_plain32, there)):
             for gradient, row in zip(there, self._corners()[0], strict=True):
                 assert gradient is not None
                 add_product(gradient, dy_TO[:, row].t(), x_TI)
@@ -311,7 +311,8 @@ class Product:
         return joined(parts, self.dtype)
 
 
-def _plain32(gradient: Tensor | None) -> bool:
+def is_plain32(gradient: Tensor | None) -> bool:
+    """Whether there is a gradient that a kernel can add to."""
     return type(gradient) is Tensor and gradient.dtype == torch.float32
 
 
