@@ -26,12 +26,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
 THRESHOLD, HASHES = 0.8, 128
 BATCH = 10_000
+PEERS = ("rensa", "datasketch")
 
 
 def make(path: Path, rows: int) -> None:
@@ -118,7 +120,7 @@ def commands(only: list[str], workers: list[int], rows: Path, output: Path) -> d
         for many in workers:
             words = [*flags, "--output", str(output), "--workers", str(many)]
             made[f"luthier, {many} processes"] = [sys.executable, "-m", "luthier", *words]
-    for name in ("datasketch", "rensa"):
+    for name in PEERS:
         if name in only:
             made[name] = [sys.executable, __file__, "--peer", name, str(rows), str(output)]
     return made
@@ -155,7 +157,7 @@ def main() -> None:
     """Measure every way."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--only", nargs="+", default=["luthier", "rensa", "datasketch"])
+    parser.add_argument("--only", nargs="+", choices=["luthier", *PEERS], default=["luthier", *PEERS])
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--peer", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -171,10 +173,13 @@ def main() -> None:
         print(f"{options.rows:,} rows, {size:.1f} MB; load of the machine {os.getloadavg()[0]:.1f}")
         print("| with | seconds | processor seconds | GiB | right | found |")
         print("|---|---|---|---|---|---|")
-        for label, command in commands(options.only, options.workers, rows, output).items():
+        there = [name for name in options.only if name == "luthier" or find_spec(name)]
+        for label, command in commands(there, options.workers, rows, output).items():
             wall, used, most = measure(command, folder / "cache")
             right, found = judged(rows, output)
             print(f"| {label} | {wall:.1f} | {used:.1f} | {most:.2f} | {right:.1%} | {found:.1%} |", flush=True)
+        for name in sorted(set(options.only) - set(there)):
+            print(f"{name} is not installed and was left out: pip install {name}")
 
 
 if __name__ == "__main__":

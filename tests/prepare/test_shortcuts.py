@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from luthier.prepare.identity import keys_of
 from luthier.prepare.mend import _is_bad
 from luthier.prepare.parcel import Item, Parcel, Placed, Tally
 from luthier.prepare.rewriting import Rewriting
-from luthier.prepare.view import texts_of, texts_of_all
+from luthier.prepare.shingles import Sizes, is_single, tokenise
+from luthier.prepare.view import text_of, text_of_all, texts_of, texts_of_all
 
 _DEEP = "[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1)
 _LINES = st.one_of(
@@ -67,6 +69,7 @@ def test_rows_that_look_sound_are(values: list[dict[str, object]]) -> None:
         assert not (plain and shape_fault(value, None)), value
     assert are_plain(values) == [are_plain([value])[0] for value in values]
     assert texts_of_all(values) == [texts_of(value) for value in values]
+    assert text_of_all(values) == [text_of(value) for value in values]
 
 
 def test_most_rows_look_sound() -> None:
@@ -135,3 +138,27 @@ def test_keys_stay_what_they_are() -> None:
     assert keys_of([b"a"])[0, 0] == 0xE6C632B61E964E1F
     assert keys_of(["a"])[0, 0] == keys_of([b"a"])[0, 0] == series([b"a"]).hash().to_pylist()[0]
     assert len({tuple(key) for key in keys_of([b"a", b"b", b"a"]).tolist()}) == 2
+
+
+def _tokens_plainly(text: str, sizes: Sizes) -> tuple[str, int, int]:
+    """A text by itself, character by character."""
+    found: list[str] = []
+    open_ = alone = 0
+    for character in (text if text.isascii() else unicodedata.normalize("NFKC", text)).lower():
+        if is_single(character):
+            found.append(character)
+            open_, alone = 0, alone + 1
+        elif unicodedata.category(character)[0] in "LMN":
+            found[-1 if open_ else len(found) :] = [(found[-1] if open_ else "") + character]
+            open_ = 1
+        else:
+            open_ = 0
+    size = sizes.characters if 2 * alone > len(found) else sizes.words
+    return " ".join(found), len(found), size
+
+
+@settings(max_examples=300, deadline=None)
+@given(texts=st.lists(st.text("ab C中文ก。, ６Ａﬁ\u0301\x1eİΣ\n\t😀𠀀々ー1", max_size=12), max_size=6))
+def test_texts_are_tokenised_as_one_by_one(texts: list[str]) -> None:
+    sizes = Sizes(3, 5)
+    assert [tuple(tokens) for tokens in tokenise(texts, sizes)] == [_tokens_plainly(text, sizes) for text in texts]

@@ -130,7 +130,8 @@ def _all_said(columns: Sequence[Sequence[Json]]) -> bool:
     """Whether all values are text, and none in the last column is blank."""
     if any(set(map(type, column)) != {str} for column in columns):
         return False
-    return not any(text == "" or text.isspace() for text in cast("Sequence[str]", columns[-1]))
+    last = cast("Sequence[str]", columns[-1])
+    return not ("" in last or any(map(str.isspace, last)))
 
 
 @lru_cache(maxsize=4096)

@@ -115,9 +115,12 @@ def plain_rows(data: bytes, lines: Sequence[bytes]) -> list[dict[str, Json] | No
         values = [cast(Json, orjson.loads(line)) for line in lines]
     except orjson.JSONDecodeError:
         return [plain_row(line) for line in lines]
-    if not all(isinstance(value, dict) for value in values):
+    if set(map(type, values)) - {dict}:
         return [plain_row(line) for line in lines]
-    return [None if at in crowded else cast(dict[str, Json], value) for at, value in enumerate(values)]
+    found = cast("list[dict[str, Json] | None]", values)
+    for at in crowded:
+        found[at] = None
+    return found
 
 
 def _crowded(line: bytes) -> bool:

@@ -64,7 +64,7 @@ class Span:
         if not lines[-1]:
             lines.pop()
         numbers = range(self.line, self.line + len(lines))
-        if any(not line or line.isspace() for line in lines):
+        if b"" in lines or any(map(bytes.isspace, lines)):
             filled = [at for at, line in enumerate(lines) if line and not line.isspace()]
             return [numbers[at] for at in filled], [lines[at] for at in filled]
         return numbers, lines

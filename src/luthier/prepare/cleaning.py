@@ -23,7 +23,7 @@ from luthier.prepare.quality import PAGE_RULES, RULES, SETS, read_bad_words, rea
 from luthier.prepare.rewriting import Rewriting
 from luthier.prepare.scripts import is_chinese, words
 from luthier.prepare.values import Bounds, gaps
-from luthier.prepare.view import text_of
+from luthier.prepare.view import text_of, text_of_all
 
 CHANGED = "changed_rows"
 """Count of rows that were changed."""
@@ -141,7 +141,7 @@ class Cleaning:
             elif not (config.looks_at_rows and self._refused(item, value, parcel)):
                 kept.append((item, value))
         bad_words = read_bad_words(config.bad_words) if config.bad_words else None
-        why = reasons([text_of(value) for _, value in kept], asked, bad_words) if asked else ()
+        why = reasons(text_of_all([value for _, value in kept]), asked, bad_words) if asked else ()
         alike: list[Item] = []  # rows in a row that stay as they are
         for (item, value), reason in zip_longest(kept, why):
             if not reason and (value is item.value or value == item.value):

@@ -20,7 +20,7 @@ from luthier.prepare.minhash import Bands, band_keys
 from luthier.prepare.parcel import Batch, Item, Parcel
 from luthier.prepare.shingles import ShingleSets, Sizes, Tokens, jaccard, shingle_sets, tokenise
 from luthier.prepare.spill import IN_MEMORY, Spill
-from luthier.prepare.view import column, text_of
+from luthier.prepare.view import column, text_of, text_of_all
 
 WINDOW = 32
 """Texts of one band are compared with this many that follow them; smaller bands are compared completely."""
@@ -41,7 +41,7 @@ class Likeness:
     def tokens(self, items: Sequence[Item]) -> list[Tokens]:
         """The tokens of the rows' texts."""
         if not self.columns:
-            return tokenise([text_of(item.value) for item in items], self.sizes)
+            return tokenise(text_of_all([item.value for item in items]), self.sizes)
         parts = ([column(item.value, name) for name in self.columns] for item in items)
         return tokenise(["\n".join(_text(part) for part in some) for some in parts], self.sizes)
 

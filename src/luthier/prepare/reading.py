@@ -141,6 +141,8 @@ class Worker:
     ) -> list[Item]:
         """Lines as rows; those that anything is wrong with are read again with more care."""
         sound = are_plain([value or {} for value in values]) if self._checks else [True] * len(values)
+        if None not in values and all(sound):
+            return [Item(*place, value, raw) for place, value, raw in zip(places, values, lines, strict=True)]
         items: list[Item] = []
         for (file, line), raw, value, fine in zip(places, lines, values, sound, strict=True):
             if value is None or not (fine or _fault(value, Where(file, line)) is None):

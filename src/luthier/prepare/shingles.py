@@ -7,7 +7,6 @@ into words; what the larger part of a text is cut into decides how long its shin
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +34,9 @@ _REMEMBERED = 200_000
 """Tokens whose hash is remembered; a vocabulary seldom has more that come twice."""
 
 
-_SINGLES = re.compile(f"[{''.join(f'{chr(low)}-{chr(high)}' for low, high in _SINGLE)}]")
+_UNSEEN, _SEPARATOR, _LETTER, _ALONE, _BETWEEN = range(5)
+_END = "\x1e"
+"""Stands between texts that are treated as one; a separator inside of them."""
 
 
 def is_single(character: str) -> bool:
@@ -44,21 +45,15 @@ def is_single(character: str) -> bool:
     return code >= 0x0E00 and any(low <= code <= high for low, high in _SINGLE)
 
 
-class _Table(dict[int, int | str]):
-    """For `str.translate`: separators become spaces, single characters stand between spaces."""
-
-    def __missing__(self, code: int) -> int | str:
-        character = chr(code)
-        found: int | str = code
-        if is_single(character):
-            found = f" {character} "
-        elif not unicodedata.category(character).startswith(_KEPT):
-            found = " "
-        self[code] = found
-        return found
+def _kind(character: str) -> int:
+    if is_single(character):
+        return _ALONE
+    return _LETTER if unicodedata.category(character).startswith(_KEPT) else _SEPARATOR
 
 
-_TABLE = _Table({0x1E: 0x1E})
+_kinds = np.full(0x110000, _UNSEEN, np.uint8)
+"""What each character is, once it has been met."""
+_kinds[ord(_END)] = _BETWEEN
 
 
 @dataclass(frozen=True)
@@ -80,41 +75,67 @@ class Tokens(NamedTuple):
 
 
 def tokenise(texts: Sequence[str], sizes: Sizes) -> list[Tokens]:
-    """The tokens of texts.  All texts are treated as one, which is many times faster than one by one."""
-    ascii = [text.isascii() for text in texts]
-    plain = iter(_tokenise([text for text, is_ascii in zip(texts, ascii, strict=True) if is_ascii]))
-    other = iter(_tokenise([text for text, is_ascii in zip(texts, ascii, strict=True) if not is_ascii]))
-    found: list[Tokens] = []
-    for is_ascii in ascii:
-        text = next(plain if is_ascii else other)
-        number = text.count(" ") + 1 if text else 0
-        size = sizes.words if is_ascii or not _is_single(text, number) else sizes.characters
-        found.append(Tokens(text, number, size))
-    return found
+    """The tokens of texts.  Many are treated as one, which is many times faster than one by one."""
+    plain = [text.isascii() for text in texts]
+    words = iter(_words([text for text, is_plain in zip(texts, plain, strict=True) if is_plain], sizes))
+    other = iter(_mixed([text for text, is_plain in zip(texts, plain, strict=True) if not is_plain], sizes))
+    return [next(words if is_plain else other) for is_plain in plain]
 
 
-def _is_single(text: str, number: int) -> bool:
-    """Whether the larger part of a text's tokens are characters of a script without spaces."""
-    return 2 * len(_SINGLES.findall(text)) > number
-
-
-_END = "\x1e"
-"""Stands between texts that are treated as one; a separator inside of them."""
-
-
-def _tokenise(texts: Sequence[str]) -> list[str]:
-    """The tokens of texts with single spaces between them."""
-    if not texts:
-        return []
+def _as_one(texts: Sequence[str]) -> str:
     joined = _END.join(texts)
     if joined.count(_END) >= len(texts):
         joined = _END.join(text.replace(_END, " ") for text in texts)
-    if not joined.isascii():
-        joined = unicodedata.normalize("NFKC", joined)
-    joined = joined.lower().translate(_TABLE)
+    return joined
+
+
+_ASCII = {code: code if chr(code).isalnum() or chr(code) == _END else " " for code in range(128)}
+
+
+def _words(texts: Sequence[str], sizes: Sizes) -> list[Tokens]:
+    """The tokens of texts in ASCII, where every character is a letter, a digit or a separator."""
+    joined = _as_one(texts).lower().translate(_ASCII)
     while "  " in joined:
         joined = joined.replace("  ", " ")
-    return [text.strip(" ") for text in joined.split(_END)]
+    pieces = [text.strip(" ") for text in joined.split(_END)] if texts else []
+    return [Tokens(text, text.count(" ") + 1 if text else 0, sizes.words) for text in pieces]
+
+
+def _mixed(texts: Sequence[str], sizes: Sizes) -> list[Tokens]:
+    """The tokens of any texts."""
+    if not texts:
+        return []
+    joined = unicodedata.normalize("NFKC", _as_one(texts))
+    codes = np.frombuffer(joined.lower().encode("utf-32-le", "surrogatepass"), np.uint32)
+    kinds = _kinds_of(codes)
+    kept = np.flatnonzero(kinds != _SEPARATOR)
+    codes, kinds = codes[kept], kinds[kept]
+    # a token begins behind a separator or the end of a text, and at and behind every character that stands alone
+    begins = np.ones(len(kept), bool)
+    begins[1:] = (np.diff(kept) > 1) | (kinds[1:] == _ALONE) | (kinds[:-1] >= _ALONE)
+    ends = kinds == _BETWEEN
+    begins &= ~ends
+    first = np.ones(len(kept), bool)
+    first[1:] = ends[:-1]
+    spaced = begins & ~first
+    places = np.arange(len(kept)) + np.cumsum(spaced)
+    written = np.full(len(kept) + int(spaced.sum()), ord(" "), np.uint32)
+    written[places] = codes
+    pieces = written.tobytes().decode("utf-32-le", "surrogatepass").split(_END)
+    owner = np.cumsum(ends)
+    numbers = np.bincount(owner[begins], minlength=len(texts))
+    alone = np.bincount(owner[kinds == _ALONE], minlength=len(texts))
+    each = np.where(2 * alone > numbers, sizes.characters, sizes.words)
+    return list(map(Tokens, pieces, numbers.tolist(), each.tolist()))
+
+
+def _kinds_of(codes: NDArray[np.uint32]) -> NDArray[np.uint8]:
+    kinds = _kinds[codes]
+    if (kinds == _UNSEEN).any():
+        for code in np.unique(codes[kinds == _UNSEEN]).tolist():
+            _kinds[code] = _kind(chr(code))
+        kinds = _kinds[codes]
+    return kinds
 
 
 @dataclass(frozen=True)
@@ -129,17 +150,20 @@ class ShingleSets:
 
 _HASH_BITS = np.uint64(40)
 _HASH_MASK = np.uint64(2**40 - 1)
-_known: dict[str, int] = {}
 
 
-def _token_hash(token: str) -> int:
-    found = _known.get(token)
-    if found is None:
-        if len(_known) >= _REMEMBERED:
-            _known.clear()
+class _Hashes(dict[str, int]):
+    """The hash of every token, made when it is first asked for."""
+
+    def __missing__(self, token: str) -> int:
+        if len(self) >= _REMEMBERED:
+            self.clear()
         data = token.encode("utf-8", "surrogatepass")
-        found = _known[token] = int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
-    return found
+        found = self[token] = int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
+        return found
+
+
+_known = _Hashes()
 
 
 def shingle_hashes(texts: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
@@ -147,8 +171,10 @@ def shingle_hashes(texts: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[
 
     A text with fewer tokens than a shingle has none.
     """
-    hashes = np.array([_token_hash(token) for tokens in texts for token in tokens.text.split(" ") if token], np.uint64)
     lengths = np.array([tokens.number for tokens in texts], np.int64)
+    every = " ".join([tokens.text for tokens in texts if tokens.number])
+    each = map(_known.__getitem__, every.split(" ")) if every else ()
+    hashes = np.fromiter(each, np.uint64, int(lengths.sum()))
     starts = np.cumsum(lengths) - lengths
     owners: list[NDArray[np.int64]] = [np.empty(0, np.int64)]
     found: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
@@ -168,7 +194,9 @@ def shingle_hashes(texts: Sequence[Tokens]) -> tuple[NDArray[np.int64], NDArray[
 def shingle_sets(texts: Sequence[Tokens]) -> ShingleSets:
     """The shingles of texts as sets; at most 2**24 texts at a time."""
     owners, hashes = shingle_hashes(texts)
-    joined = np.unique((owners.astype(np.uint64) << _HASH_BITS) | (hashes & _HASH_MASK))
+    joined = (owners.astype(np.uint64) << _HASH_BITS) | (hashes & _HASH_MASK)
+    joined.sort()
+    joined = joined[np.append(True, joined[1:] != joined[:-1])[: len(joined)]]
     counts = np.bincount((joined >> _HASH_BITS).astype(np.int64), minlength=len(texts))
     return ShingleSets(joined & _HASH_MASK, counts)
 

@@ -155,6 +155,11 @@ def texts_of_all(values: Sequence[Mapping[str, Json]]) -> list[list[str]]:
     return [texts_of(value) for value in values]
 
 
+def text_of_all(values: Sequence[Mapping[str, Json]]) -> list[str]:
+    """`text_of` each row; faster for many."""
+    return [some[0] if len(some) == 1 else "\n".join(filter(None, some)) for some in texts_of_all(values)]
+
+
 def text_of(value: Mapping[str, Json]) -> str:
     """The text of a row as a person would read it: its pieces that are not empty, one a line."""
     return "\n".join([text for text in texts_of(value) if text])
