@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +121,23 @@ def test_answers_to_other_questions_are_not_mixed(
     with pytest.raises(ConfigError, match="another question") as caught:
         infer(asked, Console())
     assert caught.value.code == "other_results"
+
+
+def test_ctrl_c_keeps_what_is_answered(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    file, result = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    file.write_text("".join(json.dumps({"query": f"Number {n}?"}) + "\n" for n in range(5000)))
+    words = ["infer", "--model", str(tiny_model_dir("qwen2")), "--val_dataset", str(file), "--result_path", str(result)]
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    code += "from luthier.cli.app import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *words, "--max_new_tokens", "40"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as child:
+        while not (result.exists() and result.stat().st_size) and child.poll() is None:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        said = child.communicate(timeout=60)[0]
+    assert child.returncode == 130, said
+    assert "the same command goes on from there" in said and "interrupted" in said
+    assert 0 < len(lines(result)) < 5000
 
 
 def test_a_number_behind_the_file_draws_rows(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:

@@ -77,10 +77,13 @@ def infer(options: InferConfig, console: Console) -> None:
     with ExitStack() as stack:
         speaker = _open(options, form, console, stack)
         if options.val_dataset is not None and options.result_path is not None:
-            with console.progress("Answering rows") as bar:
-                done = answer_file(
-                    options.val_dataset, Path(options.result_path), speaker, _columns(options), bar.advance
-                )
+            result = Path(options.result_path)
+            try:
+                with console.progress("Answering rows") as bar:
+                    done = answer_file(options.val_dataset, result, speaker, _columns(options), bar.advance)
+            except KeyboardInterrupt:
+                console.say(f"What is answered is in {result}; the same command goes on from there")
+                raise
             console.result(done, summary=done, result_path=options.result_path)
         else:
             if sys.stdin.isatty():
@@ -142,6 +145,7 @@ def _open(options: InferConfig, form: Form | None, console: Console, stack: Exit
         opened = open_model(config, options.device, console.say)
         stop_ids = opened.manner.renderer.stop_ids
         generator = Continuous(opened.model, stop_ids=stop_ids, slots=options.batch_size)
+        stack.callback(generator.close)  # a thread in the middle of a step must not meet the interpreter's end
         speaker = Speaker(generator, opened.manner, options.sampling, options.system, form)
         for name, manner in manners(opened, named).items():
             speaker.add(name, manner)
