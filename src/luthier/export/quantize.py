@@ -9,6 +9,7 @@ llmcompressor  GPTQ in 4 bits, int8 weights, by llm-compressor; opens in transfo
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -103,6 +104,11 @@ def _hqq(source: Path, out: Path, asked: Rounded) -> None:
 
 
 def _gptqmodel(source: Path, out: Path, asked: Rounded) -> None:
+    if asked.device.type == "cpu":
+        # It wants more workers than half of two cores, and would compile a packer for minutes that Python is too.
+        os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
+        os.environ.setdefault("GPTQMODEL_DISABLE_PACK_EXT", "1")
+    _library("optimum", "optimum", "gptq")  # without it transformers does not open the result
     library = _library("gptqmodel", "gptqmodel", "gptq")
     settings = library.QuantizeConfig(bits=asked.bits, group_size=asked.group)
     try:

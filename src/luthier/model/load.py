@@ -14,6 +14,7 @@ from transformers import (
     AutoConfig,
     AutoTokenizer,
     CompressedTensorsConfig,
+    GPTQConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -100,7 +101,7 @@ def load_model(
     if roundedfile.opens(settings):
         network, drawn = roundedfile.read(folder, settings, device, dtype), None
     else:
-        network, drawn = _network(folder, config, settings, kept, head)
+        network, drawn = _network(folder, config, settings, kept, head, device)
     network.requires_grad_(False).eval()
     held = None
     if config.quant.on:
@@ -247,7 +248,12 @@ def _stored_rounded(settings: PreTrainedConfig, folder: Path, config: ModelConfi
 
 
 def _network(
-    folder: Path, config: ModelConfig, settings: PreTrainedConfig, dtype: torch.dtype | Literal["auto"], head: Head
+    folder: Path,
+    config: ModelConfig,
+    settings: PreTrainedConfig,
+    dtype: torch.dtype | Literal["auto"],
+    head: Head,
+    device: torch.device,
 ) -> tuple[PreTrainedModel, str | None]:
     """The transformers model with every weight taken from the files, and what to say of a head that was not there."""
     caps_scores = getattr(settings.get_text_config(), "attn_logit_softcapping", None) is not None
@@ -257,15 +263,10 @@ def _network(
             where="--attn_impl sdpa",
             fix="Use auto or eager",
         )
-    stored: Any = getattr(settings, "quantization_config", None) or {}
-    opened: dict[str, Any] = {}
-    if dict(stored if isinstance(stored, dict) else stored.to_dict()).get("quant_method") == "compressed-tensors":
-        # Its own modules run on the servers it is meant for; here the rounded numbers are multiplied as they are.
-        opened["quantization_config"] = CompressedTensorsConfig(dequantize=True)
     with quiet():
         network, report = heads.loader(head)(
             folder,
-            **opened,
+            **_unpacking(settings, device),
             config=settings,
             dtype=dtype,
             attn_implementation="eager" if caps_scores or config.attention == "eager" else None,
@@ -293,6 +294,19 @@ def _network(
                 fix="The weights and config.json do not belong together; download the model again",
             )
     return network, f"New, and drawn at random: {', '.join(drawn)}" if drawn else None
+
+
+def _unpacking(settings: PreTrainedConfig, device: torch.device) -> dict[str, Any]:
+    """How weights that were stored rounded are read, where the usual way runs on other machines only."""
+    stored: Any = getattr(settings, "quantization_config", None) or {}
+    told = dict(stored if isinstance(stored, dict) else stored.to_dict())
+    if told.get("quant_method") == "compressed-tensors":
+        # Its own modules run on the servers it is meant for; here the rounded numbers are multiplied as they are.
+        return {"quantization_config": CompressedTensorsConfig(dequantize=True)}
+    if told.get("quant_method") == "gptq" and device.type == "cpu":
+        # The kernel it would choose is compiled on the spot, for minutes.
+        return {"quantization_config": GPTQConfig(bits=int(told["bits"]), backend="gptq_torch")}
+    return {}
 
 
 def _choose_attention(network: PreTrainedModel, config: ModelConfig, head: Head) -> tuple[Calling, str | None]:
