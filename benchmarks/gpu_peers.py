@@ -106,6 +106,9 @@ def packed_peers(
         "@W@/m7": model, "@W@": str(place), "cutoff_len: 4096": f"cutoff_len: {work.length}",
         "max_steps: 12": f"max_steps: {steps}", "neat_packing: false": "neat_packing: true",
         "\npacking: false": "\npacking: true",
+        # It packs one row at a time only.
+        "per_device_train_batch_size: 4": "per_device_train_batch_size: 1",
+        "gradient_accumulation_steps: 1": f"gradient_accumulation_steps: {work.rows}",
     }  # fmt: skip
     recipe = (folder / "lf7.yaml").read_text()
     for old, new in changed.items():

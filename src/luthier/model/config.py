@@ -19,7 +19,7 @@ class Quant(Config):
     """A frozen base in fewer bits: its linear layers are rounded when it is loaded, adapters are trained over it."""
 
     method: Literal["none", "bnb", "hqq", "eetq", "fp8"] | None = None
-    """Library that rounds; fp8 needs none, is the fastest, and experimental. Unset: bnb when bits are given; for an
+    """Library that rounds; fp8 needs none and is the fastest. Unset: bnb when bits are given; for an
     adapter in use, as in its training; else none."""
     bits: int | None = None
     """Bits of a weight: bnb 4 or 8, hqq 2, 3, 4 or 8, eetq and fp8 8. Unset: 4 where there is a choice."""
