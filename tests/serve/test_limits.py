@@ -132,6 +132,25 @@ def test_large_and_deep_bodies_cost_little(kitchen: Kitchen) -> None:
     assert run(lambda: ask(app, "POST", "/v1/chat/completions", b"x" * (10 * 2**20))).status == 413
 
 
+def test_memory_stays_the_same_over_many_requests(kitchen: Kitchen) -> None:
+    app, process = kitchen.app(), psutil.Process()
+
+    async def some(first: int, count: int) -> None:
+        for n in range(first, first + count, 4):
+            texts = {m: f"{m} " + "number " * (m % 9) for m in range(n, n + 4)}
+            bodies = [
+                {**CHAT, "messages": [{"role": "user", "content": text}], "max_tokens": 1 + m % 5}
+                for m, text in texts.items()
+            ]
+            replies = await asyncio.gather(*(ask(app, "POST", "/v1/chat/completions", body) for body in bodies))
+            assert all(reply.status == 200 for reply in replies)
+
+    run(lambda: some(0, 100))
+    before = process.memory_info().rss
+    run(lambda: some(100, 400))
+    assert process.memory_info().rss - before < 24 * 2**20
+
+
 def test_two_hundred_at_once_on_a_queue_of_32(kitchen: Kitchen) -> None:
     app = kitchen.app(queue=32)
     long = {**CHAT, "max_tokens": 20, "temperature": 0}
