@@ -222,6 +222,17 @@ def test_tools(client: Any) -> None:
         client.chat.completions.create(**{**ask, "model": "tiny"}, tool_choice="required")
 
 
+def test_a_forced_call_has_the_arguments_that_are_listed(client: Any) -> None:
+    (tool,) = json.loads(json.dumps(TOOLS))
+    tool["function"]["parameters"].pop("additionalProperties", None)
+    for seed in range(4):
+        answer = client.chat.completions.create(
+            model="tools", messages=QUESTION, tools=[tool], tool_choice="required", max_tokens=120, seed=seed
+        ).choices[0]
+        (call,) = answer.message.tool_calls
+        assert set(json.loads(call.function.arguments)) <= set(tool["function"]["parameters"]["properties"])
+
+
 def test_adapters_come_and_go_by_name(client: Any, kitchen: Kitchen) -> None:
     ask: dict[str, Any] = {"messages": QUESTION, "max_tokens": 12, "temperature": 0}
 

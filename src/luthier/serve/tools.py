@@ -84,7 +84,7 @@ class CallForm:
             if name in (None, function["name"]):
                 properties = {
                     self.name: {"const": function["name"]},
-                    self.arguments: function.get("parameters") or {"type": "object"},
+                    self.arguments: _no_others(function.get("parameters") or {"type": "object"}),
                 }
                 required = [self.name, self.arguments]
                 options.append(
@@ -95,6 +95,11 @@ class CallForm:
         edges = [json.dumps(edge, ensure_ascii=False) for edge in (self.start, self.end)]
         parts = [edges[0] if self.start else "", "call", edges[1] if self.end else ""]
         return Form("lark", f"start: {' '.join(part for part in parts if part)}\ncall: %json {json.dumps(schema)}")
+
+
+def _no_others(parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Parameters that are listed are all there are, unless they say otherwise: a call is not to invent some."""
+    return {"additionalProperties": False, **parameters} if parameters.get("properties") else parameters
 
 
 def call_form(renderer: Renderer) -> CallForm | None:
