@@ -30,25 +30,12 @@ STEPS = 12
 
 
 @pytest.fixture
-def train(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> Callable[..., Path]:
+def train(words_of_a_run: Callable[..., tuple[list[str], Path]]) -> Callable[..., Path]:
     """Train on a number of devices and give the run directory; a step has eight samples on any number."""
-    model = tiny_model_dir("qwen2", hidden_size=256, head_dim=64, intermediate_size=512, initializer_range=0.05)
-    data = tmp_path / "chats.jsonl"
-    with data.open("w", encoding="utf-8") as file:
-        for number in range(64):
-            question, answer = f"{number} 加一等于多少？", f"It is {number + 1}. " * (1 + number % 5)
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            file.write(json.dumps({"messages": messages}) + "\n")
-    names = iter(range(100))
 
     def run(devices: int, method: str, **flags: Any) -> Path:
-        output = tmp_path / f"out-{next(names)}"
-        settings = {
-            "model": model, "dataset": data, "output_dir": output, "cache_dir": tmp_path / "cache", "max_length": 128,
-            "max_steps": STEPS, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4 // devices,
-            "save_steps": 6, "logging_steps": 1, "report_to": "none", "device": "cuda", **METHODS[method], **flags,
-        }  # fmt: skip
-        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        steps = {"max_steps": STEPS, "gradient_accumulation_steps": 4 // devices, "save_steps": 6}
+        words, output = words_of_a_run(**steps, **METHODS[method], **flags)
         environment = {**os.environ, "NPROC_PER_NODE": str(devices)}
         command = [sys.executable, "-m", "luthier", "sft", *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

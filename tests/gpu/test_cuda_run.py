@@ -33,38 +33,13 @@ def _deterministic() -> Generator[None]:
 
 
 @pytest.fixture
-def train(tmp_path: Path, tiny_model_dir: Callable[..., Path]) -> Callable[..., Path]:
+def train(words_of_a_run: Callable[..., tuple[list[str], Path]]) -> Callable[..., Path]:
     """Train ten steps and give the run directory."""
-    model = tiny_model_dir("qwen2", hidden_size=256, head_dim=64, intermediate_size=512, initializer_range=0.05)
-    data = tmp_path / "chats.jsonl"
-    with data.open("w", encoding="utf-8") as file:
-        for number in range(40):
-            question, answer = f"{number} 加一等于多少？", f"It is {number + 1}. " * (1 + number % 5)
-            messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-            file.write(json.dumps({"messages": messages}) + "\n")
-    names = iter(range(100))
 
     def run(method: str, **flags: Any) -> Path:
-        output = tmp_path / f"out-{next(names)}"
-        settings = {
-            "model": model,
-            "dataset": data,
-            "output_dir": output,
-            "cache_dir": tmp_path / "cache",
-            "train_type": method,
-            "torch_dtype": "bfloat16",
-            "max_length": 128,
-            "max_steps": 10,
-            "per_device_train_batch_size": 2,
-            "gradient_accumulation_steps": 4,
-            "learning_rate": METHODS[method],
-            "save_steps": 5,
-            "logging_steps": 1,
-            "report_to": "none",
-            "device": "cuda",
-            **flags,
-        }
-        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        steps = {"max_steps": 10, "gradient_accumulation_steps": 4, "save_steps": 5}
+        how = {"train_type": method, "learning_rate": METHODS[method], "torch_dtype": "bfloat16"}
+        words, output = words_of_a_run(**steps, **{**how, **flags})
         torch.cuda.reset_peak_memory_stats()
         assert main(["sft", *words]) == 0
         return next(output.glob("v*"))
