@@ -140,6 +140,14 @@ def test_ctrl_c_keeps_what_is_answered(tiny_model_dir: Callable[..., Path], tmp_
     assert 0 < len(lines(result)) < 5000
 
 
+def test_a_file_of_no_questions_is_an_error(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    file, result = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    file.write_text('{"query": "x"\n{"nothing": 1}\n')
+    with pytest.raises(DataError, match=r"no row could be answered; the first one: .*malformed JSON"):
+        infer(options(tiny_model_dir("qwen2"), val_dataset=str(file), result_path=str(result)), Console())
+    assert len(lines(result)) == 2
+
+
 def test_a_number_behind_the_file_draws_rows(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     file, result = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
     file.write_text("".join(json.dumps({"query": f"Number {n}?"}) + "\n" for n in range(9)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -216,3 +217,13 @@ def test_adapter_of_another_model_is_refused(adapter: Path, tiny_model_dir: Call
     with pytest.raises((ConfigError, ModelError)):
         made(adapter, "--model", str(other), "--merge_lora", "true")
     assert not list((adapter.parents[1] / "exports").iterdir())
+
+
+def test_broken_weights_are_named(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(tiny_model_dir("qwen2"), broken)
+    (broken / "model.safetensors").write_bytes(b"0" * 500)
+    settings: dict[str, Any] = {"model": ModelConfig(path=str(broken)), "output_dir": str(tmp_path / "out")}
+    with pytest.raises(ModelError, match=r"model\.safetensors: the weight file is damaged"):
+        export(ExportConfig(**settings, to_gguf=True), Console(quiet=True))
+    assert not (tmp_path / "out").exists()

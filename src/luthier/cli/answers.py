@@ -41,7 +41,7 @@ def answer_file(
         progress: told how many rows have been dealt with.
 
     Raises:
-        DataError: the data set cannot be read.
+        DataError: the data set cannot be read, or none of its rows answered.
         ConfigError: the file holds answers to other questions.
     """
     data = DataConfig()
@@ -75,6 +75,9 @@ def answer_file(
         write(index, {"error": str(answer)} if isinstance(answer, LuthierError) else _line(asked, answer))
     lines = results.read_rows(result.name)
     failed = sum("error" in line for line in lines)
+    if lines and failed == len(lines):
+        why = str(lines[0]["error"])
+        raise DataError(f"no row could be answered; the first one: {why}", where=str(result), code="no_answers")
     before = f", {len(done)} lines were there before" if done else ""
     return f"{len(lines) - failed} answers and {failed} errors{before}: {result}"
 

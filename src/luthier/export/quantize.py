@@ -108,8 +108,8 @@ def _gptqmodel(source: Path, out: Path, asked: Rounded) -> None:
         # It wants more workers than half of two cores, and would compile a packer for minutes that Python is too.
         os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")
         os.environ.setdefault("GPTQMODEL_DISABLE_PACK_EXT", "1")
-    _library("optimum", "optimum", "gptq")  # without it transformers does not open the result
-    library = _library("gptqmodel", "gptqmodel", "gptq")
+    library = _library("gptqmodel", "gptqmodel", "gptq", "gptq")
+    _library("optimum", "optimum", "gptq", "gptq")  # without it transformers does not open the result
     settings = library.QuantizeConfig(bits=asked.bits, group_size=asked.group)
     try:
         model = library.GPTQModel.load(str(source), settings, device=str(asked.device))
@@ -151,11 +151,12 @@ def _llmcompressor(source: Path, out: Path, asked: Rounded) -> None:
         raise _cannot(asked, error) from error
 
 
-def _library(module: str, package: str, extra: str) -> Any:
+def _library(module: str, package: str, extra: str, method: str | None = None) -> Any:
+    """A library that `--quant_method` needs; the method is called like its package unless it is named."""
     try:
         return import_module(module)
     except ImportError as error:
-        raise MissingExtra(package, extra, what_for=f"--quant_method {package}") from error
+        raise MissingExtra(package, extra, what_for=f"--quant_method {method or package}") from error
 
 
 def _cannot(asked: Rounded, error: Exception) -> ModelError:

@@ -29,7 +29,7 @@ from luthier.export.quantize import Rounded, quantize
 from luthier.model import methods
 from luthier.model.adapters import SETTINGS, adapter_folder
 from luthier.model.config import ModelConfig
-from luthier.model.folder import model_folder, read_json
+from luthier.model.folder import check_weights, model_folder, read_json
 from luthier.model.load import context_length, load_model
 from luthier.objectives.config import Pretrain, Sft
 from luthier.objectives.language import Language
@@ -89,7 +89,9 @@ def _make(job: Job, out: Path, folder: Path) -> tuple[str, str]:
 def _plain(job: Job, folder: Path) -> Generator[Path]:
     """The model without adapters: its own folder, or what merging gives, for the time of the block."""
     if not job.usable.model.adapters:
-        yield model_folder(job.usable.model)
+        plain = model_folder(job.usable.model)
+        check_weights(plain)
+        yield plain
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.work-", dir=folder.parent))
