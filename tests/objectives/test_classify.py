@@ -13,7 +13,7 @@ from encoders import save_encoder
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from luthier.base.errors import DataError
+from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import Labelled, Where
 from luthier.data.batch import Group, collate
 from luthier.data.config import DataConfig
@@ -193,6 +193,16 @@ def test_data_that_cannot_be_classified(
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"text": "x", "label": label}) for label in labels))
     with pytest.raises(DataError, match=what):
+        made(folder_of("bert"), path, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"focal_gamma": 2.0}, {"label_smoothing": 0.1}, {"class_weights": ("balanced",)}])
+def test_losses_of_classes_are_refused_for_numbers(
+    settings: dict[str, Any], folder_of: Callable[[str], Path], tmp_path: Path
+):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"Input": "x", "Reward": reward}) for reward in (0.5, 1.5)))
+    with pytest.raises(ConfigError, match="numbers"):
         made(folder_of("bert"), path, **settings)
 
 

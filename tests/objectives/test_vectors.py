@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,37 @@ def test_rerankers_give_the_same_scores_in_cross_encoder(tmp_path: Path):
     batch = cut(encoded(objective, asked), [range(2)])[0]
     with torch.no_grad():
         assert float((model.scores(batch)[:, 0] - torch.from_numpy(scores)).abs().max()) < 1e-5
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize(("loss", "count"), [("pointwise", 3), ("listwise", 1)])
+def test_losses_of_rerankers_are_those_of_cross_encoders(loss: Any, count: int, tmp_path: Path):
+    """Theirs compares texts of different queries where there are several; of one, only its own are left."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library = pytest.importorskip("sentence_transformers.cross_encoder")
+        folder = save_encoder(tmp_path / "base", "bert")
+        objective = learnable(Rerank(loss=loss), folder)
+        model = opened(objective, folder, dropout=False)
+        methods.save(model, tmp_path / "made")
+        theirs = library.CrossEncoder(str(tmp_path / "made"), device="cpu", max_length=64).eval()
+        asked = [replace(row, weight=1.0) for row in rows(hard=3, count=count)]
+        columns = [
+            [row.query for row in asked],
+            *zip(*((*row.positives, *row.negatives) for row in asked), strict=True),
+        ]
+        if loss == "pointwise":
+            pairs = [(query, text) for column in columns[1:] for query, text in zip(columns[0], column, strict=True)]
+            labels = torch.tensor([1.0] * count + [0.0] * 3 * count)
+            expected = library.losses.BinaryCrossEntropyLoss(theirs)(list(zip(*pairs, strict=True)), labels)
+        else:
+            ranking = library.losses.MultipleNegativesRankingLoss
+            expected = ranking(theirs, num_negatives=None, scale=1, activation_fn=torch.nn.Identity())(columns, None)
+        expected.backward()
+        gradient = torch.stack([weight.grad.norm() for weight in theirs.parameters() if weight.grad is not None]).norm()
+    ours = measure(model, objective, cut(encoded(objective, asked), [range(count)]))[0]
+    assert ours.loss == pytest.approx(float(expected.detach()), abs=1e-5)
+    assert ours.grad_norm == pytest.approx(float(gradient), rel=1e-5)
 
 
 def test_yes_and_no_are_weighed_behind_the_prompt(tiny_model_dir: Callable[..., Path]):

@@ -50,7 +50,9 @@ def test_layers_at_rest_keep_no_state(job: Any):
     ("flags", "says"),
     [
         ({"train_type": "prefix", "gradient_checkpointing": "true"}, "computed again"),
-        ({"train_type": "boft", "quant_bits": 4}, "4 bits cannot be trained"),
+        ({"train_type": "boft", "quant_bits": 4}, "over weights held in 4 bits cannot be trained"),
+        ({"train_type": "prompt", "packing": "true"}, "texts are padded then"),
+        ({"train_type": "prefix", "task_type": "seq_cls"}, "before causal language models only"),
         ({"train_type": "lisa", "fsdp": "full_shard"}, "not split over processes"),
         ({"train_type": "ptuning", "ema_decay": 0.9}, "not an average"),
         ({"train_type": "ptuning", "adapters": "somewhere"}, "cannot be trained further"),

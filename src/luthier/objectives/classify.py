@@ -56,6 +56,9 @@ def classification(config: SeqCls, setting: Setting) -> Classification:
     names = ("value",) if problem == "regression" else _names(config, found, own_labels(setting.model))
     if problem == "regression" and config.num_labels not in (None, 1):
         raise ConfigError("a row has one number to predict", where="--num_labels", fix="Set it to 1")
+    if problem == "regression" and (config.focal_gamma or config.label_smoothing):
+        where = "--focal_gamma" if config.focal_gamma else "--label_smoothing"
+        raise ConfigError("the labels are numbers, and only classes have such a loss", where=where, fix="Leave it out")
     weights = _class_weights(config, setting, names, problem)
     chats = setting.renderer if setting.tokenizer.chat_template is not None else None
     return Classification(config, names, problem, weights, setting.plain, chats)
@@ -91,7 +94,12 @@ def _names(config: SeqCls, found: Labels, own: tuple[str, ...]) -> tuple[str, ..
     if count is not None and count != len(names):
         raise ConfigError(f"the data has {len(names)} labels, not {count}", where="--num_labels", fix="Leave it out")
     if len(names) < 2:
-        only = f"there is only one class, {names[0]!r}" if names else "there is no label"
+        if not names:
+            fix = (
+                'Rows need a text and a label; columns of other names are named with --columns \'{"theirs": "label"}\''
+            )
+            raise DataError("there is no label", code="no_labels", fix=fix)
+        only = f"there is only one class, {names[0]!r}"
         raise DataError(only, code="one_class", fix="Give rows of at least two classes, or name them with --labels")
     return names
 

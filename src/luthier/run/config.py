@@ -11,9 +11,10 @@ from luthier.base.secrets import secrets_in
 from luthier.data.config import DataConfig
 from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.model.config import Full, Lora, Method, ModelConfig
-from luthier.model.method import Gradual, Lisa
+from luthier.model.method import Adapting, Gradual, Lisa, Prompting
 from luthier.objectives.config import (
     Distill,
+    GenerativeRerank,
     Multi,
     Objective,
     OneTask,
@@ -192,7 +193,9 @@ def resolve(config: RunConfig) -> RunConfig:
             "training in float16 loses small gradients", where="--torch_dtype", fix="Use bfloat16 or float32"
         )
     pretrain = isinstance(config.objective, Pretrain)
-    packing = config.data.packing if config.data.packing is not None else pretrain and not config.data.streaming
+    packing = config.data.packing
+    if packing is None:
+        packing = pretrain and not config.data.streaming and config.method.supports.packing
     several = isinstance(config.objective, Multi)  # then each task has its own
     overlong_rows = config.data.overlong if several else config.data.overlong or overlong(config.objective)
     rate = config.optim.learning_rate
@@ -249,10 +252,25 @@ def _refuse_what_the_method_cannot(config: RunConfig) -> None:
     """Each method says what it goes together with."""
     supports, where = config.method.supports, f"--train_type {config.method.type}"
     if config.model.quant.on and not supports.few_bits:
+        this = "an adapter of this kind over weights" if isinstance(config.method, Adapting) else "weights"
         raise ConfigError(
-            f"weights held in {config.model.quant.bits} bits cannot be trained",
+            f"{this} held in {config.model.quant.bits} bits cannot be trained",
             where=where,
             fix="Train an adapter over them with --train_type lora, or leave --quant_method and --quant_bits out",
+        )
+    if config.data.packing and not supports.packing:
+        raise ConfigError(
+            "what stands before each text keeps texts from lying end to end",
+            where=f"{where} --packing",
+            fix="Leave --packing out: texts are padded then",
+        )
+    if isinstance(config.method, Prompting) and not isinstance(
+        config.objective, Pretrain | Sft | Distill | GenerativeRerank
+    ):
+        raise ConfigError(
+            "virtual tokens are put before causal language models only",
+            where=f"{where} --task_type {config.objective.type}",
+            fix="Use --train_type lora or ia3",
         )
     if config.train.gradient_checkpointing and not supports.checkpointing:
         raise ConfigError(
