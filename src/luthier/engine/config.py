@@ -26,8 +26,8 @@ class StepConfig(Config):
     accumulation: int = Field(default=16, ge=1)
     """Micro-batches of one device in one step. micro_batch x accumulation x devices samples make a step."""
     gradient_checkpointing: bool | Literal["some"] | None = None
-    """Compute activations again in the backward pass to save memory; some: only the widest ones. Unset: as little as
-    the device's memory allows, and nothing on a CPU."""
+    """Compute activations again in the backward pass to save memory; some: only the widest ones; false: none, or the
+    cheapest where not all fit on the device. Unset: as little as its memory allows, and nothing on a CPU."""
     shard: Literal["none", "full"] = "none"
     """full: each process holds a part of every weight, gradient and optimizer state (FSDP2); none: it holds all."""
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
