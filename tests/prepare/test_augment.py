@@ -104,6 +104,7 @@ def test_what_cannot_change_is_counted(tmp_path: Path, capsys: Any) -> None:
     file = write_rows(tmp_path / "f.jsonl", [{"text": "12345"}, {"tokens": ["a", "b"], "tags": ["O"]}])
     done = run("augment", capsys, tmp_path / "out", file, flags=[])
     assert len(done.rows) == 2 and done.report["counts"] == {"nothing_to_change": 2}
+    assert done.report["notes"][0].startswith("2 copies were not made")
 
 
 def test_paraphrase_and_back_translation_through_a_callable(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_bad_wishes_are_named(tmp_path: Path, capsys: Any) -> None:
     one = write_rows(tmp_path / "one.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "x"}])
     none = write_rows(tmp_path / "none.jsonl", [{"text": "a"}, {"text": "b"}])
     few = write_rows(tmp_path / "few.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
-    for file, code in ((one, "no_label"), (none, "no_label"), (few, "too_few_rows")):
+    for file, code in ((one, "one_class"), (none, "no_label"), (few, "too_few_rows")):
         done = run("features", capsys, tmp_path / "out", file, flags=[])
         assert (done.code, done.error["code"]) == (3, code)
     empty = write_rows(tmp_path / "empty.jsonl", [{"text": "...", "label": "xy"[n % 2]} for n in range(8)])

@@ -160,6 +160,7 @@ def test_an_endpoint_labels_by_the_guideline(tmp_path: Path) -> None:
     assert made == [{"text": "win now", "label": "spam", "confidence": 0.9}, {"text": "had", "label": "ham"}]
     assert dict(done.report.tally.counts) == {"labelled": 1, "unsure": 1, "no_answer": 1, "no_text": 1}
     assert len(asked) == 3 and "advertises something" in asked[0][0]["content"]
+    assert any("1 row has a value in the column label already" in note for note in done.report.notes)
     kept = prepare.label(file, output=out, ask=ask, unsure="keep", relabel=True, **settings)
     assert len(out.read_text().splitlines()) == 5 and kept.report.summary["labelled"] == 2
 

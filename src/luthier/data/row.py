@@ -247,7 +247,8 @@ def _parse_text(layout: Layout, data: bytes, where: Where) -> Row:
     else:
         cells = read_cells(text, layout.delimiter)
     if len(cells) != len(layout.columns):
-        message = f"{len(cells)} cells where there are {len(layout.columns)} columns"
+        number = "1 cell" if len(cells) == 1 else f"{len(cells)} cells"
+        message = f"{number} where there are {len(layout.columns)} columns"
         return Row(where, Fault("malformed_csv", where, message))
     return Row(where, dict(zip(layout.columns, cells, strict=True)))
 

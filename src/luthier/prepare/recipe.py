@@ -43,7 +43,7 @@ from luthier.prepare.places import Places, plain_files, read_by
 from luthier.prepare.report import Finished, to_bytes
 from luthier.prepare.stage import Handover, Stage
 from luthier.prepare.verb import Job, Verb
-from luthier.prepare.work import say, scratch_folder, write_report
+from luthier.prepare.work import say, say_report, scratch_folder, write_report
 from luthier.prepare.write import part_paths, refuse_overwriting, target, write_rows
 
 _FORMAT = 1
@@ -158,6 +158,7 @@ def run(recipe: RecipeConfig, console: Console, tools: ToolMaker | None = None) 
         write_rows(rows, path)
         result.outputs[name] = path
     write_report(made, [Finished.from_json(shown) for shown in reports])
+    say_report(made, console)
     return result
 
 

@@ -84,13 +84,19 @@ def say(finished: Finished, made: Places, console: Console) -> None:
     lost = sum(finished.facts.rejected.values())
     if lost:
         where = f"all in {made.rejected}" if made.rejected else "--output or --report keeps them in a file"
-        console.warn(f"{lost} rows could not be used and were left out; {where}")
+        rows = "1 row could not be used and was" if lost == 1 else f"{lost:,} rows could not be used and were"
+        console.warn(f"{rows} left out; {where}")
     faulty = finished.facts.faulty.counts
     if faulty:
         for code, n in faulty.items():
             first = next(iter(finished.facts.faulty.examples.get(code, ())), None)
             shown = f"; the first: {first['file']}:{first['line']}: {first['message']}" if first else ""
             console.warn(f"{code}: {n:,} {'row that was' if n == 1 else 'rows that were'} kept{shown}")
+    say_report(made, console)
+
+
+def say_report(made: Places, console: Console) -> None:
+    """Tell a person where the report lies, if there is one."""
     for name, path in (("Report", made.report), ("Page", made.page)):
         if path:
             console.say(f"{name}: {path}")

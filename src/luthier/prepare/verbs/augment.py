@@ -72,7 +72,7 @@ class AugmentConfig(VerbConfig):
     @model_validator(mode="after")
     def _possible(self) -> AugmentConfig:
         if {"synonym", "insert"} & set(self.methods) and not self.synonyms:
-            raise ValueError("synonym and insert need synonyms: wordnet or a file of your own")
+            raise ValueError("synonym and insert need synonyms: --synonyms wordnet, or a file of groups of words")
         if set(CHANGES) & set(self.methods) and not self.image_dir:
             raise ValueError("pictures need image_dir, a folder for the changed ones")
         if set(_BY_ENDPOINT) & set(self.methods):
@@ -229,12 +229,16 @@ def augment(rows: Frame, config: AugmentConfig, job: Job) -> Outcome:
 
 
 def _written(stream: Iterator[Parcel], report: Report) -> Iterator[Parcel]:
-    """The stream, and in the end how many copies there are."""
-    copies = 0
+    """The stream, and in the end how many copies there are, and how many there are not."""
+    copies = missing = 0
     for parcel in stream:
         copies += sum(n for name, n in parcel.tally.counts.items() if name in get_args(Method))
+        missing += parcel.tally.counts.get("nothing_to_change", 0)
         report.summary["copies"] = copies
         yield parcel
+    if missing:
+        why = "nothing in a row could be changed, or the endpoint gave no answer that can be used"
+        report.notes.append(f"{missing:,} {'copy was' if missing == 1 else 'copies were'} not made: {why}.")
 
 
 VERB = Verb(

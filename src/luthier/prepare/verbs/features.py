@@ -104,7 +104,8 @@ def features(rows: Frame, config: FeaturesConfig, job: Job) -> Outcome:
     """Score linear classifiers over words.
 
     Raises:
-        DataError: code `no_label` when there are no classes to tell apart, `too_few_rows` when none can be held out.
+        DataError: codes `no_label` and `one_class` when there are no classes to tell apart, `too_few_rows` when no row
+            can be held out.
         MissingExtra: scikit-learn or jieba is not installed.
     """
     report = Report()
@@ -114,7 +115,8 @@ def features(rows: Frame, config: FeaturesConfig, job: Job) -> Outcome:
     where = ", ".join(source.name for source in rows.sources)
     if len(names) < 2:
         what = f"the column {label!r} holds one class only, {names[0]!r}"
-        raise DataError(what, where=where, code="no_label", fix="Name the column with the classes: --label")
+        fix = "Give rows of two classes at least, or name another column: --label"
+        raise DataError(what, where=where, code="one_class", fix=fix)
     codes = _codes(train.labels, names)
     if config.test:
         other = job.open(config.test)

@@ -178,6 +178,7 @@ def _lengths(report: Report, first: Measured, second: Measured, sampled: np.ndar
 def _labels(rows: Frame, wanted: str | None, seen: Mapping[str, int]) -> tuple[str, Labels] | None:
     if wanted is not None:
         return wanted, read_labels(rows, wanted)
+    alone: tuple[str, Labels] | None = None  # a label that says the same of every row is worth a warning
     for name in seen:
         if name.lower() in _LABELS:
             try:
@@ -186,7 +187,9 @@ def _labels(rows: Frame, wanted: str | None, seen: Mapping[str, int]) -> tuple[s
                 continue
             if 1 < len(found.names) <= _MOST_LABELS:
                 return name, found
-    return None
+            if len(found.names) == 1 and name.lower() == "label":
+                alone = name, found
+    return alone
 
 
 def _balance(report: Report, name: str, labels: Labels) -> None:
@@ -196,6 +199,9 @@ def _balance(report: Report, name: str, labels: Labels) -> None:
     report.charts.append(_chart(f"Classes in {name}", counts))
     most, fewest = int(labels.counts.max()), int(labels.counts.min())
     report.summary["classes"] = len(labels.names)
+    if len(labels.names) == 1:
+        what = f"The column {name} holds one class only, {labels.names[0]}: nothing can be learned from it"
+        report.notes.append(f"{what}, neither by a classifier nor by KTO.")
     if most > 3 * fewest:
         what = (
             f"The largest class has {most / fewest:.1f} times the rows of the smallest; luthier data balance evens out"
@@ -213,7 +219,8 @@ def _outliers(report: Report, first: Measured, second: Measured, numbers: tuple[
             low, high = limits(values, rule)
             row[f"outliers by {rule}"] = int(((values < low) | (values > high)).sum())
         usual = limits(values, "iqr")
-        found.append({**row, "usual from": round(usual.low, 3), "to": round(usual.high, 3)})
+        low = max(0.0, usual.low) if name == "characters" else usual.low
+        found.append({**row, "usual from": round(low, 3), "to": round(usual.high, 3)})
     report.tables.append(Table("Numbers", found))
 
 
@@ -250,7 +257,7 @@ def _advise(
     if advice is None:
         return
     if advice is CLASSIFY:
-        if labels is not None:
+        if labels is not None and len(labels[1].names) > 1:
             report.notes.append(judged(advice, int(labels[1].counts.min())))
         return
     report.notes.append(judged(advice, tokens if advice is PRETRAIN else total))

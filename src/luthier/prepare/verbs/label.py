@@ -240,6 +240,10 @@ def _labelled(rows: Frame, config: LabelConfig, answers: NDArray[Any]) -> Outcom
         names[key] = names.get(key, 0) + 1
     report.summary["labelled"] = len(given)
     report.summary["without a label"] = sum(isinstance(answer, str) for answer in found)
+    left = sum(answer is None for answer in found)
+    if left:
+        what = f"{left:,} {'row has' if left == 1 else 'rows have'} a value in the column {config.label} already"
+        report.notes.append(f"{what}, and nothing was asked about them: --relabel asks all the same.")
     if not config.answer_schema and names:
         report.tables.append(Table("Labels", [{"label": name, "rows": n} for name, n in sorted(names.items())]))
         sure = np.array([answer["confidence"] for answer in given])
