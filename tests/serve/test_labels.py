@@ -56,11 +56,14 @@ def test_classes_with_all_their_probabilities(path: str, moods: Path) -> None:
         best = CLASSES[int(expected.argmax())]
         assert (row["index"], row["label"], row["num_classes"]) == (number, best, 3)
     one = post(specialist_app(moods), path, input=TEXTS[0]).json
-    assert one["data"] == found["data"][:1]
+    # Written with six digits, of which rounding in another batch may move the last.
+    assert one["data"][0]["label"] == found["data"][0]["label"]
+    assert one["data"][0]["probs"] == pytest.approx(found["data"][0]["probs"], abs=2e-6)
     tokenizer = AutoTokenizer.from_pretrained(moods)
     assert found["usage"]["prompt_tokens"] == sum(len(tokenizer(text)["input_ids"]) for text in TEXTS)
     many = post(specialist_app(moods), path, input=TEXTS * 20).json  # more than one piece
-    assert [row["probs"] for row in many["data"]] == [row["probs"] for row in found["data"]] * 20
+    for row, again in zip(found["data"] * 20, many["data"], strict=True):
+        assert again["probs"] == pytest.approx(row["probs"], abs=2e-6)
 
 
 def test_two_texts_are_classified_together(moods: Path) -> None:
