@@ -3,8 +3,9 @@
     python benchmarks/methods.py --work /tmp/methods [--steps 30] [--only LoRA "prefix (P-tuning v2)"] [--times 1 3]
 
 Each is one `luthier sft` of the bundled model on a CPU, in a process of its own: the same questions to tables (WikiSQL,
-to be answered in SQL) in the same order.  Each method starts from a learning rate that is usual for it, and runs once
-with each multiple of it in `--times`; 64 rows that nothing is trained on choose the multiple, 64 others give the loss
+to be answered in SQL) in the same order.  Each method starts from a learning rate that is usual for it or did
+best here, and runs once with each multiple of it in `--times`; 64 rows that nothing is trained on choose the multiple,
+64 others give the loss
 that is told.  The general set is Chinese instructions that nobody trains on.  Processor seconds are those of the whole
 command.  A row is kept in the work folder as soon as it is there, and not measured again.
 """
@@ -31,18 +32,18 @@ METHODS: dict[str, tuple[float, str]] = {
     "LoRA": (2e-3, "lora"),
     "QLoRA (nf4)": (2e-3, "lora --quant_bits 4"),
     "DoRA": (2e-3, "lora --use_dora true"),
-    "prompt": (3e-2, "prompt"),
-    "prefix (P-tuning v2)": (1e-2, "prefix"),
+    "prompt": (9e-2, "prompt"),
+    "prefix (P-tuning v2)": (1e-1, "prefix"),
     "P-tuning v1": (3e-3, "ptuning"),
-    "IA3": (1e-2, "ia3"),
-    "AdaLoRA": (5e-3, "adalora"),
-    "VeRA": (1e-2, "vera"),
+    "IA3": (1e-1, "ia3"),
+    "AdaLoRA": (5e-2, "adalora"),
+    "VeRA": (1e-1, "vera"),
     "OFT": (2e-3, "oft"),
-    "norms": (1e-2, "ln_tuning"),
-    "biases": (1e-2, "bitfit"),
+    "norms": (3e-2, "ln_tuning"),
+    "biases": (1e-1, "bitfit"),
     "LISA": (5e-4, "lisa --lisa_step_interval 5"),
 }
-"""The usual learning rate of each, and the flags behind --train_type."""
+"""A learning rate that is usual for each, or that did best here, and the flags behind --train_type."""
 SEED = 42
 
 
