@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from workshop import write_rows
 
@@ -18,6 +18,7 @@ from luthier.prepare.arrays import arrow_of, numpy_of
 _TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 
 
+@settings(deadline=None)
 @given(st.lists(_TEXTS))
 def test_texts_are_what_pyarrow_makes_of_them(texts: list[str]) -> None:
     assert arrow_of(texts).equals(pa.array(texts, pa.large_string()))
@@ -31,6 +32,7 @@ def test_a_lone_surrogate_is_refused() -> None:
         arrow_of(["fine", "\ud800"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), max_size=40), st.integers(0, 40))
 def test_numbers_come_back(values: list[bool], skipped: int) -> None:
     made = pa.array(values, pa.bool_())[skipped:]
