@@ -108,8 +108,10 @@ def test_shapes_that_cannot_be(wrong: dict[str, float], said: str):
 @pytest.mark.parametrize("dropout", [None, 0.0, 0.3])
 def test_encoders_drop_what_the_shape_says(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, dropout: float | None):
     kept = 0.1 if dropout is None else dropout
-    for architecture in ("bert", "t5"):
+    for architecture in ("bert", "modernbert", "t5"):
         shape = Shape.model_validate({**SHAPE.model_dump(), "architecture": architecture, "dropout": dropout})
         write_encoder(tmp_path / architecture, tokenizer, shape, seed=1)
     bert, t5 = (AutoConfig.from_pretrained(tmp_path / name) for name in ("bert", "t5"))
     assert (bert.hidden_dropout_prob, bert.attention_probs_dropout_prob, t5.dropout_rate) == (kept, kept, kept)
+    modern = AutoConfig.from_pretrained(tmp_path / "modernbert")
+    assert {modern.embedding_dropout, modern.attention_dropout, modern.mlp_dropout} == {dropout or 0.0}

@@ -29,6 +29,7 @@ class InitConfig(Config):
 _COMMANDS = {
     "qwen2": "luthier pretrain",
     "bert": "luthier train --task_type mlm",
+    "modernbert": "luthier train --task_type mlm",
     "t5": "luthier train --task_type span_corruption",
 }
 

@@ -112,11 +112,13 @@ class ModelConfig(Config):
 class Shape(Config):
     """Kind and size of a new model, in the words of transformers."""
 
-    architecture: Literal["qwen2", "bert", "t5"] = "qwen2"
-    """qwen2: a decoder, for pretrain and sft; bert: an encoder, for --task_type mlm and what builds on it; t5: an
-    encoder and a decoder, for --task_type span_corruption and seq2seq."""
+    architecture: Literal["qwen2", "bert", "modernbert", "t5"] = "qwen2"
+    """qwen2: a decoder, for pretrain and sft; bert, modernbert: encoders, for --task_type mlm and what builds on it, of
+    which modernbert learns faster from nothing; t5: an encoder and a decoder, for --task_type span_corruption and
+    seq2seq."""
     vocab_size: int = Field(default=6144, ge=300)
-    """Tokens of the vocabulary, control tokens included: 3 and the 256 bytes in qwen2, 5 in bert, 103 in t5."""
+    """Tokens of the vocabulary, control tokens included: 3 and the 256 bytes in qwen2, 5 in bert and modernbert, 103 in
+    t5."""
     hidden_size: int = Field(default=256, ge=8)
     """Width of the residual stream."""
     intermediate_size: int = Field(default=736, ge=8)
@@ -134,8 +136,8 @@ class Shape(Config):
     tie_word_embeddings: bool = True
     """One matrix both reads tokens and scores them."""
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    """Share of the activations of bert and t5 that training drops, kept in the model's config. Unset: 0.1, as these
-    were first trained; 0 suits text that is seen a few times only, and is faster."""
+    """Share of the activations of encoders and t5 that training drops, kept in the model's config. Unset: as these were
+    first trained, 0.1 (modernbert: 0); 0 suits text that is seen a few times only, and is faster."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Shape:

@@ -1,4 +1,4 @@
-"""Encoders from nothing: BERT with a WordPiece tokenizer, T5 with a Unigram one, weights at random.
+"""Encoders from nothing: BERT and ModernBERT with a WordPiece tokenizer, T5 with a Unigram one, weights at random.
 
 The tokenizers are transformers' own classes with a vocabulary learned from text, so plain transformers opens what is
 written here as what it is.
@@ -7,7 +7,7 @@ written here as what it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertTokenizer,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     T5Config,
@@ -32,6 +34,10 @@ BERT_SPECIAL = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 T5_SPECIAL = "<pad>", "</s>", "<unk>"
 SENTINELS = 100
 """Tokens that stand for hidden spans in T5."""
+
+_NEAR, _FAR_EVERY = 64, 3
+"""Tokens that a ModernBERT layer sees around each, and of how many layers one sees them all: a smaller window than the
+published 128, since small models are given short texts."""
 
 
 def bert_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -96,13 +102,13 @@ def _enough(found: int, wanted: int) -> None:
 
 
 def write_encoder(folder: Path, tokenizer: PreTrainedTokenizerFast, shape: Shape, seed: int) -> int:
-    """Write a BERT or a T5 with random weights and its tokenizer; returns its number of parameters.
+    """Write a BERT, a ModernBERT or a T5 with random weights and its tokenizer; returns its number of parameters.
 
     The weights are a function of shape and seed, and the caller's random numbers are left alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = _bert(shape) if shape.architecture == "bert" else _t5(shape)
+        model = _MODELS[shape.architecture](shape)
     with quiet():
         model.save_pretrained(folder)
     tokenizer.model_max_length = shape.max_position_embeddings
@@ -129,6 +135,34 @@ def _bert(shape: Shape) -> PreTrainedModel:
     return BertForMaskedLM(config)
 
 
+def _modernbert(shape: Shape) -> PreTrainedModel:
+    dropout = shape.dropout or 0.0
+    pad, _, start, end, _ = range(len(BERT_SPECIAL))
+    far: dict[str, Any] = {"global_attn_every_n_layers": _FAR_EVERY}  # not among the names that its type tells
+    config = ModernBertConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.num_hidden_layers,
+        num_attention_heads=shape.num_attention_heads,
+        max_position_embeddings=shape.max_position_embeddings,
+        initializer_range=shape.initializer_range,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        local_attention=_NEAR,
+        embedding_dropout=dropout,
+        attention_dropout=dropout,
+        mlp_dropout=dropout,
+        pad_token_id=pad,
+        cls_token_id=start,
+        bos_token_id=start,
+        sep_token_id=end,
+        eos_token_id=end,
+        dtype="float32",
+        **far,
+    )
+    return ModernBertForMaskedLM(config)
+
+
 def _t5(shape: Shape) -> PreTrainedModel:
     more: dict[str, Any] = {"decoder_start_token_id": 0, "tie_word_embeddings": shape.tie_word_embeddings}
     config = T5Config(
@@ -146,3 +180,6 @@ def _t5(shape: Shape) -> PreTrainedModel:
         **more,
     )
     return T5ForConditionalGeneration(config)
+
+
+_MODELS: dict[str, Callable[[Shape], PreTrainedModel]] = {"bert": _bert, "modernbert": _modernbert, "t5": _t5}

@@ -60,7 +60,7 @@ def make_untrained(data: DataConfig, shape: Shape, folder: Path, seed: int, cons
 
 
 def _tokenizer(shape: Shape, texts: Iterator[str]) -> PreTrainedTokenizerFast:
-    if shape.architecture == "bert":
+    if shape.architecture in ("bert", "modernbert"):
         return scratch_encoders.bert_tokenizer(texts, shape.vocab_size)
     if shape.architecture == "t5":
         return scratch_encoders.t5_tokenizer(texts, shape.vocab_size)
