@@ -14,7 +14,7 @@ import pytest
 
 from luthier.base.config import validate
 from luthier.base.console import Console
-from luthier.base.errors import ConfigError, DataError, Stopped
+from luthier.base.errors import ConfigError, DataError, RunError, Stopped
 from luthier.cli.app import main
 from luthier.evaluate.config import EvalConfig
 from luthier.run.evaluation import Evaluated, evaluate
@@ -220,7 +220,7 @@ def judge() -> Generator[tuple[str, list[str]]]:
             self.rfile.read(int(self.headers["Content-Length"]))
             said = says[0] if len(says) == 1 else says.pop(0)
             body = json.dumps({"choices": [{"message": {"role": "assistant", "content": said}}]}).encode()
-            self.send_response(200)
+            self.send_response(400 if said == "too long" else 200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -256,6 +256,25 @@ def test_a_judge_scores_and_chooses(
     found = run(tiny_model_dir("qwen2"), sets, tmp_path / "2", judge={"by": "pairwise", "endpoint": endpoint}, **qa)
     rows = {row.metric: row.score for row in found.measured.scores()}
     assert rows["judge-win"] == pytest.approx((1 + 0.5 + 7 * 0.5) / 9)
+    assert rows["judge-unreadable"] == pytest.approx(1 / 10)
+
+
+def test_what_a_judge_refuses_is_unreadable(
+    tiny_model_dir: Callable[..., Path], sets: Path, tmp_path: Path, judge: tuple[str, list[str]]
+) -> None:
+    address, says = judge
+    qa = {
+        "eval_dataset": ("general_qa",),
+        "dataset_args": {"general_qa": {"local_path": str(sets / "qa"), "max_new_tokens": 6}},
+        "judge": {"by": "rubric", "endpoint": {"base_url": address, "model": "judge", "concurrency": 1}},
+    }
+    says[:] = ["too long"]
+    with pytest.raises(RunError, match="HTTP 400"):
+        run(tiny_model_dir("qwen2"), sets, tmp_path / "1", **qa)
+    says[:] = ["Score: 8", "too long", "Score: 4"]
+    found = run(tiny_model_dir("qwen2"), sets, tmp_path / "2", **qa)
+    rows = {row.metric: row.score for row in found.measured.scores()}
+    assert rows["judge-score"] == pytest.approx((8 + 8 * 4) / 9)
     assert rows["judge-unreadable"] == pytest.approx(1 / 10)
 
 

@@ -122,13 +122,20 @@ class Endpoint:
         self.config, self._kept_at, self._patience = config, kept, patience
         self._pace = Pace(config.requests_per_minute)
 
-    def ask(self, chats: Sequence[Chat], schema: Mapping[str, Any] | None = None) -> list[str]:
+    def ask(
+        self,
+        chats: Sequence[Chat],
+        schema: Mapping[str, Any] | None = None,
+        *,
+        refused: Callable[[NotAnswered], str] | None = None,
+    ) -> list[str]:
         """One answer to each chat, in order; "" where every try gave something that does not fit the schema.
 
         Equal chats in one call are asked once each: the n-th one has an answer of its own.
 
         Args:
             schema: JSON schema that an answer must fit; it is sent along and checked here.
+            refused: what stands for the answer to a question that is refused, which otherwise is an error.
 
         Raises:
             RunError: code `endpoint_failed` when a question was refused, or not answered after all tries.  Answers to
@@ -147,7 +154,12 @@ class Endpoint:
                 chat, key = asked
                 answer = kept.get(key)
                 if answer is None:
-                    answer = self._insist("chat/completions", self.body(chat, schema), _content, stop, schema) or ""
+                    try:
+                        answer = self._insist("chat/completions", self.body(chat, schema), _content, stop, schema) or ""
+                    except NotAnswered as error:
+                        if refused is None:
+                            raise
+                        return refused(error)
                     if answer:
                         kept.put(key, answer)
                 return answer

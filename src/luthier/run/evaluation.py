@@ -22,7 +22,7 @@ from luthier.evaluate.measure import Examined, measure
 from luthier.evaluate.report import Measured
 from luthier.evaluate.specialist import LANGUAGE, Skill
 from luthier.evaluate.task import Result, Task
-from luthier.generate.endpoint import Endpoint
+from luthier.generate.endpoint import Endpoint, NotAnswered
 from luthier.run.subject import Askable, other_of, subject_of
 
 
@@ -62,9 +62,9 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
             before, _ = _measured(options, other, tasks, console, stop)
         after, folder = _measured(options, subject, tasks, console, stop)
     if options.judge.by != "none":
-        after = _judged(options, after, before)
+        after = _judged(options, after, before, console)
         if before is not None and options.judge.by == "rubric":
-            before = _judged(options, before, None)
+            before = _judged(options, before, None, console)
     found = report.compared(before, after) if before else []
     base = before.model if before else ""
     _write(options, after, found, base, folder)
@@ -163,24 +163,41 @@ def _asked(
     return [found[item.key] for item in task.items]
 
 
-def _judged(options: EvalConfig, measured: Measured, before: Measured | None) -> Measured:
-    """The results with a judge's opinion of every generated answer."""
+def _judged(options: EvalConfig, measured: Measured, before: Measured | None, console: Console) -> Measured:
+    """The results with a judge's opinion of every generated answer; what it refuses to read is unreadable.
+
+    Raises:
+        ConfigError, RunError: nothing to judge; no judge, or one that refuses everything.
+    """
     endpoint = Endpoint(options.judge.endpoint, Path(options.output_dir) / "judge.sqlite")
     generated = {(task.dataset, task.subset) for task in measured.tasks if task.how == "generate"}
     if not generated:
         raise ConfigError("nothing was generated that could be judged", where="--judge.by")
+    asked, refusals = 0, list[NotAnswered]()
+
+    def refused(error: NotAnswered) -> str:
+        refusals.append(error)
+        return ""
+
+    def ask(chats: Sequence[Sequence[Mapping[str, str]]]) -> list[str]:
+        nonlocal asked
+        asked += len(chats)
+        return endpoint.ask(chats, refused=refused)
+
     results: dict[tuple[str, str], Sequence[Result]] = {}
     for name, mine in measured.results.items():
         if name not in generated:
             results[name] = mine
         elif options.judge.by == "rubric":
-            results[name] = judge.by_rubric(endpoint.ask, mine, options.judge.rubric)
+            results[name] = judge.by_rubric(ask, mine, options.judge.rubric)
         else:
             others = before.results[name] if before else None
             pairs = {r.key: r.prediction for r in others} if others else {r.key: r.reference for r in mine}
-            results[name] = judge.pairwise(
-                endpoint.ask, mine, pairs, options.judge.rubric, references=before is not None
-            )
+            results[name] = judge.pairwise(ask, mine, pairs, options.judge.rubric, references=before is not None)
+    if refusals and len(refusals) == asked:
+        raise refusals[0]
+    if refusals:
+        console.warn(f"the judge refused {len(refusals)} of {asked} questions, which are unreadable: {refusals[0]}")
     return replace(measured, results=results)
 
 
