@@ -72,7 +72,7 @@ def answer_file(
                     write(index, {"error": str(error)})
 
     for (index, asked), answer in speaker.generator.answers(questions()):
-        write(index, {"error": str(answer)} if isinstance(answer, LuthierError) else _line(asked, answer))
+        write(index, {"error": str(answer)} if isinstance(answer, LuthierError) else _answered(asked, answer))
     lines = results.read_rows(result.name)
     failed = sum("error" in line for line in lines)
     if lines and failed == len(lines):
@@ -82,13 +82,13 @@ def answer_file(
     return f"{len(lines) - failed} answers and {failed} errors{before}: {result}"
 
 
-def _line(asked: Question, completion: Completion) -> dict[str, Json]:
-    return {
-        "messages": _plain(asked),
-        "response": completion.text,
-        "label": asked.reference,
-        "finish_reason": completion.finish_reason,
-    }
+def _answered(asked: Question, completion: Completion) -> dict[str, Json]:
+    return {**line_of(asked, completion.text), "finish_reason": completion.finish_reason}
+
+
+def line_of(asked: Question, response: str) -> dict[str, Json]:
+    """A line of the results: what was asked, what was answered, what the data has."""
+    return {"messages": _plain(asked), "response": response, "label": asked.reference}
 
 
 def _adapter(row: Row) -> str | None:

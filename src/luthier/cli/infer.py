@@ -69,7 +69,7 @@ def infer(options: InferConfig, console: Console) -> None:
     # A page of help must not wait for torch.
     from luthier.cli.predict import predicts
 
-    if predicts(options.model, options.val_dataset, options.result_path, options.columns, options.device, console):
+    if predicts(options, console):
         return
     from luthier.cli.answers import answer_file
     from luthier.cli.conversation import WORDS, Conversation, show, typed

@@ -1,37 +1,34 @@
-"""`luthier infer` with a model that classifies: rows of a file get their labels."""
+"""`luthier infer` with a model that does not talk: rows of a file get their labels, or what is written for them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
-from luthier.model.config import ModelConfig
+from luthier.base.records import BadRow, Json
+
+if TYPE_CHECKING:
+    from luthier.cli.infer import InferConfig
+    from luthier.data.row import Row
+    from luthier.run.targets import Writer
 
 
-def predicts(
-    model: ModelConfig,
-    val_dataset: str | None,
-    result_path: str | None,
-    columns: Mapping[str, str],
-    device: str,
-    console: Console,
-) -> bool:
-    """Classify the rows of a file, if the model is one that does; whether it is.
-
-    Args:
-        columns: renamed in the rows; those that were renamed in training are too.
+def predicts(options: InferConfig, console: Console) -> bool:
+    """Classify the rows of a file, or write their targets, if the model is one that does; whether it is.
 
     Raises:
         ConfigError: it is, and no file was named.
     """
     from luthier.run.opening import device_of, split_named
-    from luthier.run.predict import open_predictor, predict_file
+    from luthier.run.predict import open_predictor, predict, predict_file
     from luthier.run.result import find
     from luthier.run.specialist import skill_of
 
-    config, named = split_named(model)
+    config, named = split_named(options.model)
     if named:
         return False
     usable = find(config)
@@ -45,14 +42,39 @@ def predicts(
             fix="luthier deploy serves it (/v1/embeddings, /v1/rerank, /v1/score), luthier eval judges it",
             code="other_skill",
         )
-    if val_dataset is None or result_path is None:
+    if options.val_dataset is None or options.result_path is None:
         raise ConfigError(
-            "this model classifies and does not talk",
+            f"this model {skill.words} and does not talk",
             where="--val_dataset",
-            fix="Give a file of texts as --val_dataset, and --result_path for what is predicted",
+            fix="Give a file of texts as --val_dataset, and --result_path for what is made of them",
         )
-    predictor = open_predictor(usable, device_of(device))
-    with console.progress("Classifying rows") as bar:
-        done = predict_file(val_dataset, Path(result_path), predictor, {**usable.columns, **columns}, bar.advance)
-    console.result(done, summary=done, result_path=result_path)
+    columns, device = {**usable.columns, **options.columns}, device_of(options.device)
+    if skill.kind == "targets":
+        from luthier.run.targets import open_writer
+
+        asked = options.sampling.model_fields_set & {"max_new_tokens"}
+        writer = open_writer(usable, device, options.sampling.max_new_tokens if asked else None)
+        answer = partial(_targets, writer=writer, columns=columns)
+    else:
+        answer = partial(predict, predictor=open_predictor(usable, device), columns=columns)
+    with console.progress("Reading rows") as bar:
+        done = predict_file(options.val_dataset, Path(options.result_path), answer, bar.advance)
+    console.result(done, summary=done, result_path=options.result_path)
     return True
+
+
+def _targets(rows: list[Row], *, writer: Writer, columns: Mapping[str, str]) -> list[dict[str, Json]]:
+    """What is written for each row, beside what the data has."""
+    from luthier.cli.answers import Question, line_of, question_of
+
+    lines: list[dict[str, Json]] = [{} for _ in rows]
+    questions: dict[int, Question] = {}
+    for number, row in enumerate(rows):
+        try:
+            questions[number] = question_of(row, None, columns)
+        except BadRow as error:
+            lines[number] = {"error": str(error)}
+    written = writer.write([question.messages for question in questions.values()])
+    for (number, question), text in zip(questions.items(), written, strict=True):
+        lines[number] = line_of(question, text)
+    return lines

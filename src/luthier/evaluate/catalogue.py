@@ -35,7 +35,7 @@ _ALL_THREE: tuple[Kind, ...] = (*_VECTORS, "pairs")
 
 SETS: Mapping[str, Entry[Method]] = {
     "general_mcq": Entry(mcq.general_mcq, "", "multiple choice in <subset>_val.csv"),
-    "general_qa": Entry(qa.general_qa, "", "questions and answers in <subset>.jsonl"),
+    "general_qa": Entry(qa.general_qa, "", "questions and answers in <subset>.jsonl", ("language", "targets")),
     "classification": Entry(labels.classification, "", "texts and labels in a table"),
     "perplexity": Entry(texts.texts, "", "texts"),
     "retrieval": Entry(retrieval.retrieval, "retrieval-derived", "corpus.jsonl, queries.jsonl and qrels.tsv", _VECTORS),
@@ -128,5 +128,11 @@ def _unnamed(name: str, config: SetConfig, method: Method, skill: Skill) -> list
     return tasks_of("retrieval" if documents else _USUAL[skill.kind], config, None, method, skill)
 
 
-_USUAL = {"classes": "classification", "tags": "tagging", "vectors": "similarity", "pairs": "similarity"}
+_USUAL = {
+    "targets": "general_qa",
+    "classes": "classification",
+    "tags": "tagging",
+    "vectors": "similarity",
+    "pairs": "similarity",
+}
 """What a file is taken for that was given without a name."""

@@ -218,5 +218,12 @@ def _steady(scores: NDArray[np.floating[Any]]) -> list[float]:
     return [round(float(score), 5) for score in scores]
 
 
+def _target(subject: Examined, task: Task, items: Sequence[Item]) -> list[Result]:
+    """What is written for each source."""
+    assert isinstance(subject, Specialist) and subject.targets is not None
+    written = subject.targets([item.messages for item in items])
+    return [_result(item, text, task.mark(item, text), {}) for item, text in zip(items, written, strict=True)]
+
+
 _TALK = {"choose": _choose, "generate": _generate, "read": _read}
-_ANSWER = {"retrieve": _retrieve, "rank": _rank, "relate": _relate, "label": _label, "tag": _tag}
+_ANSWER = {"generate": _target, "retrieve": _retrieve, "rank": _rank, "relate": _relate, "label": _label, "tag": _tag}

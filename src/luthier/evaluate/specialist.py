@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.base.records import Json, Record
+from luthier.base.records import Json, Message, Record
 from luthier.evaluate.task import How
 
 Prediction = Mapping[str, Json]
@@ -17,14 +17,15 @@ Prediction = Mapping[str, Json]
 Numbers = NDArray[np.float64]
 
 
-Kind = Literal["language", "classes", "tags", "vectors", "pairs"]
+Kind = Literal["language", "targets", "classes", "tags", "vectors", "pairs"]
 
 
 @dataclass(frozen=True, slots=True)
 class Skill:
     """What a model can do.
 
-    kind: language models talk; others give classes to texts, tags to words, vectors to texts, or scores to pairs.
+    kind: language models talk; others write targets for sources, or give classes to texts, tags to words, vectors to
+    texts, or scores to pairs.
     """
 
     kind: Kind = "language"
@@ -49,7 +50,7 @@ LANGUAGE = Skill()
 _COMPARE: tuple[Kind, ...] = ("language", "vectors", "pairs")
 _ASKED: Mapping[How, tuple[Kind, ...]] = {
     "choose": ("language",),
-    "generate": ("language",),
+    "generate": ("language", "targets"),
     "read": ("language",),
     "retrieve": ("language", "vectors"),
     "rank": _COMPARE,
@@ -60,6 +61,7 @@ _ASKED: Mapping[How, tuple[Kind, ...]] = {
 
 _WORDS = {
     "language": "talks",
+    "targets": "reads sources and writes targets",
     "classes": "classifies texts",
     "tags": "tags words",
     "vectors": "makes vectors of texts",
@@ -84,6 +86,8 @@ class Specialist:
     skill: Skill
     predict: Callable[[Sequence[Record]], Sequence[Prediction]] | None = None
     """Classes and tags."""
+    targets: Callable[[Sequence[Sequence[Message]]], Sequence[str]] | None = None
+    """What is written for each chat, of which the answer is left out."""
     embeddings: Embeds | None = None
     pair_scores: Callable[[Sequence[tuple[str, str]]], Numbers] | None = None
     """How well each text, the second one, answers its query.  float64 [pairs]"""

@@ -11,17 +11,17 @@ Legend: T tokens, G groups, L tokens of the longest source, N tokens that are wr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from luthier.base.records import Chat, Record, Task
+from luthier.base.records import Chat, Message, Record, Task
 from luthier.data.batch import Batch, Group
 from luthier.data.loader import Vary
-from luthier.data.plain import Plain
+from luthier.data.plain import Plain, Words
 from luthier.engine.objective import Terms
 from luthier.model.calling import padded, within
 from luthier.model.heads import Head
@@ -38,7 +38,7 @@ NOTHING = -1
 
 def seq2seq(config: Seq2Seq, setting: Setting) -> Translation:
     """The objective for a model.  Raises ConfigError where it is no encoder with a decoder."""
-    return Translation(config, setting.plain, start_token(setting))
+    return Translation(config, setting.plain, start_token(setting.model))
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,20 @@ class Translation(Plainly):
         if not isinstance(record, Chat) or record.messages[-1].role != "assistant" or not record.weight:
             return None
         *asked, answer = record.messages
-        source = self.plain.words(self.config.prefix + "\n".join(turn.content for turn in asked if turn.content))
+        source = self._source(asked)
         target: list[int] = self.plain.tokenizer(
             text_target=answer.content, split_special_tokens=True, truncation=True, max_length=self._target_room
         )["input_ids"]
         group = source_and_target(source.ids.tolist(), target, self.start, record.weight)
         return Group(group.sequences, source.cut)
+
+    def source(self, asked: Sequence[Message]) -> Group:
+        """What is read, with nothing written yet."""
+        source = self._source(asked)
+        return Group(source_and_target(source.ids, [], self.start, 0.0).sequences, source.cut)
+
+    def _source(self, asked: Sequence[Message]) -> Words:
+        return self.plain.words(self.config.prefix + "\n".join(turn.content for turn in asked if turn.content))
 
     @property
     def _target_room(self) -> int:
@@ -107,6 +115,14 @@ class Translation(Plainly):
         written_GN = torch.full((len(batch.groups), self.config.max_new_tokens), NOTHING, dtype=torch.int64)
         if not batch.groups:
             return {"written": written_GN, "wanted": wanted_GN}
+        made_GN = self._made(model, batch)
+        written_GN[:, : made_GN.shape[1]] = made_GN
+        for row, target in enumerate(batch.ids_T.split(batch.lengths)[1::2]):
+            wanted_GN[row, : len(target) - 1] = target[1:].cpu()
+        return {"written": written_GN, "wanted": wanted_GN}
+
+    def _made(self, model: Model, batch: Batch) -> Tensor:
+        """int64 [G, N] on the host: what is written behind the token that the decoder begins with."""
         parts = batch.ids_T.split(batch.lengths)
         sources_GL = within(batch.lengths[::2], batch.ids_T.device)
         network: Any = model.base
@@ -118,10 +134,11 @@ class Translation(Plainly):
                 num_beams=self.config.num_beams,
                 do_sample=False,
             )
-        written_GN[:, : made_GN.shape[1] - 1] = made_GN[:, 1:].cpu()
-        for row, target in enumerate(parts[1::2]):
-            wanted_GN[row, : len(target) - 1] = target[1:].cpu()
-        return {"written": written_GN, "wanted": wanted_GN}
+        return made_GN[:, 1:].cpu()
+
+    def write(self, model: Model, batch: Batch) -> list[str]:
+        """The texts that the model writes for the sources of a batch."""
+        return self._texts(self._made(model, batch))
 
     def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the set: exact match, F1 of words, ROUGE-L and BLEU-4."""

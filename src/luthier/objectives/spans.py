@@ -23,6 +23,7 @@ from luthier.data.batch import Batch, Group, Tokens
 from luthier.data.corrupt import Ids, hide_spans, noise_spans, source_length
 from luthier.data.plain import Plain
 from luthier.engine.objective import Terms
+from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder, read_json
 from luthier.model.heads import Head
 from luthier.model.load import Model
@@ -51,17 +52,17 @@ def spans(config: SpanCorruption, setting: Setting) -> Spans:
             fix="Take a T5; luthier init --architecture t5 makes one",
         )
     assert isinstance(tokenizer.eos_token_id, int), "T5 ends its texts"
-    return Spans(config, setting.plain, sentinels, start_token(setting), tokenizer.eos_token_id)
+    return Spans(config, setting.plain, sentinels, start_token(setting.model), tokenizer.eos_token_id)
 
 
-def start_token(setting: Setting) -> int:
+def start_token(model: ModelConfig) -> int:
     """The token that the model's decoder begins with.  Raises ConfigError."""
-    config = read_json(model_folder(setting.model) / "config.json")
+    config = read_json(model_folder(model) / "config.json")
     token = config.get("decoder_start_token_id")
     if not isinstance(token, int):
         raise ConfigError(
             "its config.json names no decoder_start_token_id",
-            where=setting.model.path,
+            where=model.path,
             fix="Take a model of an encoder and a decoder, such as T5 or BART",
         )
     return token

@@ -70,16 +70,16 @@ def problem_of(head: Head) -> Problem:
     return head.problem or ("regression" if len(head.labels) == 1 else "single_label_classification")
 
 
-def predict_file(
-    dataset: str, result: Path, predictor: Predictor, columns: Mapping[str, str], progress: Callable[[int], None]
-) -> str:
-    """Give every row of a data set its label, into a JSON-lines file, one line a row; returns what was done.
+Predict = Callable[[list[Row]], list[dict[str, Json]]]
+"""What is said of each row; of one that cannot be read, its `error`."""
 
-    A row needs no label; one that has some keeps it as `reference`.  Lines that are there already are not written
-    again.  A row that cannot be read gets a line with its `error`.
+
+def predict_file(dataset: str, result: Path, predict: Predict, progress: Callable[[int], None]) -> str:
+    """Say something of every row of a data set, into a JSON-lines file, one line a row; returns what was done.
+
+    Lines that are there already are not written again.
 
     Args:
-        columns: what columns of the rows are called, and what they mean.
         progress: told how many rows have been dealt with.
 
     Raises:
@@ -101,7 +101,7 @@ def predict_file(
     errors = 0
     for start in range(done, len(rows), _AT_ONCE):
         chunk = [rows[index] for index in range(start, min(start + _AT_ONCE, len(rows)))]
-        for index, line in enumerate(predict(chunk, predictor, columns), start):
+        for index, line in enumerate(predict(chunk), start):
             errors += "error" in line
             results.append_json(result.name, {"index": index, **line})
         progress(len(chunk))
@@ -110,7 +110,13 @@ def predict_file(
 
 
 def predict(rows: list[Row], predictor: Predictor, columns: Mapping[str, str] | None = None) -> list[dict[str, Json]]:
-    """What is predicted for each row, in order; `columns` as for `predict_file`."""
+    """What is predicted for each row, in order.
+
+    A row needs no label; one that has some keeps it as `reference`.  A row that cannot be read gets its `error`.
+
+    Args:
+        columns: what columns of the rows are called, and what they mean.
+    """
     lines: list[dict[str, Json]] = []
     records: dict[int, Labelled | Tagged] = {}
     for number, row in enumerate(rows):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from luthier.base.errors import ConfigError
 from luthier.generate.embed import embed
 from luthier.run.opening import device_of
 from luthier.run.predict import answered, open_predictor, token_chances
@@ -20,6 +21,7 @@ def specialist(usable: Usable, device: str, slots: int) -> tuple[SpecialistEngin
 
     Raises:
         ModelError: it cannot be loaded.
+        ConfigError: there is no route for what it does.
     """
     skill = skill_of(usable)
     if skill.kind == "vectors":
@@ -38,6 +40,13 @@ def specialist(usable: Usable, device: str, slots: int) -> tuple[SpecialistEngin
         longest, tokenizer = ranker.judge.plain.max_length, ranker.model.tokenizer
         mute = Mute(tokenizer, lambda text: ranker.judge.plain.words(text).ids.tolist(), skill.words)
         return SpecialistEngine(able, skill.words, longest, slots), mute
+    if skill.kind == "targets":
+        raise ConfigError(
+            f"this model {skill.words}, for which there is no route",
+            where="--model",
+            fix="Give luthier infer a file: --val_dataset and --result_path",
+            code="other_skill",
+        )
     assert skill.kind != "language", "a model that talks has an engine of its own"
     predictor = open_predictor(usable, device_of(device))
     plain = predictor.objective.plain

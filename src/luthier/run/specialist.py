@@ -30,6 +30,7 @@ from luthier.objectives.reranking import Judge, reranking, yes_or_no
 from luthier.objectives.setting import Setting
 from luthier.run.predict import open_predictor, predict_records, problem_of
 from luthier.run.result import Usable
+from luthier.run.targets import open_writer
 
 _SENTENCES = "config_sentence_transformers.json"
 
@@ -59,7 +60,10 @@ def _skill(usable: Usable) -> Skill:
         return Skill("classes", head.labels, problem_of(head))
     folder = model_folder(usable.model)
     file = folder / "config.json"
-    names: list[str] = (read_json(file) if file.exists() else {}).get("architectures") or []
+    settings = read_json(file) if file.exists() else {}
+    names: list[str] = settings.get("architectures") or []
+    if settings.get("is_encoder_decoder"):
+        return Skill("targets")
     bare = any(name.endswith(("Model", "ForMaskedLM")) and not name.endswith("LMHeadModel") for name in names)
     return Skill("vectors") if bare or any(folder.glob("*_Pooling/config.json")) else Skill()
 
@@ -77,6 +81,8 @@ def open_specialist(usable: Usable, device: torch.device, name: str, at_once: in
     if skill.kind in ("classes", "tags"):
         predictor = open_predictor(usable, device)
         return Specialist(name, skill, predict=lambda records: predict_records(records, predictor, at_once))
+    if skill.kind == "targets":
+        return Specialist(name, skill, targets=open_writer(usable, device, None).write)
     if skill.kind == "vectors":
         return Specialist(name, skill, embeddings=partial(open_embedder(usable, device).embed, at_once=at_once))
     if skill.kind == "pairs":

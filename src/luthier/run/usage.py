@@ -141,9 +141,10 @@ def _uses(config: RunConfig, checkpoint: Path) -> dict[str, str]:
     kind = config.objective.type
     if kind in ("sft", "pretrain", "distill"):
         commands["Talk to it"] = shlex.join(["luthier", "infer", flag, str(checkpoint)])
-    elif kind in ("seq_cls", "token_cls"):
+    elif kind in ("seq_cls", "token_cls", "seq2seq"):
         use = shlex.join(["luthier", "infer", flag, str(checkpoint)])
-        commands["Classify a file"] = f"{use} --val_dataset ROWS.jsonl --result_path predicted.jsonl"
+        title = "Let it write for a file" if kind == "seq2seq" else "Classify a file"
+        commands[title] = f"{use} --val_dataset ROWS.jsonl --result_path predicted.jsonl"
     elif kind in _SERVED:
         commands[f"Serve its {_SERVED[kind]}"] = shlex.join(["luthier", "deploy", flag, str(checkpoint)])
     if adapter and not config.method.supports.continues:
