@@ -35,7 +35,7 @@ T5_SPECIAL = "<pad>", "</s>", "<unk>"
 SENTINELS = 100
 """Tokens that stand for hidden spans in T5."""
 
-_NEAR, _FAR_EVERY = 64, 3
+_NEAR, _FAR_EVERY = 32, 3
 """Tokens that a ModernBERT layer sees around each, and of how many layers one sees them all: a smaller window than the
 published 128, since small models are given short texts."""
 
