@@ -17,7 +17,7 @@ from luthier.base.errors import ConfigError
 from luthier.data.render import CHATML
 from luthier.model.config import Shape
 from luthier.model.scratch import train_tokenizer, write_untrained
-from luthier.model.scratch_encoders import write_encoder
+from luthier.model.scratch_encoders import bert_tokenizer, write_encoder
 
 TEXTS = [
     "The violin maker planes the spruce top until it rings, and then it's ready.",
@@ -115,3 +115,10 @@ def test_encoders_drop_what_the_shape_says(tmp_path: Path, tokenizer: PreTrained
     assert (bert.hidden_dropout_prob, bert.attention_probs_dropout_prob, t5.dropout_rate) == (kept, kept, kept)
     modern = AutoConfig.from_pretrained(tmp_path / "modernbert")
     assert {modern.embedding_dropout, modern.attention_dropout, modern.mlp_dropout} == {dropout or 0.0}
+
+
+def test_the_same_text_gives_the_same_word_pieces():
+    texts = [" ".join(f"{a}{b}{a}" for b in "klmnopqr") + "\u4f60\u597d" for a in "abcdefgh"]
+    learned = [bert_tokenizer(texts, 60).get_vocab() for _ in range(5)]
+    assert all(vocabulary == learned[0] for vocabulary in learned)
+    assert {"\u4f60", "\u597d"} <= learned[0].keys() and len(learned[0]) == 60

@@ -7,7 +7,7 @@ written here as what it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,16 +43,29 @@ published 128, since small models are given short texts."""
 def bert_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A WordPiece tokenizer; each Chinese character is a token of its own, as in BERT, and case is kept.
 
+    Args:
+        texts: gone through twice.
+
     Raises:
         ConfigError: the text has too few different words for the vocabulary.
     """
     blank: Any = BertTokenizer(do_lower_case=False)
-    learner = _like(blank, models.WordPiece(unk_token="[UNK]"))
-    trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=list(BERT_SPECIAL), show_progress=False)
-    learner.train_from_iterator(texts, trainer)
-    vocabulary = learner.get_vocab()
+    # The trainer numbers characters inside words as it meets them, in an order that changes from run to run, and breaks
+    # ties by these numbers.  Told all characters beforehand, it learns the same each time.
+    first = _wordpieces(blank, texts, 1, BERT_SPECIAL)
+    characters = sorted(first.keys() - set(BERT_SPECIAL))
+    vocabulary = _wordpieces(blank, texts, vocab_size, (*BERT_SPECIAL, *characters))
     _enough(len(vocabulary), vocab_size)
     return BertTokenizer(vocab=vocabulary, do_lower_case=False)
+
+
+def _wordpieces(blank: Any, texts: Iterable[str], size: int, given: Sequence[str]) -> dict[str, int]:
+    """A learned vocabulary that begins with what is given."""
+    learner = _like(blank, models.WordPiece(unk_token="[UNK]"))
+    learner.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=size, special_tokens=list(given), show_progress=False)
+    )
+    return learner.get_vocab()
 
 
 def t5_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,7 +47,7 @@ def make_untrained(data: DataConfig, shape: Shape, folder: Path, seed: int, cons
         raise ConfigError("is there and not empty", where=str(folder), fix="Name another --output_dir")
     seen = Read()
     with console.progress("Reading rows and learning tokens") as bar:
-        tokenizer = _tokenizer(shape, _counted(data, seed, seen, bar.advance))
+        tokenizer = _tokenizer(shape, _Counted(data, seed, seen, bar.advance))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=".luthier-init-") as staging:
         whole = Path(staging) / "model"
@@ -59,12 +59,27 @@ def make_untrained(data: DataConfig, shape: Shape, folder: Path, seed: int, cons
     return parameters, seen
 
 
-def _tokenizer(shape: Shape, texts: Iterator[str]) -> PreTrainedTokenizerFast:
+def _tokenizer(shape: Shape, texts: Iterable[str]) -> PreTrainedTokenizerFast:
     if shape.architecture in ("bert", "modernbert"):
         return scratch_encoders.bert_tokenizer(texts, shape.vocab_size)
     if shape.architecture == "t5":
         return scratch_encoders.t5_tokenizer(texts, shape.vocab_size)
     return train_tokenizer(texts, shape.vocab_size, CHATML)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Every text of every set, as often as one goes through them; `seen` counts those of the last time."""
+
+    data: DataConfig
+    seed: int
+    seen: Read
+    progress: Callable[[int], None]
+
+    def __iter__(self) -> Iterator[str]:
+        self.seen.rows = self.seen.size = 0
+        self.seen.rejected.clear()
+        return _counted(self.data, self.seed, self.seen, self.progress)
 
 
 def _counted(data: DataConfig, seed: int, seen: Read, progress: Callable[[int], None]) -> Iterator[str]:
