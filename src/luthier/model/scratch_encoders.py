@@ -129,17 +129,19 @@ def write_encoder(folder: Path, tokenizer: PreTrainedTokenizerFast, shape: Shape
     return sum(weight.numel() for weight in model.parameters())
 
 
+def _size(shape: Shape) -> dict[str, Any]:
+    """What both kinds of encoders call by the same names."""
+    names = (
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "max_position_embeddings", "initializer_range", "tie_word_embeddings",
+    )  # fmt: skip
+    return shape.model_dump(include=set(names))
+
+
 def _bert(shape: Shape) -> PreTrainedModel:
     dropout = 0.1 if shape.dropout is None else shape.dropout
     config = BertConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        max_position_embeddings=shape.max_position_embeddings,
-        initializer_range=shape.initializer_range,
-        tie_word_embeddings=shape.tie_word_embeddings,
+        **_size(shape),
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
         pad_token_id=0,
@@ -153,14 +155,7 @@ def _modernbert(shape: Shape) -> PreTrainedModel:
     pad, _, start, end, _ = range(len(BERT_SPECIAL))
     far: dict[str, Any] = {"global_attn_every_n_layers": _FAR_EVERY}  # not among the names that its type tells
     config = ModernBertConfig(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_hidden_layers,
-        num_attention_heads=shape.num_attention_heads,
-        max_position_embeddings=shape.max_position_embeddings,
-        initializer_range=shape.initializer_range,
-        tie_word_embeddings=shape.tie_word_embeddings,
+        **_size(shape),
         local_attention=_NEAR,
         embedding_dropout=dropout,
         attention_dropout=dropout,
