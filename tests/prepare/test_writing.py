@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,24 @@ def test_origins_come_back(tmp_path: Path) -> None:
     writer.close()
     origins = Origins(tmp_path / "rows.jsonl")
     assert [origins[n] for n in range(4)] == [Where("a", 3), Where("b", 2**31), Where("b", 1), Where("b", 2)]
+
+
+def test_threads_that_ask_for_origins_at_once_all_get_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = OriginWriter(tmp_path / "rows.jsonl")
+    writer.write(Placed.of([Where("a", 3), Where("b", 5)]))
+    writer.close()
+    read_bytes = Path.read_bytes
+
+    def slowly(path: Path) -> bytes:  # so that every thread asks while the first one still reads
+        time.sleep(0.05)
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", slowly)
+    origins = Origins(tmp_path / "rows.jsonl")
+    with ThreadPoolExecutor(4) as threads:
+        delays = [0.0, 0.02, 0.03, 0.06]
+        found = list(threads.map(lambda delay: (time.sleep(delay), origins.places([2, 1]))[1], delays))
+    assert found == [[("b", 5), ("a", 3)]] * 4
 
 
 @pytest.mark.parametrize("known", [True, False])

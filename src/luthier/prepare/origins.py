@@ -50,11 +50,10 @@ class Origins:
 
     def __init__(self, rows: Path):
         self._rows = rows
-        self._table: NDArray[np.uint32] | None = None
-        self._names: list[str] = []
+        self._read: tuple[NDArray[np.uint32], list[str]] | None = None
 
     def __getstate__(self) -> dict[str, object]:
-        return {"_rows": self._rows, "_table": None, "_names": []}
+        return {"_rows": self._rows, "_read": None}
 
     def __getitem__(self, number: int) -> Where:
         """Where row `number` (from 0) came from."""
@@ -67,14 +66,17 @@ class Origins:
         Raises:
             DataError: the file is damaged.
         """
-        if self._table is None:
-            table, names = _paths(self._rows)
-            try:
-                self._table = np.memmap(table, _PAIR, "r").reshape(-1, 2) if table.stat().st_size else None
-                self._names = orjson.loads(names.read_bytes())
-            except OSError as error:
-                raise DataError("a cached step is damaged", where=str(self._rows), fix="Remove it") from error
-            if self._table is None:
-                raise IndexError(numbers)
-        found = self._table[np.asarray(numbers, np.int64) - 1]
-        return [(self._names[file], line) for file, line in found.tolist()]
+        # set in one piece: several threads ask at a time, and none may see the table without the names
+        self._read = table, names = self._read or self._loaded()
+        found = table[np.asarray(numbers, np.int64) - 1]
+        return [(names[file], line) for file, line in found.tolist()]
+
+    def _loaded(self) -> tuple[NDArray[np.uint32], list[str]]:
+        """The places [rows, (file, line)] and the names of the files."""
+        path, names = _paths(self._rows)
+        try:
+            # an empty file cannot be mapped
+            table = np.memmap(path, _PAIR, "r") if path.stat().st_size else np.empty(0, _PAIR)
+            return table.reshape(-1, 2), orjson.loads(names.read_bytes())
+        except OSError as error:
+            raise DataError("a cached step is damaged", where=str(self._rows), fix="Remove it") from error
