@@ -59,7 +59,7 @@ def test_help_lists_the_commands(capsys):
 def test_help_of_sft_shows_every_setting(capsys):
     code, out, _ = run(capsys, "sft", "-h")
     assert code == 0
-    from luthier.cli.leaves import leaves
+    from luthier.base.leaves import leaves
 
     missing = [path for path in leaves(RunConfig) if f"--{path}" not in out]
     assert missing == []

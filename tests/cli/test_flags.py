@@ -8,16 +8,16 @@ from pydantic import Field
 
 from luthier.base.config import Config, merge, validate
 from luthier.base.errors import ConfigError
+from luthier.base.leaves import leaves
 from luthier.cli.deploy import DeployConfig
 from luthier.cli.eval import EvalConfig
-from luthier.cli.familiar import FAMILIAR, WORDS
 from luthier.cli.flags import choose_members, parse
 from luthier.cli.infer import InferConfig
-from luthier.cli.leaves import leaves
-from luthier.cli.translate import Ignored, Means, Refused
 from luthier.export.config import ExportConfig
 from luthier.model.config import Freeze, Lora, Quant
 from luthier.run.config import RunConfig, resolve
+from luthier.run.familiar import FAMILIAR, WORDS
+from luthier.run.translate import Ignored, Means, Refused
 
 SWIFT = """
   --model Qwen/Qwen2.5-7B-Instruct --train_type lora
@@ -304,8 +304,8 @@ def test_infer_as_people_type_it():
 
 
 def test_bundled_templates_are_known_by_name():
-    from luthier.cli.translate import BUNDLED_TEMPLATES
     from luthier.data.render import BUNDLED
+    from luthier.run.translate import BUNDLED_TEMPLATES
 
     assert tuple(BUNDLED) == BUNDLED_TEMPLATES
 

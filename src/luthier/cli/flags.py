@@ -16,9 +16,9 @@ import yaml
 
 from luthier.base.config import Config, Tree, assign, nearest
 from luthier.base.errors import ConfigError
-from luthier.cli.familiar import FAMILIAR, OWN, WORDS
-from luthier.cli.leaves import Leaf, leaves
-from luthier.cli.translate import Ignored, Means, Refused
+from luthier.base.leaves import Leaf, leaves
+from luthier.run.familiar import FAMILIAR, OWN, WORDS
+from luthier.run.translate import Ignored, Means, Refused
 
 UNSET = "null"
 """The word that unsets an optional setting."""

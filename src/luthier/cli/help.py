@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from luthier.base.config import Config, config_classes
-from luthier.cli.familiar import FAMILIAR, OWN
-from luthier.cli.leaves import Leaf, leaves
-from luthier.cli.translate import Ignored, Means, Refused
+from luthier.base.leaves import Leaf, leaves
+from luthier.run.familiar import FAMILIAR
+from luthier.run.names import names_of
+from luthier.run.translate import Ignored, Refused
 
 _INDENT = 26
 
@@ -72,25 +73,6 @@ def _setting(leaf: Leaf, width: int, settings: Mapping[str, Leaf]) -> str:
     also = ["also " + ", ".join(same)] if same else []
     also += ["as elsewhere: " + ", ".join(other)] if other else []
     return _entry(f"{shown}{_value(leaf)}", text, width, "; ".join(also))
-
-
-def names_of(leaf: Leaf, settings: Mapping[str, Leaf] = {}) -> tuple[list[str], list[str]]:
-    """The flags that set a setting, the best known first, and those that take other values than ours.
-
-    Args:
-        settings: all settings of the command; a name that one of them has is not another's.
-    """
-    means = {
-        name: entry
-        for name, entry in FAMILIAR.items()
-        if isinstance(entry, Means)
-        and entry.path == leaf.path
-        and (not entry.beside or entry.beside in settings)
-        and OWN.get(name, name) not in settings.keys() - {leaf.path}
-    }
-    same = [name for name, entry in means.items() if entry.translate is None]
-    other = [name for name, entry in means.items() if entry.translate is not None]
-    return ["--" + name for name in dict.fromkeys([*same, leaf.path])], ["--" + name for name in other]
 
 
 def _value(leaf: Leaf) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.cli.translate import (
+from luthier.run.translate import (
     Familiar,
     Ignored,
     Means,
