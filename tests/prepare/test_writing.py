@@ -9,11 +9,13 @@ import stat
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow.parquet
 import pytest
 from workshop import run, write_rows
@@ -24,7 +26,7 @@ from luthier.prepare.frame import Facts
 from luthier.prepare.order import reordered
 from luthier.prepare.origins import Origins, OriginWriter
 from luthier.prepare.page import page
-from luthier.prepare.parcel import Parcel, Placed, Tally
+from luthier.prepare.parcel import Item, Parcel, Placed, Tally, packed
 from luthier.prepare.report import Chart, Finished, Report, Table
 from luthier.prepare.table import write_parquet
 from luthier.prepare.write import Writer, part_paths
@@ -125,6 +127,18 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     done = run("dedup", capsys, tmp_path / "out", file, flags=[])
     assert (done.code, done.error["code"]) == (RunError.exit_code, "disk_full")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_lines_that_are_held_take_no_more_room_than_they_have_bytes() -> None:
+    parcel, items = Parcel(), [Item("a", number, {"id": number}) for number in range(2000)]
+    tracemalloc.start()
+    keys = [packed(item.value, orjson.OPT_SORT_KEYS) for item in items]
+    for item in items:
+        parcel.keep(item, {"id": item.line, "text": "short"})
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert keys[7] == b'{"id":7}' and parcel.rows[""][7].json() == b'{"id":7,"text":"short"}'
+    assert held < 2000 * 400  # two lines and an item; what orjson returns would be ten times as much
 
 
 def test_origins_come_back(tmp_path: Path) -> None:

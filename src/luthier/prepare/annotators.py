@@ -12,7 +12,7 @@ import orjson
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
 from luthier.prepare.frame import Frame
-from luthier.prepare.parcel import Batch, Item, Parcel
+from luthier.prepare.parcel import Batch, Item, Parcel, packed
 from luthier.prepare.report import Report, Table
 from luthier.prepare.studio_json import comparable, is_task, said_of
 from luthier.prepare.view import column
@@ -47,7 +47,7 @@ class Annotated:
                 for said in said_of(item.value) if is_task(item.value) else ():
                     for name, answer in said.values.items():
                         rated.setdefault(name, []).append([said.annotator, comparable(answer)])
-            parcel.keep_line(item.file, item.line, orjson.dumps(rated), "said")
+            parcel.keep_line(item.file, item.line, packed(rated), "said")
         return parcel
 
 

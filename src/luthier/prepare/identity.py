@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from luthier.base.records import Json
 from luthier.prepare.arrays import numpy_of
 from luthier.prepare.engine import series
-from luthier.prepare.parcel import Batch, Parcel
+from luthier.prepare.parcel import Batch, Parcel, packed
 from luthier.prepare.view import column
 
 _OTHER_SEED = 0x9E3779B97F4A7C15
@@ -36,7 +36,7 @@ class RowKeys:
         values: list[Json] = [item.value for item in batch.items]
         if self.on:
             values = [[column(item.value, name) for name in self.on] for item in batch.items]
-        parcel.columns["key"] = keys_of([orjson.dumps(value, option=orjson.OPT_SORT_KEYS) for value in values])
+        parcel.columns["key"] = keys_of([packed(value, orjson.OPT_SORT_KEYS) for value in values])
         return parcel
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from luthier.base.records import Json
 from luthier.prepare.frame import Frame
 from luthier.prepare.models import asked
-from luthier.prepare.parcel import Batch, Parcel
+from luthier.prepare.parcel import Batch, Parcel, packed
 from luthier.prepare.selection import sketch
 from luthier.prepare.verb import Job
 from luthier.prepare.view import column, text_of
@@ -76,7 +76,7 @@ class _Asked:
         parcel = Parcel()
         for item in batch.items:
             pair = asked(item.value)
-            parcel.keep_line(item.file, item.line, orjson.dumps([pair.prompt, pair.answer]), "asked")
+            parcel.keep_line(item.file, item.line, packed([pair.prompt, pair.answer]), "asked")
         return parcel
 
 

@@ -12,7 +12,7 @@ from luthier.base.records import Json
 from luthier.prepare.frame import Frame
 from luthier.prepare.identity import key_of
 from luthier.prepare.labels import label_of
-from luthier.prepare.parcel import Batch, Parcel
+from luthier.prepare.parcel import Batch, Parcel, packed
 from luthier.prepare.tagged import looks_tagged, take_apart
 from luthier.prepare.view import fields
 from luthier.prepare.words import sentences
@@ -35,9 +35,8 @@ class _Collect:
             for key, content in _contents(item.value, self.label):
                 line = orjson.dumps(content)
                 if len(line) <= _LONGEST:
-                    parcel.keep_line(
-                        item.file, item.line, orjson.dumps([key, key_of(key.encode() + line).hex(), content]), "pool"
-                    )
+                    held = packed([key, key_of(key.encode() + line).hex(), content])
+                    parcel.keep_line(item.file, item.line, held, "pool")
         return parcel
 
 

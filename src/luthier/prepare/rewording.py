@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from luthier.base.records import Json
 from luthier.prepare.frame import Frame
-from luthier.prepare.parcel import Batch, Parcel
+from luthier.prepare.parcel import Batch, Parcel, packed
 from luthier.prepare.scripts import is_chinese
 from luthier.prepare.tagged import looks_tagged, take_apart
 from luthier.prepare.verb import Job
@@ -104,7 +104,7 @@ class _Texts:
         for item in batch.items:
             plain = take_apart(item.value) is None and not looks_tagged(item.value)
             texts = texts_to_reword(item.value, self.uses) if plain else []
-            parcel.keep_line(item.file, item.line, orjson.dumps(texts), "texts")
+            parcel.keep_line(item.file, item.line, packed(texts), "texts")
         return parcel
 
 

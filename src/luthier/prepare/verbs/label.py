@@ -20,7 +20,7 @@ from luthier.prepare.frame import Frame
 from luthier.prepare.guideline import Question, verdict
 from luthier.prepare.labelling import Import, Seen, Unlabelled, WriteAnswers, WriteTasks
 from luthier.prepare.models import ModelVerbConfig
-from luthier.prepare.parcel import Tally
+from luthier.prepare.parcel import Tally, packed
 from luthier.prepare.report import Chart, Report, Table
 from luthier.prepare.studio_json import Form, Kind, tasks_file
 from luthier.prepare.verb import Job, Outcome, Verb
@@ -180,7 +180,7 @@ def _blocks(rows: Frame, config: LabelConfig, job: Job, judge: Any) -> NDArray[A
                 texts = [text for text, _ in block if text is not None]
                 answers = iter(judge(texts) if texts else ())
                 for text, has in block:
-                    found.append(orjson.dumps(None if has else "no_text" if text is None else next(answers)))
+                    found.append(packed(None if has else "no_text" if text is None else next(answers)))
                 bar.advance(len(block))
     return np.array([line.decode() for line in found], object)
 

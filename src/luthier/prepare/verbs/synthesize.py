@@ -16,7 +16,7 @@ from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
 from luthier.prepare.instructing import Pool, Rules, Task, fault, request, schema, task_of, tasks_in
-from luthier.prepare.parcel import Batch, Parcel
+from luthier.prepare.parcel import Batch, Parcel, packed
 from luthier.prepare.report import Report, Table
 from luthier.prepare.verb import Job, Outcome, Verb
 from luthier.prepare.words import counted
@@ -85,7 +85,7 @@ class _Seeds:
                 parcel.tally.count("no_example")
                 parcel.tally.example("no_example", item.where, row=item.json().decode())
             else:
-                line = orjson.dumps([task.instruction, task.input, task.output])
+                line = packed([task.instruction, task.input, task.output])
                 parcel.keep_line(item.file, item.line, line, "seed")
             if self.keep:
                 parcel.keep(item)
@@ -142,7 +142,7 @@ def _requests(seeds: list[Task], config: SynthesizeConfig, job: Job) -> Iterator
         body |= {"temperature": config.endpoint.temperature, "max_tokens": config.endpoint.max_tokens}
         body["response_format"] = {"type": "json_schema", "json_schema": wish}
         line = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions", "body": body}
-        parcel.keep_line("", 0, orjson.dumps(line))
+        parcel.keep_line("", 0, packed(line))
     yield parcel.pack(origins=job.origins is not None)
 
 
@@ -198,7 +198,7 @@ def _rows(rows: Frame, made: list[Task], config: SynthesizeConfig) -> Iterator[P
     for start in range(0, len(made), _AT_ONCE):
         parcel = Parcel()
         for number, task in enumerate(made[start : start + _AT_ONCE], start + 1):
-            parcel.keep_line("synthesized", number, orjson.dumps(_row(task, config.shape)))
+            parcel.keep_line("synthesized", number, packed(_row(task, config.shape)))
         yield parcel.pack(origins=True)
 
 
