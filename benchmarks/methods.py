@@ -1,13 +1,13 @@
 """Every way of tuning on one data set: what moves, memory, processor time, quality, size on disk, what is forgotten.
 
-    python benchmarks/methods.py --work /tmp/methods [--steps 30] [--only LoRA "prefix (P-tuning v2)"] [--times 1 3]
+    python benchmarks/methods.py --work /tmp/methods [--only LoRA "prefix (P-tuning v2)"] [--times 1 3] [--inside]
 
 Each is one `luthier sft` of the bundled model on a CPU, in a process of its own: the same questions to tables (WikiSQL,
 to be answered in SQL) in the same order.  Each method starts from a learning rate that is usual for it or did
 best here, and runs once with each multiple of it in `--times`; 64 rows that nothing is trained on choose the multiple,
-64 others give the loss
-that is told.  The general set is Chinese instructions that nobody trains on.  Processor seconds are those of the whole
-command.  A row is kept in the work folder as soon as it is there, and not measured again.
+64 others give the loss that is told.  `--inside` goes on, three times higher or lower, until the best rate has a worse
+one on either side.  The general set is Chinese instructions that nobody trains on.  Processor seconds are those of the
+whole command.  A row is kept in the work folder as soon as it is there, and not measured again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ METHODS: dict[str, tuple[float, str]] = {
     "AdaLoRA": (5e-2, "adalora"),
     "VeRA": (1e-1, "vera"),
     "OFT": (2e-3, "oft"),
+    "BOFT": (6e-3, "boft"),
     "norms": (3e-2, "ln_tuning"),
     "biases": (1e-1, "bitfit"),
     "LISA": (5e-4, "lisa --lisa_step_interval 5"),
@@ -115,6 +116,17 @@ def measure(name: str, rate: float, work: Path, steps: int) -> Row:
     return row
 
 
+def tried(name: str, times: list[float], inside: bool, work: Path, steps: int) -> list[Row]:
+    """The rows of one method, by their learning rate."""
+    rates = {float(f"{METHODS[name][0] * number:.3g}") for number in times}
+    while True:
+        rows = [measure(name, rate, work, steps) for rate in sorted(rates)]
+        best = min(rows, key=lambda row: row.chosen_by)
+        if not inside or best not in (rows[0], rows[-1]):
+            return rows
+        rates.add(float(f"{best.rate * 3 if best is rows[-1] else best.rate / 3:.3g}"))
+
+
 def lay_out(work: Path) -> None:
     """Rows to train on, to choose by and to judge by, none of them twice; and a general set."""
     chosen, judged = (questions(part)[:HELD] for part in ("valid", "test"))
@@ -144,20 +156,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--times", type=float, nargs="+", default=[1.0], help="multiples of the usual learning rate")
+    parser.add_argument("--inside", action="store_true", help="go on until the best rate is neither first nor last")
     parser.add_argument("--only", nargs="*", default=list(METHODS))
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
     lay_out(given.work)
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft"))
     print(f"{date.today()}, seed {SEED}, {given.steps} steps of 8 rows, nano, CPU, {libraries}\n")
-    head = "method", "learning rate", "numbers that move", "peak GiB", "processor s", "loss before", "after", "general"
-    print(f"| {' | '.join(head)} | on disk |\n|{'---|' * (len(head) + 1)}")
+    head = "method", "learning rate", "numbers that move", "peak GiB", "processor s", "loss before", "after"
+    head = *head, "general set", "on disk", "other rates: loss"
+    print(f"| {' | '.join(head)} |\n|{'---|' * len(head)}")
     for name in given.only:
-        tried = [measure(name, METHODS[name][0] * times, given.work, given.steps) for times in given.times]
-        row = min(tried, key=lambda row: row.chosen_by)
+        rows = tried(name, given.times, given.inside, given.work, given.steps)
+        row = min(rows, key=lambda row: row.chosen_by)
+        others = ", ".join(f"{other.rate:g}: {other.after:.3f}" for other in rows if other is not row) or "none"
         print(
             f"| {row.method} | {row.rate:g} | {row.trained:,} | {row.memory_gib:.2f} | {row.seconds:.0f} | "
-            f"{row.before:.3f} | {row.after:.3f} | {row.general:+.3f} | {row.size / 2**20:.2f} MiB |",
+            f"{row.before:.3f} | {row.after:.3f} | {row.general:+.3f} | {row.size / 2**20:.2f} MiB | {others} |",
             flush=True,
         )
 

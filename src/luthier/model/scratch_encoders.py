@@ -6,7 +6,6 @@ written here as what it is.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from transformers import (
 from luthier.base.errors import ConfigError
 from luthier.model.config import Shape
 from luthier.model.load import quiet
+from luthier.model.unigram import unigram_pieces
 
 BERT_SPECIAL = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 T5_SPECIAL = "<pad>", "</s>", "<unk>"
@@ -71,28 +71,23 @@ def _wordpieces(blank: Any, texts: Iterable[str], size: int, given: Sequence[str
 def t5_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A Unigram tokenizer with T5's control tokens and its hundred sentinels, which end the vocabulary.
 
+    Args:
+        texts: gone through several times.
+
     Raises:
-        ConfigError: the text has too few different words for the vocabulary.
+        ConfigError: the text has too few different words for the vocabulary, or too many characters.
     """
     blank: Any = T5Tokenizer()
     learner = _like(blank, models.Unigram())
-    # Whole Chinese sentences would be learned from as if they were words, which takes minutes for each megabyte.
+    # Whole Chinese sentences would be learned from as if they were words.  Punctuation apart also keeps the names of
+    # control tokens in a text from being learned as pieces.
     learner.pre_tokenizer = pre_tokenizers.Sequence([learner.pre_tokenizer, pre_tokenizers.Punctuation()])
-    wanted = vocab_size - SENTINELS
-    # A text may hold a control token's name, which is then learned once more.
-    room = wanted + len(T5_SPECIAL)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=room, special_tokens=list(T5_SPECIAL), unk_token="<unk>", show_progress=False
-    )
-    learner.train_from_iterator(texts, trainer)
-    learned: list[tuple[str, float]] = [
-        (piece, score) for piece, score in json.loads(learner.to_str())["model"]["vocab"]
-    ]
-    own = [pair for number, pair in enumerate(learned) if pair[0] not in T5_SPECIAL or number < len(T5_SPECIAL)]
-    pieces = own[:wanted]
-    _enough(len(pieces) + SENTINELS, vocab_size)
+    given = len(T5_SPECIAL) + SENTINELS
+    pieces = unigram_pieces(learner, texts, vocab_size - given)
+    _enough(len(pieces) + given, vocab_size)
+    special = [(name, 0.0) for name in T5_SPECIAL]
     sentinels = [(f"<extra_id_{number}>", 0.0) for number in reversed(range(SENTINELS))]
-    return T5Tokenizer(vocab=[*pieces, *sentinels])
+    return T5Tokenizer(vocab=[*special, *pieces, *sentinels])
 
 
 def _like(blank: Any, model: Any) -> Tokenizer:
