@@ -234,7 +234,7 @@ def test_flags_without_meaning_are_noted():
 
 def test_every_familiar_name_leads_to_a_setting():
     known = {
-        *leaves(RunConfig),
+        *leaves(SearchRun),
         *leaves(InferConfig),
         *leaves(DeployConfig),
         *leaves(EvalConfig),

@@ -62,6 +62,17 @@ def assign(tree: Tree, path: str, value: Any) -> None:
     tree[last] = value
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree as dotted paths."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            leaves |= flat(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> Tree:
     """`under` with the values of `over` laid on top, level by level.  A changed `type` drops its siblings below."""
     merged = dict(under)

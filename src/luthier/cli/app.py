@@ -230,6 +230,14 @@ def data(context: typer.Context) -> int:
     return data(context.args, context.obj)
 
 
+@app.command("search", context_settings=_RAW, add_help_option=False)
+def search(context: typer.Context) -> int:
+    """Search for good settings of a training."""
+    from luthier.cli.search import search_command
+
+    return search_command(context.args, context.obj)
+
+
 def _train(context: typer.Context, objective: Literal["sft", "pretrain"] | None) -> int:
     from luthier.cli.train import PRETRAIN, SFT, TRAIN, run_command
 

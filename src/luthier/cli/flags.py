@@ -114,10 +114,10 @@ def _read(flag: str, words: list[str], known: Mapping[str, Leaf], notes: list[st
         values = {path: value for path, value in meant.values.items() if path in known}
         if values or not meant.values:
             notes.extend(meant.notes)
-            return [(path, _convert(flag, known[path], value)) for path, value in values.items()]
+            return [(path, convert(flag, known[path], value)) for path, value in values.items()]
     leaf = known.get(name) or _only(flag, name, known)
     if leaf is not None:
-        return [(leaf.path, _convert(flag, leaf, words))]
+        return [(leaf.path, convert(flag, leaf, words))]
     if isinstance(entry, Ignored):
         notes.append(f"{flag} changes nothing: {entry.why}")
         return []
@@ -166,15 +166,38 @@ def _switched_off(flag: str, name: str, known: Mapping[str, Leaf]) -> Leaf | Non
     return leaf if leaf is not None and leaf.is_bool else None
 
 
-def _unknown(flag: str, name: str, known: Mapping[str, Leaf]) -> ConfigError:
+def setting(name: str, known: Mapping[str, Leaf], *, prefix: str) -> Leaf:
+    """The one setting that a path, its last name, or a name known from other tools stands for.
+
+    Args:
+        prefix: what stands before names where they are written, for messages.
+
+    Raises:
+        ConfigError: none or several of that name.
+    """
+    flag, name = prefix + name, name.replace("-", "_")
+    entry = FAMILIAR.get(name)
+    if name not in known and isinstance(entry, Means) and entry.path in known:
+        return known[entry.path]
+    leaf = known.get(name) or _only(flag, name, known)
+    if leaf is None:
+        raise _unknown(flag, name, known, prefix)
+    return leaf
+
+
+def _unknown(flag: str, name: str, known: Mapping[str, Leaf], prefix: str = "--") -> ConfigError:
     usable = [other for other, entry in FAMILIAR.items() if isinstance(entry, Means) and entry.path in known]
     hint = nearest(name, [*usable, *(leaf.name for leaf in known.values()), *known])
-    fix = f"Did you mean --{hint}?" if hint else "-h lists all flags"
+    fix = f"Did you mean {prefix}{hint}?" if hint else "-h lists all flags"
     return ConfigError("unknown flag", where=flag, code="unknown_flag", fix=fix)
 
 
-def _convert(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
-    """The value of a setting from the words after its flag."""
+def convert(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
+    """The value of a setting from the words after its flag.
+
+    Raises:
+        ConfigError: naming the flag, for words that the setting does not take.
+    """
     known_words = WORDS.get(leaf.path, {})
     words = [known_words.get(word, word) for word in words]
     if leaf.optional and words == [UNSET]:

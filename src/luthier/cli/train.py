@@ -114,6 +114,8 @@ def read_config(
     """
     parsed = parse(argv, RunConfig)
     tree: Tree = merge(read_yaml(recipe) if recipe else {}, parsed.tree)
+    if "search" in tree:
+        raise ConfigError("this recipe describes a search", where=str(recipe), fix=f"Use luthier search {recipe}")
     if objective is not None:
         chosen = tree.get("objective")
         named = chosen.get("type", objective) if isinstance(chosen, dict) else objective
@@ -121,6 +123,26 @@ def read_config(
             raise ConfigError(f"the recipe trains {named!r}, the command {objective!r}", fix="Use luthier train")
         if objective == "pretrain":
             tree = merge(tree, {"objective": {"type": objective}})
+    config = settled(tree, parsed.notes)
+    config = resolve(config)
+    if "eval" in parsed.tree and not config.judged:
+        fix = "give --val_dataset, or hold rows out with --split_dataset_ratio 0.05"
+        parsed.notes.append(f"nothing will be evaluated, there is no validation data: {fix}")
+    for note in parsed.notes:
+        console.warn(note)
+    return config
+
+
+def settled(tree: Tree, notes: list[str]) -> RunConfig:
+    """The settings of a run, each union with its member and each task with its objective; not resolved.
+
+    Args:
+        tree: gets the members that were left open.
+        notes: gets what somebody should know.
+
+    Raises:
+        ConfigError: for anything that is no setting or has no such value.
+    """
     several = members_with(tree, "objective", RunConfig)
     data = validate(DataConfig, tree.get("data", {})) if len(several) > 1 else DataConfig()
     if data.datasets and (evident := pick(data, _model(tree)).type) in several:
@@ -131,17 +153,11 @@ def read_config(
         found = pick(config.data, config.model)
         config = config.model_copy(update={"objective": found})
         if not isinstance(found, Sft):
-            parsed.notes.append(f"the data is for {found.type}, which is trained; --task_type says otherwise")
+            notes.append(f"the data is for {found.type}, which is trained; --task_type says otherwise")
     if config.stages and not tree.get("objective"):
         config = config.model_copy(update={"stages": picked_stages(config)})
     if isinstance(config.objective, Multi):
         config = config.model_copy(update={"objective": picked(config.objective, config.data, config.model)})
-    config = resolve(config)
-    if "eval" in parsed.tree and not config.judged:
-        fix = "give --val_dataset, or hold rows out with --split_dataset_ratio 0.05"
-        parsed.notes.append(f"nothing will be evaluated, there is no validation data: {fix}")
-    for note in parsed.notes:
-        console.warn(note)
     return config
 
 

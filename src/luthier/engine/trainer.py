@@ -292,6 +292,7 @@ class Trainer:
             raise ConfigError(
                 f"there is no metric {config.metric!r}; this objective has {', '.join(metrics)}",
                 where="--metric_for_best_model",
+                code="unknown_metric",
             )
         best = self.state.step > 0 and better(metrics[config.metric], self.state.best, config)
         if best:

@@ -344,6 +344,18 @@ FAMILIAR: dict[str, Familiar] = {
     "max_batch_size": Means("slots"),
     "vllm_max_model_len": Means("max_model_len"),
     "verbose": Means("server.log_requests"),
+    # a search
+    "metric": Means("search.metric"),
+    "direction": Means("search.direction"),
+    "trials": Means("search.trials"),
+    "n_trials": Means("search.trials"),
+    "timeout": Means("search.timeout"),
+    "sampler": Means("search.sampler"),
+    "pruning": Means("search.pruning"),
+    "startup_trials": Means("search.startup_trials"),
+    "parallel": Means("search.parallel"),
+    "n_jobs": Means("search.parallel"),
+    "keep": Means("search.keep"),
 }
 
 OWN: dict[str, str] = {

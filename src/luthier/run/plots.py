@@ -49,25 +49,25 @@ def draw(rows: Rows) -> dict[str, bytes]:
     for name, panel in PANELS.items():
         train, evaluation = curve(rows, panel.key), curve(rows, f"eval_{panel.key}")
         if train[0] or evaluation[0]:
-            figure, (axes,) = _figure(1)
+            figure, (axes,) = figure_of(1)
             _draw_panel(axes, panel, train, evaluation)
-            pictures[f"{name}.png"] = _png(figure)
+            pictures[f"{name}.png"] = png_of(figure)
     tasks = {key: curve(rows, key) for key in sorted({key for row in rows for key in row if _is_of_a_task(key)})}
     if tasks:
-        figure, all_axes = _figure(len(tasks))
+        figure, all_axes = figure_of(len(tasks))
         for axes, (key, values) in zip(all_axes, tasks.items(), strict=True):
             _draw_panel(
                 axes, Panel(f"Loss: {key.removesuffix('/loss')}", key, smooth=True), values, curve(rows, f"eval_{key}")
             )
-        pictures["tasks.png"] = _png(figure)
+        pictures["tasks.png"] = png_of(figure)
     keys = sorted({key for row in rows for key in row if key.startswith("eval_")} - {"eval_seconds"})
     curves = {key: values for key in keys if (values := curve(rows, key))[0]}
     if curves:
-        figure, all_axes = _figure(len(curves))
+        figure, all_axes = figure_of(len(curves))
         for axes, (key, values) in zip(all_axes, curves.items(), strict=True):
             title = key.removeprefix("eval_").replace("_", " ")
             _draw_panel(axes, Panel(f"Evaluation: {title}", key), ([], []), values)
-        pictures["evaluation.png"] = _png(figure)
+        pictures["evaluation.png"] = png_of(figure)
     return pictures
 
 
@@ -131,11 +131,7 @@ def _draw_panel(axes: Axes, panel: Panel, train: Curve, evaluation: Curve) -> No
             )
     if evaluation[0]:
         axes.plot(*evaluation, color=EVALUATION, linewidth=1.8, marker="o", markersize=4, label="evaluation")
-    axes.set_title(panel.title, loc="left", color=INK, fontsize=12)
-    axes.set_xlabel("optimizer step", color=INK)
-    axes.grid(True, color=GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    dress(axes, panel.title, "optimizer step")
     axes.ticklabel_format(axis="y", scilimits=(-3, 4))
     if panel.percent:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -143,7 +139,17 @@ def _draw_panel(axes: Axes, panel: Panel, train: Curve, evaluation: Curve) -> No
         axes.legend(frameon=False)
 
 
-def _figure(panels: int) -> tuple[Figure, list[Axes]]:
+def dress(axes: Axes, title: str, below: str) -> None:
+    """Title, name of the horizontal axis, a quiet grid."""
+    axes.set_title(title, loc="left", color=INK, fontsize=12)
+    axes.set_xlabel(below, color=INK)
+    axes.grid(True, color=GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def figure_of(panels: int) -> tuple[Figure, list[Axes]]:
+    """A white picture of so many panels, one below the other."""
     # Imported here because the terminal's sparkline needs nothing of it and training should start at once.
     # A Figure of its own, not pyplot's: no global state, no display, safe on any thread.
     from matplotlib.figure import Figure
@@ -152,7 +158,8 @@ def _figure(panels: int) -> tuple[Figure, list[Axes]]:
     return figure, list(figure.subplots(panels, 1, squeeze=False)[:, 0])
 
 
-def _png(figure: Figure) -> bytes:
+def png_of(figure: Figure) -> bytes:
+    """The picture's file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

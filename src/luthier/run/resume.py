@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from luthier.base.config import read_yaml
+from luthier.base.config import flat, read_yaml
 from luthier.base.errors import ConfigError
 from luthier.base.rundir import run_number
 from luthier.base.sealed import MANIFEST
@@ -107,17 +107,6 @@ def refuse_changes(
 def stored_config(checkpoint: Path) -> dict[str, Any]:
     """The config a checkpoint was made with."""
     return read_yaml(checkpoint / "config.yaml")
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree as dotted paths."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            leaves |= flat(value, f"{prefix}{key}.")
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
 
 
 def _under(key: str, paths: tuple[str, ...]) -> bool:
