@@ -17,6 +17,7 @@ from luthier.export.config import ExportConfig
 from luthier.model.config import Freeze, Lora, Quant
 from luthier.run.config import RunConfig, resolve
 from luthier.run.familiar import FAMILIAR, WORDS
+from luthier.run.space import SearchRun
 from luthier.run.translate import Ignored, Means, Refused
 
 SWIFT = """

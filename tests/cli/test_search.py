@@ -15,8 +15,8 @@ import yaml
 from processes import Job, fork
 
 from luthier.base.errors import ConfigError
+from luthier.base.leaves import leaves
 from luthier.cli.app import main
-from luthier.cli.leaves import leaves
 from luthier.cli.search import read_dimension, read_space
 from luthier.run import trial
 from luthier.run.config import RunConfig

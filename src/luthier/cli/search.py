@@ -14,10 +14,10 @@ import yaml
 from luthier.base.config import Tree, flat, merge, read_yaml, validate
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, RunError, Stopped
+from luthier.base.leaves import Leaf, leaves
 from luthier.base.rundir import Lock, write_atomic
 from luthier.cli.flags import choose_members, convert, parse, setting
 from luthier.cli.help import Command, page
-from luthier.cli.leaves import Leaf, leaves
 from luthier.cli.train import settled
 from luthier.run.config import RunConfig
 from luthier.run.space import Choices, Dimension, Range, SearchConfig, SearchRun, check, nested, values_of
