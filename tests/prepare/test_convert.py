@@ -105,6 +105,8 @@ def test_what_is_written_without_loss_reads_back_as_it_was(name: str, shape: str
     if as_task(back) == as_task(record):
         assert back == record
         assert shape in HOLDS[name] or shape in _other_forms(name)
+    elif isinstance(record, Pair):  # the answer that was not preferred is a text that is not like the question
+        assert shape == "retrieval" and back == Similar("q", ("a",), ("b",), HERE)
     else:  # a chat as a prompt with its answer, and the other way round
         assert {as_task(back), as_task(record)} <= {"language", "prompt", "classification", "similarity"}
 
@@ -196,3 +198,60 @@ def test_a_column_becomes_a_label(test_data: Path, tmp_path: Path, capsys: Any) 
     done = run("convert", capsys, tmp_path / "out", source, flags=["--to", "classification"])
     assert len(done.rows) == 3080
     assert done.rows[0] == {"text": "How do I locate my card?", "label": "card_arrival", "category": "card_arrival"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+        {"instruction": "q", "output": "a"},
+        {"prompt": "q", "completion": "a"},
+        {"query": "q", "response": "a"},
+    ],
+)
+def test_a_question_with_its_answer_is_a_text_and_one_like_it_in_any_shape(
+    row: Any, tmp_path: Path, capsys: Any
+) -> None:
+    file = write_rows(tmp_path / "in.jsonl", [row])
+    found = run("convert", capsys, tmp_path / "r", file, flags=["--to", "retrieval"])
+    assert found.rows == [{"query": "q", "pos": ["a"], "neg": []}]
+    pair = run("convert", capsys, tmp_path / "s", file, flags=["--to", "sentence-pair"])
+    assert pair.rows == [{"sentence1": "q", "sentence2": "a"}]
+
+
+def test_a_preference_is_two_judged_answers_or_a_text_with_a_hard_negative(tmp_path: Path, capsys: Any) -> None:
+    rows = [{"id": n, "prompt": f"q{n}", "chosen": "good", "rejected": "bad"} for n in range(3)]
+    file = write_rows(tmp_path / "in.jsonl", rows)
+    kto = run("convert", capsys, tmp_path / "kto", file, flags=["--to", "kto"])
+    assert kto.report["rows"]["written"] == 6 and kto.report["summary"]["refused"] == 0
+    assert [(row["id"], row["messages"][-1]["content"], row["label"]) for row in kto.rows[:3]] == [
+        (0, "good", True),
+        (0, "bad", False),
+        (1, "good", True),
+    ]
+    found = run("convert", capsys, tmp_path / "retrieval", file, flags=["--to", "retrieval"])
+    assert found.rows[2] == {"query": "q2", "pos": ["good"], "neg": ["bad"], "id": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "shape", "why"),
+    [
+        (
+            {"text": "我在北京", "labels": ["O", "O", "B-LOC", "I-LOC"]},
+            "classification",
+            "a tagged sentence has no label",
+        ),
+        ({"text": "words", "label": "x"}, "tagging", "a labelled text has no tags"),
+        ({"text": "words"}, "retrieval", "plain text has no similar texts"),
+        (
+            {"conversations": [{"from": speaker, "value": "x"} for speaker in ("human", "gpt", "human", "gpt")]},
+            "retrieval",
+            "a conversation of several turns is not a text and one like it",
+        ),
+    ],
+)
+def test_what_a_shape_cannot_hold_is_said_of_the_row_as_it_is(
+    row: Any, shape: str, why: str, tmp_path: Path, capsys: Any
+) -> None:
+    done = run("convert", capsys, tmp_path / "out", write_rows(tmp_path / "in.jsonl", [row]), flags=["--to", shape])
+    assert done.code == 3 and done.error["what"].endswith(why)

@@ -405,6 +405,8 @@ def _similar_chat(reader: Reader, low: _Low, value: Mapping[str, Json], weight: 
     messages = [message for message in _conversation(reader, value) if message.role != "system"]
     if not messages:
         raise reader.fail("empty_messages", "the chat has no messages")
+    if any(message.role == "user" for message in messages[1:]):
+        raise reader.fail("wrong_task", "a conversation of several turns is not a text and others like it")
     bad = _several(reader, low, ("rejected_response",))
     score = low.get("label")
     good = tuple(message.content for message in messages[1:])

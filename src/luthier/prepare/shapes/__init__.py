@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from luthier.base.records import Json, Record, Task
+from luthier.base.records import Json, Judged, Pair, Record, Task
 from luthier.prepare.shapes import annotated, chats
 from luthier.prepare.shapes.parts import Losses, Row
 
@@ -26,6 +26,18 @@ def write(record: Record, shape: str, losses: Losses) -> Row:
     if record.weight != 1.0:
         row["weight"] = record.weight
     return row
+
+
+def split(record: Record, shape: str, losses: Losses) -> tuple[Record, ...]:
+    """The records whose rows say together what one says: the two sides of a preference, each judged for itself."""
+    if shape != "kto" or not isinstance(record, Pair):
+        return (record,)
+    if record.margin is not None:
+        losses.append("margin")
+    return tuple(
+        Judged((*record.prompt, *side), good, record.where, record.tools, record.weight)
+        for side, good in ((record.chosen, True), (record.rejected, False))
+    )
 
 
 SHAPES: dict[str, Callable[[Record, Losses], Row]] = {

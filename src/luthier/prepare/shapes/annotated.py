@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.base.records import Labelled, Pair, Record, Similar, Tagged, Text
+from luthier.base.records import Chat, Labelled, Message, Pair, Record, Similar, Tagged, Text
 from luthier.prepare.shapes.chats import messages
 from luthier.prepare.shapes.parts import (
     CannotHold,
@@ -86,9 +86,9 @@ def tagging(record: Record, losses: Losses) -> Row:
 
 
 def retrieval(record: Record, losses: Losses) -> Row:
-    """FlagEmbedding's form: query, pos, neg."""
-    if not isinstance(record, Similar):
-        raise CannotHold(f"{name_of(record)} has no similar texts")
+    """FlagEmbedding's form: query, pos, neg.  A question and its answer are alike; an answer that was not preferred is
+    what is not."""
+    record = _similar_of(record, losses)
     if record.score is not None:
         losses.append("score")
     row: Row = {"query": record.query, "pos": list(record.positives), "neg": list(record.negatives)}
@@ -103,7 +103,8 @@ def sentence_pair(record: Record, losses: Losses) -> Row:
     """Two texts with the degree of their likeness."""
     if isinstance(record, Labelled) and record.pair is not None and not isinstance(record.label, str | tuple):
         return {"sentence1": record.text, "sentence2": record.pair, "score": float(record.label)}
-    if not isinstance(record, Similar) or len(record.positives) != 1 or record.negatives:
+    record = _similar_of(record, losses)
+    if len(record.positives) != 1 or record.negatives:
         raise CannotHold(f"{name_of(record)} is not two texts")
     row: Row = {"sentence1": record.query, "sentence2": record.positives[0]}
     if record.score is not None:
@@ -111,3 +112,33 @@ def sentence_pair(record: Record, losses: Losses) -> Row:
     if record.positive_scores:
         losses.append("scores")
     return row
+
+
+def _similar_of(record: Record, losses: Losses) -> Similar:
+    """The texts that are alike in a record: its own, or the two of one exchange."""
+    match record:
+        case Similar():
+            return record
+        case Chat():
+            query, answer = _exchange(record.messages, losses)
+            return Similar(query, (answer,), (), record.where, weight=record.weight)
+        case Pair():
+            query, chosen = _exchange((*record.prompt, *record.chosen), losses)
+            _, rejected = _exchange((*record.prompt, *record.rejected), losses)
+            if record.margin is not None:
+                losses.append("margin")
+            return Similar(query, (chosen,), (rejected,), record.where, weight=record.weight)
+        case _:
+            raise CannotHold(f"{name_of(record)} has no similar texts")
+
+
+def _exchange(messages: tuple[Message, ...], losses: Losses) -> tuple[str, str]:
+    """What was asked and what was answered, where that is all there is."""
+    turns = [message for message in messages if message.role != "system"]
+    if [turn.role for turn in turns] != ["user", "assistant"]:
+        raise CannotHold("a conversation of several turns is not a text and one like it")
+    if len(turns) < len(messages):
+        losses.append("system")
+    for turn in turns:
+        note_extras(turn, losses)
+    return turns[0].content, turns[1].content

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 from luthier.base.errors import DataError
-from luthier.base.records import BadRow, Json, Record, Task
+from luthier.base.records import BadRow, Json, Record, Tagged, Task
 from luthier.data.tasks import read_as
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
-from luthier.prepare.parcel import Batch, Item, Parcel
+from luthier.prepare.parcel import REMOVED, Batch, Item, Parcel, Value
 from luthier.prepare.report import Report
-from luthier.prepare.shapes import TASKS, used_columns, write
+from luthier.prepare.shapes import TASKS, split, used_columns, write
 from luthier.prepare.shapes.parts import CannotHold
 from luthier.prepare.verb import Job, Outcome, Verb
 
@@ -67,11 +68,11 @@ class _Convert:
 
     def _one(self, item: Item, parcel: Parcel) -> None:
         losses: list[str] = []
-        row = write(self._record(item), self.config.to, losses)
+        rows = self._rows(item, losses)
         if self.config.keep_columns:
             used = set(used_columns(item.value))
             extra = {name: value for name, value in item.value.items() if name not in used}
-            row = {**row, **{name: value for name, value in extra.items() if name not in row}}
+            rows = [{**row, **{name: value for name, value in extra.items() if name not in row}} for row in rows]
         if losses and not self.config.lossy:
             what = ", ".join(dict.fromkeys(losses))
             self._refuse(item, parcel, "would_lose", f"{self.config.to} has no place for: {what}")
@@ -79,18 +80,32 @@ class _Convert:
         for name in dict.fromkeys(losses):
             parcel.tally.count(f"lost: {name}")
             parcel.tally.example(f"lost: {name}", item.where, row=item.json().decode())
-        parcel.keep(item, row)
+        for row in rows:
+            parcel.keep(item, row)
 
-    def _record(self, item: Item) -> Record:
-        """The row as the record it evidently is, or as the one that the shape is for."""
+    def _rows(self, item: Item, losses: list[str]) -> list[Value]:
+        """The row, read as what it evidently is and written in the shape; or else read as what the shape is for."""
         task: Task | None = TASKS.get(self.config.to)
-        if task is not None:
-            try:
-                return read_as(item.value, item.where, [], task)
-            except BadRow as error:
-                if error.fault.code not in ("wrong_task", "unknown_shape"):
-                    raise
-        return read_as(item.value, item.where, [])
+        try:
+            record = read_as(item.value, item.where, [])
+        except BadRow as error:
+            if task is None or error.fault.code not in ("wrong_task", "unknown_shape"):
+                raise
+            return self._written(read_as(item.value, item.where, [], task), losses)
+        try:
+            return self._written(record, losses)
+        except CannotHold:
+            other: Record | None = None
+            if task is not None and not isinstance(record, Tagged):  # tags look like the labels of a text
+                with suppress(BadRow):
+                    other = read_as(item.value, item.where, [], task)
+            if other is None:
+                raise
+            losses.clear()
+            return self._written(other, losses)
+
+    def _written(self, record: Record, losses: list[str]) -> list[Value]:
+        return [write(one, self.config.to, losses) for one in split(record, self.config.to, losses)]
 
     def _refuse(self, item: Item, parcel: Parcel, code: str, why: str) -> None:
         if self.strict:
@@ -108,10 +123,11 @@ def convert(rows: Frame, config: ConvertConfig, job: Job) -> Outcome:
     report = Report()
 
     def stream() -> Iterator[Parcel]:
-        written = 0
+        written = refusals = 0
         refused: dict[str, Json] | None = None
         for parcel in rows.scan(_Convert(config, job.read.bad_rows == "strict"), f"Converting to {config.to}"):
             written += parcel.written.get("", 0)
+            refusals += parcel.written.get(REMOVED, 0)
             refused = refused or next((found[0] for found in parcel.tally.examples.values() if found), None)
             yield parcel
         if not written and refused is not None:
@@ -119,7 +135,7 @@ def convert(rows: Frame, config: ConvertConfig, job: Job) -> Outcome:
             fix = "--lossy writes what can be written" if "place for" in str(refused.get("why")) else None
             what = f"no row can be written as {config.to}; the first one: {refused.get('why')}"
             raise DataError(what, where=where, fix=fix, code="cannot_hold")
-        report.summary["refused"] = len(rows) - written
+        report.summary["refused"] = refusals
 
     return Outcome(report, stream())
 
