@@ -17,6 +17,7 @@ from luthier.model.config import Freeze, Full, Lora, Method, ModelConfig
 from luthier.model.layer import Keep
 from luthier.model.load import Model, load_model, load_tokenizer
 from luthier.model.pointwise import Plain
+from luthier.model.products import Product
 
 SHAPES = ("qwen2", "qwen2-untied", "qwen3", "llama", "mistral")
 METHODS: dict[str, Method] = {
@@ -83,6 +84,28 @@ def test_layers_by_hand_equal_transformers(tiny_model_dir: Callable[[str], Path]
         model.train_mode(keep)
         assert_same(run(model, batch), expected)
     assert len(expected[1]) == len(model.trained())
+
+
+@pytest.mark.parametrize("keep", ["all", "input"])
+def test_nothing_is_computed_below_the_first_thing_that_moves(
+    tiny_model_dir: Callable[[str], Path], keep: Keep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = loaded(tiny_model_dir("qwen2"), METHODS["lora"]), batch_of()
+    model.train_mode()
+    expected = run(model, batch)
+    assert model.by_hand(Plain()) is None
+    asked: list[Product] = []
+    real = Product.input_gradient
+
+    def spy(product: Product, dy_TO: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(product)
+        return real(product, dy_TO)
+
+    monkeypatch.setattr(Product, "input_gradient", spy)
+    model.train_mode(keep)
+    assert_same(run(model, batch), expected)
+    decoder: Any = model._decoder
+    assert [layer.qkv in asked for layer in decoder.layers] == [False] + [True] * (len(decoder.layers) - 1)
 
 
 @pytest.mark.parametrize("padded", [False, True])

@@ -162,9 +162,10 @@ def _backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:
         feed = _widen(layer, h2_TD, "input")
     dh2_TD, dfeed_norm, of_feed = _feed_gradient(layer, dh_TD, h2_TD, feed, u_down)
     del feed
-    dh_TD, dnorms, of_attention = _attention_gradient(layer, dh2_TD, h_TD, attention, ctx.place)
+    below = ctx.needs_input_grad[0] or layer.input_norm.requires_grad
+    dinput, dnorms, of_attention = _attention_gradient(layer, dh2_TD, h_TD, attention, ctx.place, below=below)
     dinput_norm, *dhead_norms = dnorms
-    return dh_TD, None, None, None, dinput_norm, dfeed_norm, *dhead_norms, *of_attention, *of_feed
+    return dinput, None, None, None, dinput_norm, dfeed_norm, *dhead_norms, *of_attention, *of_feed
 
 
 def _attend(layer: Layer, h_TD: Tensor, place: Place, keep: Keep) -> tuple[Tensor, _Attention]:
@@ -240,9 +241,12 @@ def _feed_gradient(
 
 
 def _attention_gradient(
-    layer: Layer, dh2_TD: Tensor, h_TD: Tensor, kept: _Attention, place: Place
-) -> tuple[Tensor, Gradients, Gradients]:
-    """d h, d norm weights (the input's, then the heads'), and the gradients of the products."""
+    layer: Layer, dh2_TD: Tensor, h_TD: Tensor, kept: _Attention, place: Place, *, below: bool
+) -> tuple[Tensor | None, Gradients, Gradients]:
+    """d h, d norm weights (the input's, then the heads'), and the gradients of the products.
+
+    below: whether anything moves below the products: the first layer of a frozen base needs no d h.
+    """
     dout_TX, du_output = layer.output.input_gradient(dh2_TD)
     dh2_TD = dh2_TD[:, : layer.output.out]
     output = layer.output.gradients(dh2_TD, kept.out_TX.detach(), kept.u_output, du_output)
@@ -261,12 +265,18 @@ def _attention_gradient(
                     of_heads, None, of_heads, raw, weight, layer.eps, None, weight_moves=moves
                 )
             )
-    dx_TD, du = layer.qkv.input_gradient(dqkv_TN)
-    dh_TD = torch.empty_like(h_TD)
     x_TD, again_TD = _or_again(kept.x_TD, h_TD)
-    dnorm = layer.pointwise.norm_gradient(
-        dh_TD, again_TD, dx_TD, h_TD, layer.input_norm, layer.eps, dh2_TD, weight_moves=layer.input_norm.requires_grad
-    )
+    dh_TD, dnorm = None, None
+    if below:
+        dx_TD, du = layer.qkv.input_gradient(dqkv_TN)
+        dh_TD, moves = torch.empty_like(h_TD), layer.input_norm.requires_grad
+        dnorm = layer.pointwise.norm_gradient(
+            dh_TD, again_TD, dx_TD, h_TD, layer.input_norm, layer.eps, dh2_TD, weight_moves=moves
+        )
+    else:
+        du = layer.qkv.inner_gradient(dqkv_TN)
+        if again_TD is not None:
+            layer.pointwise.norm(again_TD, h_TD, layer.input_norm, layer.eps)
     qkv = layer.qkv.gradients(dqkv_TN, x_TD, kept.u_qkv, du)
     return dh_TD, [dnorm, *dhead_norms], [*qkv, *output]
 

@@ -41,9 +41,11 @@ class LowBitProduct(Product):
         return y_TO.addmm_(u_TK, self._b_OK.t()) if self.rank else y_TO, u_TK
 
     def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
-        du_TK = dy_TO @ self._b_OK
-        dx_TI = self.times_back(dy_TO)
+        du_TK, dx_TI = self.inner_gradient(dy_TO), self.times_back(dy_TO)
         return dx_TI.addmm_(du_TK, self._a_KI) if self.rank else dx_TI, du_TK
+
+    def inner_gradient(self, dy_TO: Tensor) -> Tensor:
+        return dy_TO @ self._b_OK
 
     def _weight(self) -> Tensor:
         return joined([linear.dense(self.dtype) for linear in self.linears], self.dtype)

@@ -191,10 +191,14 @@ class Product:
 
     def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
         """dx_TI and du_TK.  dy_TO: from `room_back`, its first O columns filled."""
-        weight = self._weight()
+        du_TK = self.inner_gradient(dy_TO)
+        return dy_TO @ self._weight()[:, : self.into], du_TK
+
+    def inner_gradient(self, dy_TO: Tensor) -> Tensor:
+        """du_TK alone, which is put beside dy as well."""
         if self.spare:
-            torch.mm(dy_TO[:, : self.out], weight[: self.out, self.into :], out=dy_TO[:, self.out :])
-        return dy_TO @ weight[:, : self.into], dy_TO[:, self.out : self.out + self.rank].contiguous()
+            torch.mm(dy_TO[:, : self.out], self._weight()[: self.out, self.into :], out=dy_TO[:, self.out :])
+        return dy_TO[:, self.out : self.out + self.rank].contiguous()
 
     def input_gradient_partly(self, dy_TO: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:
         """`input_gradient`, and what dx_TI still lacks.  Where the product `lends`, dy needs no room beside it."""
