@@ -4,7 +4,8 @@ import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import Chat, Record
 from luthier.data.batch import Group
 from luthier.data.config import DataConfig
-from luthier.data.dataset import Prepared, encoding_of, prepare, stream
+from luthier.data.dataset import Encoded, Prepared, encoding_of, prepare, stream, together
 from luthier.data.encode import Encoding
 from luthier.data.render import Renderer
 from luthier.data.tokens import Groups
@@ -81,11 +82,32 @@ def test_a_number_behind_the_name_samples_or_repeats(settings: Callable[..., Dat
     many = prepared(settings(MANY, use=[f"{tmp_path}/b.jsonl#12"]))
     counts = sorted(questions(many.train).count(f"b{n}") for n in range(5))
     assert len(many.train) == 12 and counts == [2, 2, 2, 3, 3]
-    assert many.report.sets[0].rows == 5
+    assert (many.report.sets[0].rows, many.report.sets[0].repeated, few.report.sets[0].repeated) == (5, 7, 0)
     again = prepared(settings(MANY, use=[f"{tmp_path}/a.jsonl#7"]))
     other = prepared(settings(MANY, use=[f"{tmp_path}/a.jsonl#7"]), seed=1)
     assert questions(few.train) == questions(again.train) != questions(other.train)
     assert few.train.fingerprint == again.train.fingerprint != other.train.fingerprint
+
+
+def test_the_row_of_a_validation_sample_is_found(settings: Callable[..., DataConfig], tmp_path: Path) -> None:
+    config = settings(MANY, use=[f"{tmp_path}/a.jsonl#9", f"{tmp_path}/b.jsonl"], split_ratio=0.4)
+    found = prepared(config)
+    assert found.validation is not None
+    for parts in (found, together([found, found])):
+        groups = parts.validation
+        assert groups is not None
+        places = [parts.where(n) for n in range(len(groups))]
+        told = [f"{Path(place.file).stem}{place.line - 1}" for place in places if place]
+        assert told == questions(groups) and len(told) >= 5
+
+
+def test_a_file_that_has_gone_while_the_model_was_trained_gives_no_place(tmp_path: Path) -> None:
+    class Gone:
+        def __getitem__(self, index: int) -> None:
+            raise DataError("the file is gone", code="missing_file")
+
+    rows: Any = SimpleNamespace(rows=np.array([0]))
+    assert Encoded(rows, np.array([0]), cast(Any, Gone()), np.array([0])).where(0) is None
 
 
 def test_rows_are_held_out_and_equal_ones_stay_together(settings: Callable[..., DataConfig]) -> None:

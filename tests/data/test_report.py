@@ -68,6 +68,12 @@ def test_the_pieces_of_one_row_are_no_duplicates() -> None:
     assert (SET.samples, SET.exact_duplicates, SET.near_duplicates) == (5, 1, 1)
 
 
+def test_rows_that_come_again_are_told() -> None:
+    assert not any("times" in line for line in notes(REPORT))
+    assert "a.jsonl: there are 6 rows, so each comes 2 times" in notes(changed(repeated=6))
+    assert "a.jsonl: there are 6 rows, so each comes 3 or 4 times" in notes(changed(repeated=13))
+
+
 def test_numbers_of_a_set() -> None:
     assert (SET.rows, SET.kept, SET.tokens, SET.trained_tokens) == (6, 4, 150, 50)
     assert SET.lengths == [10, 30, 46, 49, 50]

@@ -249,6 +249,7 @@ def test_a_run_is_judged_used_and_opened_by_plain_libraries(
     assert "| yes | 1.000 | 1.000 | 1.000 | 12 |" in (run / "report.md").read_text()
     found = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [row["label"] for row in found] == [row["reference"] for row in found] == ANSWERS
+    assert [(row["file"], row["line"]) for row in found] == [(str(rows), n + 1) for n in range(len(ANSWERS))]
 
     questions, answers = tmp_path / "new.jsonl", tmp_path / "out" / "answers.jsonl"
     questions.write_text("\n".join([*(json.dumps({"text": text}) for text in YES_OR_NO), '{"nothing": 1}']))

@@ -114,7 +114,11 @@ def test_what_several_tasks_learned_is_opened_one_by_one(job: Any):
     rows = job.rows()
     assert {"mood/loss", "mood/weighted_loss", "names/loss", "words/loss"} <= {key for row in rows for key in row}
     assert any("eval_mood/accuracy" in row for row in rows) and not any("eval_names/loss" in row for row in rows)
-    assert (run / "mood-predictions.jsonl").exists() and (run / "plots" / "tasks.png").exists()
+    found = [json.loads(line) for line in (run / "mood-predictions.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (job.folder / "classes.jsonl").read_text().splitlines()]
+    assert {Path(row["file"]).name for row in found} == {"classes.jsonl"}
+    assert [row["reference"] for row in found] == [rows[row["line"] - 1]["label"] for row in found]
+    assert (run / "plots" / "tasks.png").exists()
     place = run / "checkpoints" / "step-00000008"
     for task, answer in (("mood", "label"), ("names", "tags")):
         source = job.folder / ("classes.jsonl" if task == "mood" else "tags.jsonl")

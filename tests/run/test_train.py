@@ -220,6 +220,11 @@ def test_text_is_packed_for_pretraining(job: Any):
     assert rows[-1]["loss"] < rows[0]["loss"]
 
 
+def test_a_length_the_model_cannot_hold_is_told_where_it_was_asked_for(job: Any):
+    assert "the longest the model can hold" not in job.run(max_steps=1, max_length=None)
+    assert "max_length is 128 tokens, the longest the model can hold" in job.run(max_steps=1, max_length=4096)
+
+
 def test_the_result_is_used_from_the_output_directory_alone(job: Any):
     said = job.run(max_steps=2, eval_steps=1)
     assert "nothing will be evaluated" in said and "--split_dataset_ratio" in said

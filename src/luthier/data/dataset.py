@@ -11,8 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.base.errors import ConfigError, DataError
-from luthier.base.records import Record, Task
+from luthier.base.errors import ConfigError, DataError, LuthierError
+from luthier.base.records import Record, Task, Where
 from luthier.data.batch import Group
 from luthier.data.checks import RecordOptions
 from luthier.data.config import DataConfig
@@ -41,6 +41,8 @@ class Prepared:
     rejected: list[Rejected]
     measures: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 2), np.float32))
     """Weight and difficulty of the row of each group that is trained on, [groups, 2]."""
+    where: Callable[[int], Where | None] = lambda sample: None
+    """Where the row of a validation sample stands; None if that can no longer be told."""
 
 
 def together(parts: Sequence[Prepared]) -> Prepared:
@@ -64,7 +66,13 @@ def together(parts: Sequence[Prepared]) -> Prepared:
         ),
         [row for part in parts for row in part.rejected],
         np.concatenate([part.measures for part in parts]),
+        _where_of_kinds(parts, judged),
     )
+
+
+def _where_of_kinds(parts: Sequence[Prepared], judged: Sequence[Groups]) -> Callable[[int], Where | None]:
+    kinds = Kinds(judged)
+    return lambda sample: parts[kind := kinds.kind(sample)].where(sample - kinds.starts[kind])
 
 
 def encoding_of(
@@ -105,7 +113,7 @@ def prepare(
     replay = [_encode(text, "train", config, encoding, seed, progress, reports) for text in config.replay]
     picks, train = _with_replay(picks, train, replay, config.replay_ratio, seed)
     judged, split = (held, _picks(held)) if held else (train, split)
-    validation = Selected([part for part, _ in judged], split) if len(split) else None
+    validation = Selected([part.groups for part in judged], split) if len(split) else None
     shared = overlap(_names(train, picks), _names(judged, split))
     report = DataReport(
         sets=reports,
@@ -115,9 +123,13 @@ def prepare(
         sampled=config.streaming,
         totals={use: totals(reports, use) for use in ("train", "validation")},
     )
-    rejected = [row for part, _ in (*train, *held) for row in part.facts.rejected]
-    chosen = Selected([part for part, _ in train], picks)
-    return Prepared(chosen, validation, report, rejected, _measures(train, picks))
+    rejected = [row for part in (*train, *held) for row in part.groups.facts.rejected]
+    chosen = Selected([part.groups for part in train], picks)
+    return Prepared(chosen, validation, report, rejected, _measures(train, picks), _where(judged, split))
+
+
+def _where(parts: Sequence[Encoded], picks: NDArray[np.int64]) -> Callable[[int], Where | None]:
+    return lambda sample: parts[int(picks[sample, 0])].where(int(picks[sample, 1]))
 
 
 def _with_replay(
@@ -133,8 +145,22 @@ def _with_replay(
     return np.insert(picks, places[: len(drawn)], drawn, axis=0), [*train, *replay]
 
 
-Encoded = tuple[TokenSet, NDArray[np.int64]]
-"""A set, and its groups in the order and number they are used."""
+@dataclass(frozen=True)
+class Encoded:
+    """A set, its groups, and these in the order and number they are used."""
+
+    groups: TokenSet
+    order: NDArray[np.int64]
+    source: Rows
+    rows: NDArray[np.int64]
+    """Which rows of the source were encoded."""
+
+    def where(self, group: int) -> Where | None:
+        """Where the row of a group stands; None if its file is no longer what it was."""
+        try:
+            return self.source[int(self.rows[self.groups.rows[group]])].where
+        except (LuthierError, OSError, IndexError):  # moved or written anew while the model was trained
+            return None
 
 
 def _encode(
@@ -159,8 +185,10 @@ def _encode(
         rows, chosen, encoding, cache_root(config), workers=config.tokenize_workers, progress=progress
     )
     order = _groups_of(encoded.rows, places)
-    reports.append(set_report(text, use, encoded.facts, len(order), encoded.lengths, encoded.rows, encoded.names))
-    return encoded, order
+    repeated = max(0, (spec.take or 0) - len(rows)) if len(rows) else 0
+    facts = encoded.facts
+    reports.append(set_report(text, use, facts, len(order), encoded.lengths, encoded.rows, encoded.names, repeated))
+    return Encoded(encoded, order, rows, chosen)
 
 
 def _groups_of(rows: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -192,25 +220,25 @@ class Beginning:
 
 def _picks(parts: Sequence[Encoded]) -> NDArray[np.int64]:
     """Every used group of every set: int64 [N, 2] of (set, group)."""
-    pairs = [np.stack([np.full(len(order), number), order], axis=1) for number, (_, order) in enumerate(parts)]
+    pairs = [np.stack([np.full(len(part.order), number), part.order], axis=1) for number, part in enumerate(parts)]
     return np.concatenate([np.empty((0, 2), np.int64), *pairs]).astype(np.int64)
 
 
 def _measures(parts: Sequence[Encoded], picks: NDArray[np.int64]) -> NDArray[np.float32]:
     """Weight and difficulty of each picked group's row, float32 [N, 2]."""
     found = np.zeros((len(picks), 2), dtype=np.float32)
-    for number, (part, _) in enumerate(parts):
+    for number, part in enumerate(parts):
         mine = picks[:, 0] == number
-        found[mine] = part.measures[picks[mine, 1]]
+        found[mine] = part.groups.measures[picks[mine, 1]]
     return found
 
 
 def _names(parts: Sequence[Encoded], picks: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Identity and normalised key of each picked group's row, uint8 [N, 32]."""
     found = np.zeros((len(picks), 32), dtype=np.uint8)
-    for number, (part, _) in enumerate(parts):
+    for number, part in enumerate(parts):
         mine = picks[:, 0] == number
-        found[mine] = part.names[picks[mine, 1]]
+        found[mine] = part.groups.names[picks[mine, 1]]
     return found
 
 

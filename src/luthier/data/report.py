@@ -49,6 +49,8 @@ class SetReport:
     """Share of the kept chats whose stop token is trained."""
     chats: int
     ignored_columns: Sequence[str]
+    repeated: int = 0
+    """Rows that #N asks for beyond those there are, which are given once more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +79,14 @@ def set_report(
     lengths: NDArray[np.int64],
     rows: NDArray[np.int64],
     names: NDArray[np.uint8],
+    repeated: int = 0,
 ) -> SetReport:
     """The report of one set.
 
     Args:
         used: samples of one epoch.
         lengths, rows, names: of each group: tokens, row it came from, identity and normalised key ([groups, 32]).
+        repeated: rows that #N asks for beyond those there are.
     """
     _, firsts = np.unique(rows, return_index=True)
     exact = _repeats(names[firsts, :16])
@@ -106,6 +110,7 @@ def set_report(
         stop_share=facts.stopped / facts.kept if facts.kept else 0.0,
         chats=facts.chats,
         ignored_columns=list(facts.ignored),
+        repeated=repeated,
     )
 
 
@@ -232,6 +237,10 @@ def notes(report: DataReport) -> list[str]:
             lines.append(f"{name}: repaired {counts}")
         if part.truncated:
             lines.append(f"{name}: {part.truncated} rows cut at {report.max_length} tokens, their end is lost")
+        if part.repeated:
+            least, more = divmod(part.rows + part.repeated, part.rows)
+            times = f"{least} or {least + 1}" if more else f"{least}"
+            lines.append(f"{name}: there are {part.rows:,} rows, so each comes {times} times")
         if part.exact_duplicates or part.near_duplicates:
             lines.append(f"{name}: {part.exact_duplicates} exact and {part.near_duplicates} near duplicates kept")
         if part.ignored_columns:

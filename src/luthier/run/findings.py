@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from luthier.base.records import Where
 from luthier.base.rundir import RunDir, write_atomic
 from luthier.data.tokens import Groups
 from luthier.evaluate.pictures import matrix
@@ -28,8 +29,16 @@ _DRAWN = 100
 """Most classes of a picture; beyond, nothing could be read."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What was judged: the samples, and where the row of each stands."""
+
+    groups: Groups
+    where: Callable[[int], Where | None]
+
+
 def write_findings(
-    run: RunDir, objective: Whole, outputs: Mapping[str, Tensor], groups: Groups, tokenizer: PreTrainedTokenizerFast
+    run: RunDir, objective: Whole, outputs: Mapping[str, Tensor], judged: Judged, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """Write the findings of the best evaluation, if the objective has any; of several tasks, each to files of its own.
 
@@ -37,14 +46,16 @@ def write_findings(
         RunError: a file cannot be written.
     """
     for task, found in objective.findings(outputs).items():
-        _write(run, f"{task}-" if task else "", found, groups, tokenizer)
+        _write(run, f"{task}-" if task else "", found, judged, tokenizer)
 
 
-def _write(run: RunDir, task: str, found: Findings, groups: Groups, tokenizer: PreTrainedTokenizerFast) -> None:
+def _write(run: RunDir, task: str, found: Findings, judged: Judged, tokenizer: PreTrainedTokenizerFast) -> None:
     lines: list[bytes] = []
     for sample, row in found.predictions.items():
-        text = tokenizer.decode(groups[sample].sequences[0].ids.tolist(), skip_special_tokens=True)
-        lines.append(orjson.dumps({"text": text, **row}, option=orjson.OPT_APPEND_NEWLINE))
+        text = tokenizer.decode(judged.groups[sample].sequences[0].ids.tolist(), skip_special_tokens=True)
+        where = judged.where(sample)
+        place = {} if where is None else {"file": where.file, "line": where.line}
+        lines.append(orjson.dumps({**place, "text": text, **row}, option=orjson.OPT_APPEND_NEWLINE))
     write_atomic(run.file(task + PREDICTIONS), b"".join(lines))
     if not found.classes:
         return

@@ -22,7 +22,7 @@ from luthier.objectives.registry import whole
 from luthier.run.build import build_data, build_general, build_model, build_parts, build_trainer, describe
 from luthier.run.config import RunConfig, resolve
 from luthier.run.environment import environment, measured_memory
-from luthier.run.findings import write_findings
+from luthier.run.findings import Judged, write_findings
 from luthier.run.grow import with_vocabulary
 from luthier.run.memory import within_memory
 from luthier.run.parts import Run
@@ -43,6 +43,7 @@ def train(config: RunConfig, console: Console) -> Path:
         DoesNotFit, RunError: training could not go on; what was saved before is intact.
         Stopped: someone asked for it; the run has been saved and can be resumed.
     """
+    asked_for = "max_length" in config.data.model_fields_set
     config = resolve(config)
     started = time.monotonic()
     with open_mesh(config.device) as mesh, ExitStack() as stack:
@@ -52,7 +53,7 @@ def train(config: RunConfig, console: Console) -> Path:
         tokenizer = load_tokenizer(config.model)
         room = context_length(config.model, tokenizer) - virtual_tokens(config.method)
         max_length = min(config.data.max_length, room)
-        if max_length < config.data.max_length:
+        if asked_for and max_length < config.data.max_length:  # else rows that are too long are told, if there are any
             voice.warn(f"max_length is {max_length} tokens, the longest the model can hold")
         methods.check_files(config.model)
         lowbit.check(config.model.quant, mesh.device)
@@ -84,7 +85,8 @@ def train(config: RunConfig, console: Console) -> Path:
 
         def finish() -> None:
             if data.validation is not None:
-                write_findings(directory, objective, trainer.outputs, data.validation, tokenizer)
+                judged = Judged(data.validation, data.where)
+                write_findings(directory, objective, trainer.outputs, judged, tokenizer)
 
         return _fit(run, trainer, plan, watcher, forgetting, started, finish)
 
