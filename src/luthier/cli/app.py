@@ -189,6 +189,18 @@ _COMMANDS = (
         ),
     ),
     _Command(
+        "studio",
+        "Open the pages: train, watch, prepare data and chat in a browser.",
+        "luthier.studio.config:StudioConfig",
+        "luthier.studio.app:studio",
+        "Serve the Studio to a browser on this machine: runs, training, data and chat as pages.",
+        (
+            "luthier studio",
+            "luthier studio --root ~/project ~/models --port 9000",
+            "LUTHIER_API_KEY=... luthier studio --host 0.0.0.0",
+        ),
+    ),
+    _Command(
         "quickstart",
         "Watch the whole job once, offline, in a minute.",
         "luthier.cli.quickstart:QuickstartConfig",

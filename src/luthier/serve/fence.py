@@ -67,7 +67,7 @@ class Fence:
             self._trouble(request_id, error)
 
     def _check(self, scope: Scope, headers: dict[bytes, str]) -> None:
-        if self._hosts is not None and _host(headers.get(b"host", "")) not in self._hosts:
+        if self._hosts is not None and host_name(headers.get(b"host", "")) not in self._hosts:
             raise Refusal(403, "this server does not go by the name in the Host header", "bad_host")
         path: str = scope["path"]
         if path in _OPEN or not self._keys.needed:
@@ -93,7 +93,7 @@ async def answer(refusal: Refusal, send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def _host(header: str) -> str:
+def host_name(header: str) -> str:
     """The name in a Host header, without its port."""
     if header.startswith("["):
         return header[1:].partition("]")[0].lower()

@@ -101,7 +101,7 @@ class Process:
             raise MissingProgram(words[0], serving.peer)
         with self.log.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *_tied(), program, *words[1:],
+                *tied(), program, *words[1:],
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -198,7 +198,7 @@ class MissingProgram(MissingExtra):
         self.fix = f"Install {peer} in an environment of its own, and name its program with --engine_command"
 
 
-def _tied() -> list[str]:
+def tied() -> list[str]:
     """Words before a command that end it when we are killed, where the system has them."""
     tie = shutil.which("setpriv")
     return [tie, "--pdeathsig", "TERM"] if tie else []

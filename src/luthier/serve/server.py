@@ -71,7 +71,7 @@ def run(
         LuthierError: the engine does not start, an adapter does not fit, the address is taken.
     """
     app, gate = build(engine, voices, config, defaults)
-    sock = _bound(config)
+    sock = bound(config.host, config.port)
     asyncio.run(_serve(app, gate, engine, voices, adapters, config, sock, listening))
 
 
@@ -100,8 +100,7 @@ async def _serve(
             timeout_keep_alive=30,
         )
         server = _Server(settings, gate, config.drain_timeout)
-        host, port = sock.getsockname()[:2]
-        listening(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+        listening(address_of(sock))
         await server.serve(sockets=[sock])
     finally:
         await engine.close()
@@ -164,9 +163,14 @@ class _Watched:
                 sys.stderr.write(f"{request_id} {scope['method']} {path} {status} {time.monotonic() - began:.3f} s\n")
 
 
-def _bound(config: ServerConfig) -> socket.socket:
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there.
+
+    Raises:
+        ConfigError: code `cannot_listen`.
+    """
     try:
-        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -175,11 +179,17 @@ def _bound(config: ServerConfig) -> socket.socket:
     except OSError as error:
         raise ConfigError(
             f"cannot listen there: {error.strerror or error}",
-            where=f"{config.host}:{config.port}",
+            where=f"{host}:{port}",
             code="cannot_listen",
             fix="Give another --port; 0 takes a free one",
         ) from error
     return sock
+
+
+def address_of(sock: socket.socket) -> str:
+    """Where a browser or a client finds it."""
+    host, port = sock.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _trouble(request_id: str, error: Exception) -> None:

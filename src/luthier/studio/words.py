@@ -1,0 +1,95 @@
+"""The words of the pages, in English and Chinese.  Settings explain themselves in English, as on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+Language = Literal["en", "zh"]
+Words = Callable[[str], str]
+"""From a word's name to the word in the reader's language."""
+
+WORDS: Mapping[str, tuple[str, str]] = {
+    # the frame
+    "runs": ("Runs", "训练"),
+    "train": ("Train", "新训练"),
+    "data": ("Data", "数据"),
+    "chat": ("Chat", "对话"),
+    "reports": ("Reports", "报告"),
+    "other_language": ("中文", "English"),
+    "brightness": ("Light or dark", "明暗"),
+    "not_found": ("This page cannot be shown", "无法显示此页"),
+    "copy": ("Copy", "复制"),
+    "copied": ("Copied", "已复制"),
+    # runs
+    "no_runs": ("No runs below these folders yet.", "这些文件夹里还没有训练。"),
+    "first_run": ("Start the first one", "开始第一个训练"),
+    "name": ("Name", "名称"),
+    "phase": ("State", "状态"),
+    "step": ("Step", "步"),
+    "loss": ("Loss", "损失"),
+    "tokens_per_second": ("Tokens/s", "词元/秒"),
+    "memory": ("Memory", "内存"),
+    "eta": ("Left", "剩余"),
+    "updated": ("Changed", "更新"),
+    "preparing": ("preparing", "准备中"),
+    "training": ("training", "训练中"),
+    "stale": ("silent", "无响应"),
+    "finished": ("finished", "已完成"),
+    "stopped": ("stopped, can go on", "已停止，可继续"),
+    "failed": ("failed", "失败"),
+    "stopping": ("saving, then stopping", "保存后停止"),
+    "ago": ("{} ago", "{}前"),
+    "days": ("d", "天"),
+    "hours": ("h", "小时"),
+    "minutes": ("min", "分钟"),
+    "seconds": ("s", "秒"),
+    "commands": ("Commands started here", "在此启动的命令"),
+    "running": ("running", "运行中"),
+    "done": ("done", "完成"),
+    "ended": ("ended", "已结束"),
+    # a run
+    "stop": ("Stop and save", "停止并保存"),
+    "stop_asked": ("Asked to stop: it finishes the step and saves", "已请求停止：完成当前步后保存"),
+    "resume": ("Go on", "继续训练"),
+    "talk": ("Chat with it", "与它对话"),
+    "evaluation": ("Evaluation", "评估"),
+    "learning_rate": ("Learning rate", "学习率"),
+    "grad_norm": ("Gradient norm", "梯度范数"),
+    "no_curves": ("Nothing has been measured yet.", "还没有测量数据。"),
+    "overview": ("Curves", "曲线"),
+    "events": ("Events", "事件"),
+    "preview": ("Trained tokens", "训练的词元"),
+    "settings": ("Settings", "设置"),
+    "report": ("Report", "报告"),
+    "use": ("Use it", "使用"),
+    "checkpoints": ("Checkpoints", "检查点"),
+    "environment": ("Environment", "环境"),
+    "nothing_here": ("There is nothing here yet.", "这里还没有内容。"),
+    "in_python": ("In Python, without Luthier", "在 Python 中使用，无需 Luthier"),
+    "best": ("best", "最佳"),
+    "latest": ("latest", "最新"),
+    "rows": ("Rows", "行"),
+    "kept": ("Kept", "保留"),
+    "samples": ("Samples", "样本"),
+    "tokens": ("Tokens", "词元"),
+    "trained_share": ("Trained", "训练占比"),
+}
+"""Each word by its name: (English, Chinese)."""
+
+
+def words_in(language: Language) -> Words:
+    """The words of one language."""
+    place = 1 if language == "zh" else 0
+    return lambda name: WORDS[name][place]
+
+
+def language_of(chosen: str | None, accepted: str) -> Language:
+    """The language of a reader: what was chosen, or what the browser asks for.
+
+    Args:
+        accepted: the header Accept-Language.
+    """
+    if chosen in ("en", "zh"):
+        return "zh" if chosen == "zh" else "en"
+    return "zh" if accepted.strip().lower().startswith("zh") else "en"
