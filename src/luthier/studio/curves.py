@@ -15,10 +15,14 @@ _LINES = (TRAIN, EVALUATION, "#4f9d69", "#b07aa1", "#d19a3d", "#5bb0c9", "#8c6d4
 _OWN = ("eval_loss", "eval_seconds")
 
 
-def charts(rows: Rows) -> dict[str, dict[str, Any]]:
-    """Charts by name: loss, learning_rate, grad_norm, evaluation, tokens_per_second; only those with values."""
+def charts(rows: Rows, train: str = "train", judged: str = "eval") -> dict[str, dict[str, Any]]:
+    """Charts by name: loss, learning_rate, grad_norm, evaluation, tokens_per_second; only those with values.
+
+    Args:
+        train, judged: what the two curves of the loss are called.
+    """
     drawn = {
-        "loss": {"train": curve(rows, "loss"), "eval": curve(rows, "eval_loss")},
+        "loss": {train: curve(rows, "loss"), judged: curve(rows, "eval_loss")},
         "evaluation": {key.removeprefix("eval_"): curve(rows, key) for key in _judged(rows)},
         **{key: {key: curve(rows, key)} for key in ("learning_rate", "grad_norm", "tokens_per_second")},
     }

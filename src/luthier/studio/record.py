@@ -13,12 +13,13 @@ import orjson
 from luthier.base.config import read_yaml, validate
 from luthier.base.errors import LuthierError
 from luthier.base.records import Json
-from luthier.base.rundir import Row, RunDir
+from luthier.base.rundir import Row, RunDir, run_number
 from luthier.base.secrets import redact
 from luthier.run.config import RunConfig
 from luthier.run.state import RunState, tail_rows
 from luthier.run.usage import Ending, python_lines, usage
 from luthier.run.watch import EVENTS, METRICS
+from luthier.studio.children import Child
 
 _EVENTS = 200
 """Events that are shown."""
@@ -109,6 +110,25 @@ def commands(state: RunState, shown: str) -> tuple[dict[str, str], Sequence[str]
     if use is None or config.objective.type == "multi":
         return found, ()
     return found, python_lines(config, use)
+
+
+def run_of(child: Child, root: Path) -> Path | None:
+    """The run that a training command has begun, or goes on with; None before it has."""
+    if "--resume_from_checkpoint" in child.words:
+        return root / child.words[child.words.index("--resume_from_checkpoint") + 1]
+    try:
+        settings = read_yaml(child.folder / "recipe.yaml")
+    except (LuthierError, OSError):
+        return None
+    begun = [run for run in (root / str(settings.get("output_dir"))).glob("v*") if _begun(run) >= int(child.since)]
+    return min(begun, key=_begun, default=None)
+
+
+def _begun(run: Path) -> float:
+    """When a run was begun, told by its name; 0 for what is no run."""
+    if run_number(run) is None:
+        return 0.0
+    return datetime.strptime(run.name.partition("-")[2], "%Y%m%d-%H%M%S").timestamp()
 
 
 def _checkpoint(run: Path, shown: Path, mark: str) -> Path | None:

@@ -87,13 +87,20 @@ class Roots:
                 self.find(text)
 
     def listing(self, folder: Path) -> list[Entry]:
-        """What lies in a folder: folders first, hidden names and links to the outside left out."""
+        """What lies in a folder: folders first, hidden names and links to the outside left out.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
         entries: list[Entry] = []
-        for child in folder.iterdir():
-            if child.name.startswith(".") or not self.holds(child.resolve()):
-                continue
-            is_dir = child.is_dir()
-            entries.append(Entry(child, is_dir, 0 if is_dir else child.stat().st_size))
+        try:
+            for child in folder.iterdir():
+                if child.name.startswith(".") or not self.holds(child.resolve()) or not child.exists():
+                    continue
+                is_dir = child.is_dir()
+                entries.append(Entry(child, is_dir, 0 if is_dir else child.stat().st_size))
+        except OSError as error:
+            raise ConfigError(f"cannot be read: {error.strerror}", where=str(folder), code="bad_path") from error
         return sorted(entries, key=lambda entry: (not entry.is_dir, entry.path.name.lower()))
 
     def runs(self) -> list[Path]:
@@ -106,8 +113,14 @@ class Roots:
         return self._where(lambda folder, files: run_number(folder) is None and bool(marks & set(files)))
 
     def reports(self) -> list[Path]:
-        """Every report.md and report.html: those of evaluations, comparisons, searches."""
-        found = [folder / name for folder, names in self._walk() for name in names if _is_report(folder, name)]
+        """Reports of evaluations, comparisons and of the workshop, outside of runs; the latest first."""
+        found = [
+            folder / name
+            for folder, names in self._walk()
+            if run_number(folder) is None
+            for name in names
+            if name == "report.md" or (name.endswith(".html") and f"{name[:-5]}.json" in names)
+        ]
         return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
     def _where(self, wanted: Callable[[Path, list[str]], bool]) -> list[Path]:
@@ -125,7 +138,3 @@ class Roots:
                 left -= 1
                 if left <= 0:
                     return
-
-
-def _is_report(folder: Path, name: str) -> bool:
-    return name in ("report.md", "report.html", "comparison.md") and run_number(folder) is None

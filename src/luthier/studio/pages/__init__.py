@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from fastapi import Request, Response
-from fastapi.responses import FileResponse, PlainTextResponse
+from fastapi.responses import FileResponse
 from nicegui import app, ui
 
 from luthier.base.errors import LuthierError
 from luthier.studio.house import House
-from luthier.studio.pages import run, runs
+from luthier.studio.pages import chat, data, job, reports, run, runs, train
 from luthier.studio.pages.frame import framed
 from luthier.studio.words import Words
 
@@ -24,9 +24,17 @@ def all_pages(house: House) -> None:
     async def one_run(request: Request, t: Words) -> None:
         await run.show(house, house.roots.find(request.query_params.get("path", "")), t)
 
+    async def one_job(request: Request, t: Words) -> None:
+        await job.show(house, request.query_params.get("name", ""), t)
+
     pages: dict[str, tuple[str, Callable[[Request, Words], Awaitable[None]]]] = {
         "/": ("runs", lambda request, t: runs.show(house, t)),
         "/run": ("runs", one_run),
+        "/job": ("runs", one_job),
+        "/train": ("train", lambda request, t: train.show(house, t)),
+        "/data": ("data", lambda request, t: data.show(house, t)),
+        "/chat": ("chat", lambda request, t: chat.show(house, request.query_params.get("model", ""), t)),
+        "/reports": ("reports", lambda request, t: reports.show(house, request.query_params.get("path", ""), t)),
     }
     for address, (here, draw) in pages.items():
         _page(address, here, draw)
@@ -46,11 +54,11 @@ def _files(house: House) -> None:
     def sent(path: str, kind: str) -> Response:
         try:
             found = house.roots.find(path)
-        except LuthierError as error:
-            return PlainTextResponse(str(error), 404)
+        except LuthierError:
+            return Response(status_code=404)
         suffix = {"text/html": ".html", "image/png": ".png"}[kind]
         if found.suffix != suffix or not found.is_file():
-            return PlainTextResponse("not a file to be shown", 404)
+            return Response(status_code=404)
         return FileResponse(found, media_type=kind, headers={"content-security-policy": _PAPER})
 
     @app.get("/paper")

@@ -10,11 +10,12 @@ from fastapi import Request
 from nicegui import ui
 
 from luthier.base.errors import LuthierError
-from luthier.studio.pages.parts import title
+from luthier.studio.pages.parts import icon_button, title
 from luthier.studio.words import Words, language_of, words_in
 
 _WAYS = (("runs", "/", "o_timeline"), ("train", "/train", "o_model_training"), ("data", "/data", "o_table_chart"),
          ("chat", "/chat", "o_chat"), ("reports", "/reports", "o_assessment"))  # fmt: skip
+_BRAND = "#b5562c"
 _REMEMBER = "document.cookie = '{name}={value}; path=/; max-age=31536000; SameSite=Strict'"
 _STYLE = Path(__file__).parent.parent / "look.css"
 
@@ -26,11 +27,11 @@ def framed(request: Request, here: str) -> Generator[Words]:
     t = words_in(language)
     ui.add_css(_STYLE.read_text(encoding="utf-8"))
     ui.add_head_html(f"<script>document.documentElement.lang = '{'zh-CN' if language == 'zh' else 'en'}'</script>")
-    ui.colors(primary="#b5562c")
+    ui.colors(primary=_BRAND)
     dark = ui.dark_mode({"dark": True, "light": False}.get(request.cookies.get("luthier_brightness", "")))
     with ui.header().props("height-hint=52"), ui.element("div").classes("bar"):
         with ui.link(target="/").classes("brand"):
-            ui.label("🎻")
+            ui.icon("o_music_note", size="1.4em")
             ui.label("Luthier").classes("brand-name")
         with ui.element("nav").classes("ways"):
             for name, target, icon in _WAYS:
@@ -40,10 +41,8 @@ def framed(request: Request, here: str) -> Generator[Words]:
         other = "en" if language == "zh" else "zh"
         ui.button(t("other_language"), on_click=lambda: _remember("luthier_language", other)).props(
             "flat dense no-wrap color=inherit"
-        ).mark("language")
-        ui.button(icon="o_contrast", on_click=lambda: _turn(dark)).props("flat dense round color=inherit").tooltip(
-            t("brightness")
         )
+        icon_button("o_contrast", t("brightness"), lambda: _turn(dark)).props("color=inherit")
     try:
         yield t
     except LuthierError as error:

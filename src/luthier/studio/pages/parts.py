@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from nicegui import ui
@@ -33,8 +34,15 @@ def command(text: str, t: Words) -> ui.label:
             ui.clipboard.write(label.text)
             ui.notify(t("copied"))
 
-        ui.button(icon="o_content_copy", on_click=copy).props("flat round dense").tooltip(t("copy"))
+        icon_button("o_content_copy", t("copy"), copy)
     return label
+
+
+def icon_button(icon: str, name: str, act: Callable[..., Any] | None = None) -> ui.button:
+    """A round button; its name is read aloud, and shown when a mouse rests on it."""
+    made = ui.button(icon=icon, on_click=act).props(f'flat round dense aria-label="{name}"')
+    made.tooltip(name)
+    return made
 
 
 def phase(name: str, text: str) -> ui.label:
@@ -42,18 +50,10 @@ def phase(name: str, text: str) -> ui.label:
     return ui.label(text).classes(f"phase {name}")
 
 
-def cell(name: str, value: str) -> ui.element:
-    """A number under its name; `value` can be changed through the label inside."""
-    with ui.element("div").classes("cell") as made:
-        ui.label(name).classes("quiet small")
-        with ui.element("b"):
-            ui.label(value)
-    return made
-
-
 def paper(path: Path) -> None:
     """A page of ours from a file, in a frame that runs no scripts and sees nothing of this page."""
-    ui.element("iframe").classes("paper").props(f'sandbox src="/paper?path={quote(str(path))}"')
+    frame = ui.element("iframe").classes("paper").props(f'src="/paper?path={quote(str(path))}"')
+    frame.props["sandbox"] = ""
 
 
 def run_link(path: Path) -> str:

@@ -17,6 +17,7 @@ from luthier.studio.curves import charts
 from luthier.studio.figures import ago, gib, left, number, size, steps
 from luthier.studio.house import House
 from luthier.studio.pages.parts import box, command, paper, phase, title, tried
+from luthier.studio.pages.reports import with_pictures
 from luthier.studio.words import Words
 
 _CHARTS = ("loss", "evaluation", "learning_rate", "grad_norm", "tokens_per_second")
@@ -138,7 +139,7 @@ def _curves(path: Path, t: Words) -> Callable[[], Any]:
         if changed == seen[0]:
             return
         seen[0] = changed
-        drawn = charts(await to_thread(record.measured, path))
+        drawn = charts(await to_thread(record.measured, path), t("in_training"), t("evaluation"))
         nothing.visible = not drawn
         for name, (frame, chart) in shown.items():
             frame.visible = name in drawn
@@ -154,7 +155,7 @@ def _report(path: Path, t: Words) -> None:
     if text is None:
         ui.label(t("nothing_here")).classes("quiet")
         return
-    ui.markdown(text.replace("](plots/", f"](/picture?path={quote(str(path))}/plots/"), extras=["tables"])
+    ui.markdown(with_pictures(text, path), extras=["tables", "fenced-code-blocks"])
 
 
 def _preview(path: Path, t: Words) -> None:
