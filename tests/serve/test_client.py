@@ -142,6 +142,81 @@ def test_logprobs(client: Any) -> None:
     assert len(text.choices[1].logprobs.tokens) == 5 and text.choices[0].logprobs.text_offset[0] == 0
 
 
+ECHOED = ["The violin maker planes", "你叫什么名字？😀 naïve"]
+
+
+@pytest.fixture
+def adapters(client: Any) -> Iterator[None]:
+    for name in ("poet", "lawyer"):
+        client.post("/adapters", cast_to=object, body={"name": name})
+    yield
+    for name in ("poet", "lawyer"):
+        client.delete(f"/adapters/{name}", cast_to=object)
+
+
+@pytest.mark.usefixtures("adapters")
+@pytest.mark.parametrize("adapter", ["tiny", "poet"])
+def test_a_prompt_is_told_with_how_likely_it_was(adapter: str, client: Any, kitchen: Kitchen) -> None:
+    ask: dict[str, Any] = {"model": adapter, "prompt": ECHOED, "temperature": 0, "echo": True, "logprobs": 2}
+    alone = client.completions.create(**ask, max_tokens=0)
+    assert [choice.text for choice in alone.choices] == ECHOED
+    assert {choice.finish_reason for choice in alone.choices} == {"length"}
+    assert alone.usage.completion_tokens == 0
+    plain = {"model": adapter, "prompt": ECHOED, "temperature": 0, "max_tokens": 3, "logprobs": 2}
+    answers = client.completions.create(**plain)
+    both = client.completions.create(**ask, max_tokens=3)
+    chunks = list(client.completions.create(**ask, max_tokens=3, stream=True))
+    for number, prompt in enumerate(ECHOED):
+        told, ids = alone.choices[number].logprobs, kitchen.renderer.tokenizer(prompt)["input_ids"]
+        assert told.token_logprobs[0] is None and told.top_logprobs[0] is None
+        assert len(told.tokens) == len(told.token_logprobs) == len(told.text_offset) == len(ids)
+        places = kitchen.renderer.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
+        assert told.text_offset == [start for start, _ in places]
+        if adapter == "tiny":
+            with torch.no_grad():
+                scores = kitchen.model.base(torch.tensor([ids])).logits[0, :-1].log_softmax(-1)
+            expected = scores.gather(1, torch.tensor(ids)[1:, None])[:, 0].tolist()
+            assert told.token_logprobs[1:] == pytest.approx(expected, abs=1e-4)
+            assert [max(top.values()) for top in told.top_logprobs[1:]] == pytest.approx(
+                scores.max(-1).values.tolist(), abs=1e-4
+            )
+        answer, whole = answers.choices[number], both.choices[number]
+        assert whole.text == prompt + answer.text
+        assert whole.logprobs.tokens == told.tokens + answer.logprobs.tokens
+        assert whole.logprobs.token_logprobs[: len(ids)] == told.token_logprobs
+        behind = [len(prompt) + place for place in answer.logprobs.text_offset]
+        assert whole.logprobs.text_offset == told.text_offset + behind
+        mine = [chunk.choices[0] for chunk in chunks if chunk.choices[0].index == number]
+        assert "".join(part.text for part in mine) == whole.text
+        streamed = [place for part in mine if part.logprobs for place in part.logprobs.text_offset]
+        assert streamed == whole.logprobs.text_offset
+
+
+@pytest.mark.usefixtures("adapters")
+def test_an_adapter_is_heard_in_what_it_makes_of_a_prompt(client: Any) -> None:
+    ask: dict[str, Any] = {"prompt": ECHOED[0], "echo": True, "logprobs": 0, "max_tokens": 0}
+    found = [client.completions.create(model=name, **ask).choices[0].logprobs for name in ("tiny", "poet", "lawyer")]
+    assert len({tuple(one.token_logprobs) for one in found}) == 3
+    assert found[0].top_logprobs is None
+
+
+def test_a_prompt_is_told_for_each_choice_and_without_numbers_where_none_are_wanted(
+    client: Any, kitchen: Kitchen
+) -> None:
+    ids = kitchen.renderer.tokenizer(ECHOED[0])["input_ids"]
+    found = client.completions.create(model="tiny", prompt=ids, echo=True, max_tokens=2, n=3, temperature=1, seed=1)
+    assert all(choice.text.startswith(ECHOED[0]) and choice.logprobs is None for choice in found.choices)
+    assert len(found.choices) == 3 and found.usage.prompt_tokens == len(ids) and found.usage.completion_tokens <= 6
+
+
+def test_control_tokens_sent_as_ids_are_told(client: Any, kitchen: Kitchen) -> None:
+    tokenizer = kitchen.renderer.tokenizer
+    ids = [*tokenizer("<|im_start|>user")["input_ids"], *tokenizer("\n你好")["input_ids"]]
+    found = client.completions.create(model="tiny", prompt=ids, echo=True, max_tokens=0, logprobs=1).choices[0]
+    assert found.text == "<|im_start|>user\n你好"
+    assert found.logprobs.tokens[0] == "<|im_start|>" and found.logprobs.text_offset[1] == len("<|im_start|>")
+
+
 class Violin(BaseModel):
     maker: Literal["Stradivari", "制琴师"]
     strings: Literal[4, 5]

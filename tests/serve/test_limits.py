@@ -122,6 +122,25 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], status: int, word: str,
         assert reply.status == status and word in reply.error["message"], reply.body
 
 
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"max_tokens": 0}, "without echo"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens"),
+        ({"echo": "yes"}, "echo"),
+        ({"echo": True, "logprobs": 21}, "logprobs"),
+        ({"echo": True, "logprobs": 1, "prompt": ""}, "1 to"),
+        ({"echo": True, "logprobs": 1, "max_tokens": 0, "prompt": "number " * 300}, "the model holds 1 to"),
+        ({"echo": True, "prompt": "number " * 300}, "no room for an answer"),
+    ],
+)
+def test_what_is_wrong_with_an_echo_is_named(changes: dict[str, Any], word: str, kitchen: Kitchen) -> None:
+    for stream in (False, True):
+        body = {"model": "tiny", "prompt": "x", **changes, "stream": stream}
+        reply = run(lambda: ask(kitchen.app(), "POST", "/v1/completions", body))  # noqa: B023
+        assert reply.status == 400 and word in reply.error["message"], reply.body
+
+
 def test_large_and_deep_bodies_cost_little(kitchen: Kitchen) -> None:
     app = kitchen.app()
     before = psutil.Process().memory_info().rss

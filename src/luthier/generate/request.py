@@ -38,7 +38,8 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """How likely a token was: natural logarithms of the model's own probabilities, before temperature and penalties."""
+    """How likely a token was: natural logarithms of the model's own probabilities, before temperature and penalties;
+    NaN for the first token of a text."""
 
     token: int
     logprob: float

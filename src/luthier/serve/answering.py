@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,15 @@ from typing import Any
 from luthier.generate.request import Piece, Request, Score
 from luthier.serve.asking import Asked
 from luthier.serve.engines import Engine
+from luthier.serve.failures import Refusal
 from luthier.serve.reasoning import Thinking
 from luthier.serve.spelling import Spelling
 from luthier.serve.tools import CallForm
 
 Numbered = tuple[int, Piece]
+
+_LEAST = -9999.0
+"""JSON has no minus infinity."""
 
 
 @dataclass
@@ -54,7 +59,7 @@ class Frame:
         return {**head, "choices": list(choices), **more}
 
 
-async def pieces_of(engine: Engine, requests: Sequence[Request]) -> AsyncIterator[Numbered]:
+async def pieces_of(engine: Engine, requests: Sequence[Request]) -> AsyncGenerator[Numbered]:
     """The pieces of several answers as they come, each with the number of its request.  Raises as `Engine.stream`."""
     if len(requests) == 1:
         async with aclosing(_closable(engine, requests[0])) as stream:
@@ -84,6 +89,38 @@ async def pieces_of(engine: Engine, requests: Sequence[Request]) -> AsyncIterato
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def asked_pieces(engine: Engine, asked: Asked) -> AsyncGenerator[Numbered]:
+    """The pieces of all answers, each behind its prompt where that is told too.
+
+    Raises:
+        Refusal: 400 where the engine does not tell how likely prompts are.
+        DataError, EngineFailed: as `Engine.stream`.
+    """
+    known: dict[tuple[int, ...], tuple[Score, ...]] = {}
+    for request in asked.requests if asked.echo else ():
+        if request.logprobs is not None and request.prompt not in known:
+            try:
+                known[request.prompt] = await engine.weigh(request.prompt, request.logprobs, request.adapter)
+            except NotImplementedError as error:
+                why = "this engine does not tell how likely prompts are (echo with logprobs)"
+                raise Refusal(400, why, "not_supported", "echo") from error
+    reason = "length" if asked.silent else None
+    prompts = [
+        (number, Piece(echo.text, scores=known.get(request.prompt, ()), finish_reason=reason))
+        for number, (request, echo) in enumerate(zip(asked.requests, asked.echo, strict=False))
+    ]
+    if not asked.silent:
+        async with aclosing(pieces_of(engine, asked.requests)) as pieces:
+            first = await anext(pieces)  # what is wrong with a request shows here, before anything is told
+            for item in (*prompts, first):
+                yield item
+            async for item in pieces:
+                yield item
+        return
+    for item in prompts:
+        yield item
 
 
 def _closable(engine: Engine, request: Request) -> Any:
@@ -154,7 +191,7 @@ def completion_answer(frame: Frame, asked: Asked, told: Sequence[Told], spelling
         {
             "index": number,
             "text": "".join(one.text),
-            "logprobs": _logprobs(one.scores, asked.requests[number], spelling, 0),
+            "logprobs": _logprobs(one.scores, asked, number, spelling, 0, first=True),
             "finish_reason": one.reason,
         }
         for number, one in enumerate(told)
@@ -167,10 +204,10 @@ async def completion_stream(
 ) -> AsyncIterator[dict[str, Any]]:
     """The chunks of a streamed text completion; `told` is filled on the way."""
     async for number, piece in pieces:
-        offset = sum(map(len, told[number].text)) if piece.scores else 0
+        offset, first = sum(map(len, told[number].text)) if piece.scores else 0, not told[number].text
         told[number].add(piece)
         if piece.text or piece.scores or piece.finish_reason:
-            scores = _logprobs(piece.scores, asked.requests[number], spelling, offset)
+            scores = _logprobs(piece.scores, asked, number, spelling, offset, first=first)
             choice = {"index": number, "text": piece.text, "logprobs": scores, "finish_reason": piece.finish_reason}
             yield frame.around([choice])
 
@@ -240,18 +277,30 @@ def _chat_logprobs(scores: Sequence[Score], asked: Asked, spelling: Spelling) ->
     return {"logprobs": {"content": content, "refusal": None}}
 
 
-def _logprobs(scores: Sequence[Score], request: Request, spelling: Spelling, offset: int) -> dict[str, Any] | None:
+def _logprobs(
+    scores: Sequence[Score], asked: Asked, number: int, spelling: Spelling, offset: int, *, first: bool
+) -> dict[str, Any] | None:
+    """The scores of a choice, or of the part of it that begins at `offset`; of the first part, with its prompt."""
+    request = asked.requests[number]
     if request.logprobs is None:
         return None
-    entries = [spelling.entry(score.token, score.logprob) for score in scores]
     offsets: list[int] = []
-    for entry in entries:
-        offsets.append(offset)
-        offset += len(entry["token"])
-    top = [{spelling.entry(t, p)["token"]: max(p, -9999.0) for t, p in score.likeliest} for score in scores]
+    if asked.echo and first:
+        offsets, offset = list(asked.echo[number].places), len(asked.echo[number].text)
+    _, places = spelling.read([score.token for score in scores[len(offsets) :]], marks=False)
+    offsets += [offset + place for place in places]
+    top = [_likeliest(score, spelling) or None for score in scores]
     return {
-        "tokens": [entry["token"] for entry in entries],
-        "token_logprobs": [entry["logprob"] for entry in entries],
+        "tokens": [spelling.of(score.token)[0] for score in scores],
+        "token_logprobs": [None if math.isnan(one.logprob) else max(one.logprob, _LEAST) for one in scores],
         "top_logprobs": top if request.logprobs else None,
         "text_offset": offsets,
     }
+
+
+def _likeliest(score: Score, spelling: Spelling) -> dict[str, float]:
+    """The likeliest tokens by their text; of several that look alike, as parts of characters do, the likeliest."""
+    found: dict[str, float] = {}
+    for token, logprob in score.likeliest:
+        found.setdefault(spelling.of(token)[0], max(logprob, _LEAST))
+    return found

@@ -218,7 +218,7 @@ async def _whole(
     spelling = Spelling(voice.tokenizer)
     _check_ready(house)
     async with house.gate.entered(len(asked.requests)):
-        pieces = _timed(house, answering.pieces_of(house.engine, asked.requests))
+        pieces = _timed(house, answering.asked_pieces(house.engine, asked))
         told = await while_connected(request, answering.whole(pieces, len(asked.requests)))
     _count(house, asked, told)
     return Json(answer(frame, asked, told, spelling))
@@ -231,7 +231,7 @@ async def _stream(
     _check_ready(house)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(house.gate.entered(len(asked.requests)))
-        pieces = _timed(house, answering.pieces_of(house.engine, asked.requests))
+        pieces = _timed(house, answering.asked_pieces(house.engine, asked))
         stack.push_async_callback(pieces.aclose)
         # What is wrong with the request shows before the first piece, while there can still be another status.
         first = await while_connected(request, _next(pieces))

@@ -16,6 +16,7 @@ from luthier.generate.config import SamplingConfig
 from luthier.generate.request import Form, Request
 from luthier.serve.failures import Refusal, bad_row, refused
 from luthier.serve.reasoning import begins_thinking
+from luthier.serve.spelling import Spelling
 from luthier.serve.tools import CallForm
 from luthier.serve.voices import Voice
 from luthier.serve.wire import Asking, ChatRequest, CompletionRequest, Object, ToolChoice
@@ -34,6 +35,15 @@ class Thought:
 
 
 @dataclass(frozen=True, slots=True)
+class Echo:
+    """A prompt as it stands before its answers."""
+
+    text: str
+    places: tuple[int, ...]
+    """Where in it each token begins, in characters."""
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """Requests that are answered together, and how their answers are read."""
 
@@ -43,6 +53,10 @@ class Asked:
     """how tool calls in the answers are written; None when answers are text"""
     thought: Thought | None = None
     """how thoughts are told; None where they stay in the text"""
+    echo: tuple[Echo, ...] = ()
+    """the prompt of each choice, where it is told before the answer"""
+    silent: bool = False
+    """Nothing is written behind the prompts."""
 
 
 def chat_prompt(
@@ -112,9 +126,18 @@ def completion(body: CompletionRequest, voice: Voice, adapter: str | None, defau
     _ = voice.renderer  # refuses a model that does not talk
     prompts = prompts_of(voice, body.prompt)
     form = _form(body, None)
+    if body.max_tokens == 0 and not body.echo:
+        raise Refusal(400, "max_tokens 0 asks for nothing without echo", "invalid_request", "max_tokens")
     # OpenAI answers completions with 16 tokens unless told otherwise.
     sampling = _sampling(body, defaults, body.max_tokens or 16)
-    return Asked(_choices(voice, body, prompts, adapter, sampling, form, body.logprobs))
+    requests = _choices(voice, body, prompts, adapter, sampling, form, body.logprobs)
+    if not body.echo:
+        return Asked(requests)
+    # Control tokens are told where they were sent as ids; what a tokenizer begins every text with is not.
+    written = isinstance(body.prompt, str) or isinstance(body.prompt[0], str)
+    spelling = Spelling(voice.tokenizer)
+    told = {prompt: Echo(*spelling.read(prompt, marks=not written)) for prompt in dict.fromkeys(prompts)}
+    return Asked(requests, echo=tuple(told[one.prompt] for one in requests), silent=body.max_tokens == 0)
 
 
 def prompts_of(

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from luthier.generate.request import Piece, Request
+from luthier.generate.request import Piece, Request, Score
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,13 @@ class Engine(Protocol):
         Raises:
             DataError: the prompt or the form cannot be used (the client's fault, 400).
             EngineFailed: the engine broke (500).
+        """
+        ...
+
+    async def weigh(self, prompt: tuple[int, ...], likeliest: int, adapter: str | None) -> tuple[Score, ...]:
+        """How likely each token of a prompt is, and the likeliest ones in its place.
+
+        Raises as `stream`; NotImplementedError where it cannot.
         """
         ...
 

@@ -9,7 +9,8 @@ from typing import TypeVar
 from luthier.base.errors import ConfigError, LuthierError
 from luthier.generate.continuous import Continuous
 from luthier.generate.embed import embed
-from luthier.generate.request import Piece, Request
+from luthier.generate.request import Piece, Request, Score
+from luthier.generate.weigh import weigh
 from luthier.model.heads import Pooling
 from luthier.serve.engines import EngineFailed, Load
 
@@ -61,6 +62,19 @@ class LocalEngine:
                     return
         finally:
             ticket.cancelled = True
+
+    async def weigh(self, prompt: tuple[int, ...], likeliest: int, adapter: str | None) -> tuple[Score, ...]:
+        """How likely the tokens of a prompt are; see Engine."""
+        batching, model = self._generator.batching, self._generator.model
+        if batching is None or adapter is None:
+            return await self._between_steps(lambda: weigh(model, prompt, likeliest))
+        with_adapter = batching.adapters[adapter]
+
+        def adapted() -> tuple[Score, ...]:
+            with batching.several.used([with_adapter] * len(prompt)):
+                return weigh(model, prompt, likeliest)
+
+        return await self._between_steps(adapted)
 
     async def embed(self, prompts: Sequence[tuple[int, ...]], adapter: str | None) -> list[list[float]]:
         """Vectors of texts; see Engine."""

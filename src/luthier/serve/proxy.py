@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.base.errors import ConfigError, DataError, RunError
 from luthier.base.secrets import redact
-from luthier.generate.request import FinishReason, Piece, Request, room_for
+from luthier.generate.request import FinishReason, Piece, Request, Score, room_for
 from luthier.generate.sampler import Answer
 from luthier.serve.dialects import Heard, dialect
 from luthier.serve.engines import EngineFailed, Load
@@ -91,6 +91,10 @@ class ProxyEngine:
             raise EngineFailed("the engine left in the middle of an answer")
         finally:
             self._running -= 1
+
+    async def weigh(self, prompt: tuple[int, ...], likeliest: int, adapter: str | None) -> tuple[Score, ...]:
+        """Not offered: each of these servers tells it in words of its own."""
+        raise NotImplementedError
 
     async def embed(self, prompts: Sequence[tuple[int, ...]], adapter: str | None) -> list[list[float]]:
         """Not offered: what these servers call an embedding needs a server started for it."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import BadRow
-from luthier.generate.request import Piece, Request
+from luthier.generate.request import Piece, Request, Score
 from luthier.serve.engines import Load
 from luthier.serve.failures import Refusal
 from luthier.serve.labelling import Row
@@ -102,6 +102,10 @@ class SpecialistEngine:
         """Refused: see Engine."""
         raise DataError(f"this model {self._does} and does not talk", code="not_supported")
         yield  # pragma: no cover  (what makes it an iterator)
+
+    async def weigh(self, prompt: tuple[int, ...], likeliest: int, adapter: str | None) -> tuple[Score, ...]:
+        """Refused: see Engine."""
+        raise NotImplementedError(f"this model {self._does}")
 
     async def embed(self, prompts: Sequence[tuple[int, ...]], adapter: str | None) -> list[list[float]]:
         """Vectors of token ids; see Engine."""

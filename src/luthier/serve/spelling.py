@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -18,6 +19,30 @@ class Spelling:
         """A token as logprobs show it; JSON has no minus infinity."""
         text, spelt = self.of(token)
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(spelt)}
+
+    def read(self, ids: Sequence[int], *, marks: bool) -> tuple[str, tuple[int, ...]]:
+        """Tokens as text, and where in it each begins, in characters.
+
+        A character that several tokens hold parts of belongs to all of them.
+
+        Args:
+            marks: show control tokens.
+        """
+        places: list[int] = []
+        text, settled, end, place = "", 0, 0, 0
+        for number in range(len(ids)):
+            places.append(place)
+            # Some tokenizers write a token differently behind others, so the last ones that were settled come along.
+            before = self._decoded(ids[settled:end], marks)
+            now = self._decoded(ids[settled : number + 1], marks)
+            place = max(place, len(text) + len(now.rstrip("\ufffd")) - len(before))
+            if not now.endswith("\ufffd") or number == len(ids) - 1:
+                text += now[len(before) :]
+                settled, end, place = end, number + 1, len(text)
+        return text, tuple(places)
+
+    def _decoded(self, ids: Sequence[int], marks: bool) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=not marks, clean_up_tokenization_spaces=False)  # pyright: ignore[reportReturnType]
 
     def of(self, token: int) -> tuple[str, bytes]:
         """Text and bytes of a token."""

@@ -136,7 +136,8 @@ class CompletionRequest(Asking):
         | Annotated[list[Ids], Field(min_length=1, max_length=64)]
     )
     logprobs: int | None = Field(default=None, ge=0, le=20)
-    echo: Literal[False] | None = None
+    echo: bool | None = None
+    max_tokens: int | None = Field(default=None, ge=0, lt=2**31)
     suffix: None = None
     best_of: Literal[1] | None = None
 
