@@ -1,11 +1,16 @@
 """What pretraining and contrastive training reach, each by one command, with seed, time and peak memory.
 
-    python benchmarks/outcomes_vectors.py retrieval --model PATH/all-MiniLM-L6-v2 --set xquad-en
+    python benchmarks/outcomes_vectors.py retrieval --model PATH/all-MiniLM-L6-v2 --set xquad-zh
+    python benchmarks/outcomes_vectors.py retrieval --model PATH/all-MiniLM-L6-v2 --set xquad-en \
+        --rates 1e-5 3e-5 --negatives 2 --shares 0.5 1
     python benchmarks/outcomes_vectors.py mlm
     python benchmarks/outcomes_vectors.py t5
 
 `retrieval` trains on the questions of half the documents and asks those of the other half, over all documents, before
-and after.  `mlm` and `t5` pretrain a small model from nothing on bilingual-lm, and run transformers' own model over the
+and after.  With several `--rates` or `--shares` (how far to go from the untuned weights to the tuned), the questions of
+a quarter of the first half are kept from training and choose; the other half is still asked once.
+
+`mlm` and `t5` pretrain a small model from nothing on bilingual-lm, and run transformers' own model over the
 same batches, padded, with torch's own AdamW: the losses must be the same, step by step.
 
 Data is that of $LUTHIER_TEST_DATA (default ../shared/data).  Times are processor seconds.
@@ -20,6 +25,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +44,7 @@ from luthier.objectives.registry import build
 from luthier.objectives.setting import Setting
 from luthier.run.config import RunConfig, resolve
 from luthier.run.init import make_untrained
+from luthier.run.soup import average
 from luthier.run.train import train
 from luthier.score.ranking import retrieval
 
@@ -101,37 +108,101 @@ def found(folder: Path, queries: dict[str, str], corpus: dict[str, str], judged:
     return retrieval(run, judged, (10,))
 
 
-def search(model: Path, name: str, epochs: float, rate: float, dtype: str, out: Path) -> dict[str, Any]:
-    folder = DATA / "retrieval-derived" / name
-    corpus = {row["_id"]: row["text"] for row in rows(folder / "corpus.jsonl")}
-    queries = {row["_id"]: row["text"] for row in rows(folder / "queries.jsonl")}
-    answers = dict(line.split("\t")[:2] for line in (folder / "qrels.tsv").read_text().splitlines()[1:])
-    learned = set(list(corpus)[::2])
+@dataclass(frozen=True)
+class Tuning:
+    """How an embedder is tuned for one set."""
+
+    rates: tuple[float, ...]
+    shares: tuple[float, ...]
+    epochs: float
+    negatives: int
+    temperature: float
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A set in BEIR's layout; each question has one answer."""
+
+    corpus: dict[str, str]
+    texts: dict[str, str]
+    answers: dict[str, str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Questions:
+        corpus = {row["_id"]: row["text"] for row in rows(folder / "corpus.jsonl")}
+        texts = {row["_id"]: row["text"] for row in rows(folder / "queries.jsonl")}
+        answers = dict(line.split("\t")[:2] for line in (folder / "qrels.tsv").read_text().splitlines()[1:])
+        return cls(corpus, texts, answers)
+
+    def of(self, documents: set[str]) -> dict[str, str]:
+        """The questions that these documents answer."""
+        return {query: self.texts[query] for query, document in self.answers.items() if document in documents}
+
+    def judge(self, model: Path, documents: set[str]) -> Any:
+        """How well the questions of some documents find them among all."""
+        asked = self.of(documents)
+        return found(model, asked, self.corpus, {query: {self.answers[query]: 1.0} for query in asked})
+
+
+def hard_negatives(model: Path, data: Questions, documents: set[str], count: int) -> dict[str, list[str]]:
+    """For each question of some documents, those others of them that the model takes for nearest."""
+    asked, named = data.of(documents), sorted(documents)
+    texts = vectors(model, [data.corpus[name] for name in named])
+    order = (vectors(model, list(asked.values())) @ texts.T).argsort(1, descending=True).tolist()
+    return {
+        query: [data.corpus[named[at]] for at in near if named[at] != data.answers[query]][:count]
+        for query, near in zip(asked, order, strict=True)
+    }
+
+
+def search(model: Path, name: str, tuning: Tuning, out: Path) -> dict[str, Any]:
+    data = Questions.read(DATA / "retrieval-derived" / name)
+    names = list(data.corpus)
+    learned, asked = set(names[::2]), set(names[1::2])
+    choice = len(tuning.rates) * len(tuning.shares) > 1
+    choosing = set(names[::8]) if choice else set[str]()
+    learned -= choosing
+    bad = hard_negatives(model, data, learned, tuning.negatives) if tuning.negatives else {}
     pairs = out / "pairs.jsonl"
     with pairs.open("w", encoding="utf-8") as file:
-        for query, document in answers.items():
-            if document in learned:
-                row = {"query": queries[query], "pos": [corpus[document]]}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    asked = {query: text for query, text in queries.items() if answers.get(query) not in (*learned, None)}
-    judged = {query: {answers[query]: 1.0} for query in asked}
-    before = found(model, asked, corpus, judged)
+        for query, text in data.of(learned).items():
+            row = {"query": text, "pos": [data.corpus[data.answers[query]]], "neg": bad.get(query, [])}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
     start = time.process_time()
-    config = settings(
-        model,
-        kinds.Embed(loss="infonce"),
-        (str(pairs),),
-        out,
-        data={"max_length": 256},
-        train={"epochs": epochs, "micro_batch": 32, "accumulation": 1},
-        optim={"learning_rate": rate, "warmup_ratio": 0.1},
-        dtype=dtype,
-    )
-    run = train(config, Console(quiet=True))
+    models: dict[tuple[float, float], Path] = {}
+    for rate in tuning.rates:
+        config = settings(
+            model,
+            kinds.Embed(loss="infonce", temperature=tuning.temperature),
+            (str(pairs),),
+            out / f"{rate:g}",
+            data={"max_length": 256},
+            train={"epochs": tuning.epochs, "micro_batch": 32, "accumulation": 1},
+            optim={"learning_rate": rate, "warmup_ratio": 0.1},
+            dtype=tuning.dtype,
+        )
+        tuned = newest(train(config, Console(quiet=True)))
+        for share in tuning.shares:
+            models[rate, share] = tuned if share == 1 else out / f"{rate:g}-{share:g}"
+            if share != 1:
+                average(ModelConfig(path=str(model)), [str(tuned)], [1.0], share, models[rate, share])
     spent = time.process_time() - start
-    after = found(newest(run), asked, corpus, judged)
-    how = {"epochs": epochs, "rate": rate, "dtype": dtype}
-    return {"set": name, **how, "questions": len(asked), "before": before, "after": after, "train_seconds": spent}
+    chosen_by = {key: data.judge(made, choosing)["ndcg@10"] for key, made in models.items()} if choice else {}
+    rate, share = max(chosen_by, key=lambda key: chosen_by[key]) if choice else next(iter(models))
+    return {
+        "set": name,
+        **asdict(tuning),
+        "chosen": {"rate": rate, "share": share},
+        "chosen_by": {
+            **{f"rate {rate:g}, share {share:g}": value for (rate, share), value in chosen_by.items()},
+            **({"untuned": data.judge(model, choosing)["ndcg@10"]} if choice else {}),
+        },
+        "questions": len(data.of(asked)),
+        "before": data.judge(model, asked),
+        "after": data.judge(models[rate, share], asked),
+        "train_seconds": spent,
+    }
 
 
 def pretrain(kind: str, steps: int, out: Path) -> dict[str, Any]:
@@ -223,7 +294,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--set", default="xquad-en")
     parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--rate", type=float, default=3e-5)
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-5])
+    parser.add_argument("--shares", type=float, nargs="+", default=[1.0], help="of the way to the tuned weights")
+    parser.add_argument("--negatives", type=int, default=0, help="hard negatives of each question")
+    parser.add_argument("--temperature", type=float, default=0.05)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
@@ -231,7 +305,10 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as folder:
         if given.what == "retrieval":
-            result = search(given.model, given.set, given.epochs, given.rate, given.dtype, Path(folder))
+            tuning = Tuning(
+                tuple(given.rates), tuple(given.shares), given.epochs, given.negatives, given.temperature, given.dtype
+            )
+            result = search(given.model, given.set, tuning, Path(folder))
         else:
             result = pretrain(given.what, given.steps, Path(folder))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
