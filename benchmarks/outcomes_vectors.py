@@ -87,11 +87,15 @@ def vectors(folder: Path, texts: list[str]) -> Tensor:
     from luthier.base.records import Similar, Where
 
     for start in range(0, len(texts), 32):
-        part = [Similar(text, (text,), (), Where("", 1)) for text in texts[start : start + 32]]
-        groups = [group for record in part if (group := objective.encode(record)) is not None]
+        part = texts[start : start + 32]
+        # two texts in each record, which are embedded alike
+        pairs = zip(part[::2], [*part[1::2], part[-1]], strict=False)
+        records = [Similar(one, (two,), (), Where("", 1)) for one, two in pairs]
+        groups = [group for record in records if (group := objective.encode(record)) is not None]
         batch = collate(groups, range(len(groups)))
         with torch.no_grad():
-            found.append(F.normalize(objective.embed(model, batch), dim=1)[::2])  # pyright: ignore[reportAttributeAccessIssue]
+            embedded: Tensor = objective.embed(model, batch)  # pyright: ignore[reportAttributeAccessIssue]
+        found.append(F.normalize(embedded, dim=1)[: len(part)])
     return torch.cat(found)
 
 
