@@ -185,7 +185,7 @@ def _build(
     # The learning rate given here is never used: every step sets each group's own.
     betas, eps = (config.beta1, config.beta2), config.eps
     adamw: Build = partial(torch.optim.AdamW, betas=betas, eps=eps, fused=True)
-    most, rest = dict(named), adamw
+    most, rest = {name: named[name] for name in majority(named, config, tied)}, adamw
     match config.name:
         case "adamw":
             usual = adamw
@@ -198,16 +198,9 @@ def _build(
         case "adafactor":
             usual = torch.optim.Adafactor
         case "muon":
-            # Muon orthogonalises hidden matrices only; embeddings, heads and vectors go to AdamW at the same rate,
-            # which `match_rms_adamw` makes comparable (Moonlight, arXiv 2502.16982).
+            # At the rate of the AdamW beside it, which `match_rms_adamw` makes comparable (Moonlight, arXiv 2502.16982).
             usual = partial(torch.optim.Muon, momentum=config.beta1, adjust_lr_fn="match_rms_adamw")
-            most = {
-                name: p for name, p in named.items() if p.ndim == 2 and "embed" not in name and "lm_head" not in name
-            }
         case _:
-            # Embeddings, of which a step moves few rows, keep 32 bits of state (Dettmers et al. 2022, section 2.3);
-            # where they are the head too, every step moves all of them.
-            most = {name: p for name, p in named.items() if (tied or "embed" not in name) and p.numel() >= _SMALLEST}
             package, options = bitsandbytes(f"--optim {config.name}"), {} if "lion" in config.name else {"eps": eps}
             for_most, for_rest = _BITSANDBYTES[config.name]
             kind = getattr(package.optim, for_most)
@@ -215,6 +208,17 @@ def _build(
             rest = partial(getattr(package.optim, for_rest), betas=betas, **options) if for_rest else adamw
     others = {name: p for name, p in named.items() if name not in most}
     return [build(parameter_groups(own, config, scale)) for build, own in ((usual, most), (rest, others)) if own]
+
+
+def majority(named: Mapping[str, Tensor], config: OptimConfig, tied: bool) -> list[str]:
+    """The weights that the optimizer of that name moves; another one moves the rest."""
+    if config.name == "muon":  # orthogonalises hidden matrices only; AdamW moves embeddings, heads and vectors
+        return [name for name, p in named.items() if p.ndim == 2 and "embed" not in name and "lm_head" not in name]
+    if config.name not in _BITSANDBYTES:
+        return list(named)
+    # Embeddings, of which a step moves few rows, keep 32 bits of state (Dettmers et al. 2022, section 2.3);
+    # where they are the head too, every step moves all of them.
+    return [name for name, p in named.items() if (tied or "embed" not in name) and p.numel() >= _SMALLEST]
 
 
 def _unhurried(kind: Any) -> Any:

@@ -32,7 +32,7 @@ def has_bfloat16(device: torch.device) -> bool:
 
 def has_float8(device: torch.device) -> bool:
     """Whether 8-bit floating point is multiplied there.  A CPU multiplies the rounded numbers, for tests."""
-    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= _FLOAT8
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= _FLOAT8
 
 
 def slow_there(dtype: torch.dtype, quant: str | None, device: torch.device) -> str | None:

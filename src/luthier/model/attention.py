@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from luthier.model import counted
 from luthier.model.lanes import Step
 
 NAME = "packed"
@@ -149,9 +150,11 @@ def within(
     """
     if window is not None and window >= max(packing.lengths):
         window = None
-    half = q_THE.is_cuda and q_THE.dtype != torch.float32
+    half = counted.on_gpu(q_THE.device) and q_THE.dtype != torch.float32
     if not half or dropout or not q_THE.shape[-1] == v_TGE.shape[-1] <= 256:
         return _by_sequence(q_THE, k_TGE, v_TGE, packing, scaling, window, dropout, causal)
+    if counted.counting():
+        return counted.attention(q_THE, k_TGE, v_TGE)
     if window is None and packing.even and q_THE.shape[-1] <= 128 and _has_cudnn(q_THE.device):
         return _by_cudnn(q_THE, k_TGE, v_TGE, packing, scaling, causal)
     return _by_varlen(q_THE, k_TGE, v_TGE, packing, scaling, window, causal)

@@ -262,6 +262,11 @@ class Model:
         self._pointwise = pointwise
         return None
 
+    def seats(self) -> list[Tensor]:
+        """What `model.layer` holds beside the weights: the places where adapters ride."""
+        layers = () if self._decoder is None else self._decoder.layers
+        return [rider.seat for layer in layers for rider in layer.riders]
+
     def split(self, sharded: Sharded, device: torch.device) -> None:
         """Run the decoder through `sharded` on `device` from now on; its weights are other objects than before."""
         self.sharded, self.device, self._trained = sharded, device, None

@@ -30,7 +30,7 @@ from luthier.model.config import ModelConfig
 from luthier.model.folder import check_weights, first_line, model_folder, read_json
 from luthier.model.heads import CAUSAL, Head, Kind
 
-__all__ = ["Model", "arithmetic_dtype", "context_length", "load_model", "load_tokenizer", "quiet"]
+__all__ = ["Model", "arithmetic_dtype", "context_length", "load_model", "load_tokenizer", "quiet", "read_settings"]
 
 # Without any of these transformers would make up an empty tokenizer.
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -90,7 +90,7 @@ def load_model(
         MissingExtra: the library that holds weights in few bits is not installed.
     """
     folder = model_folder(config)
-    settings = _settings(folder, config, head.kind)
+    settings = read_settings(folder, config, head.kind)
     pad: Any = tokenizer.pad_token_id
     heads.configure(settings, head, pad)
     check_weights(folder)
@@ -140,7 +140,7 @@ def load_model(
 
 def context_length(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> int:
     """The longest sequence the model can hold, in tokens, without loading its weights.  Raises ModelError."""
-    return _max_length(_settings(model_folder(config), config, None), tokenizer)
+    return _max_length(read_settings(model_folder(config), config, None), tokenizer)
 
 
 def _checkpoint_of(run: Path) -> str | None:
@@ -158,7 +158,7 @@ def arithmetic_dtype(name: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def _settings(folder: Path, config: ModelConfig, wanted: Kind | None) -> PreTrainedConfig:
+def read_settings(folder: Path, config: ModelConfig, wanted: Kind | None) -> PreTrainedConfig:
     """The model's config, once it is known to be of an architecture that transformers itself implements for a task."""
     if not (folder / "config.json").exists() and (folder / "adapter_config.json").exists():
         raise ModelError(
@@ -194,7 +194,7 @@ def check_head(config: ModelConfig, wanted: Kind) -> None:
     Raises:
         ModelError: it cannot.
     """
-    _settings(model_folder(config), config, wanted)
+    read_settings(model_folder(config), config, wanted)
 
 
 _SUITED: dict[Kind | None, str] = {

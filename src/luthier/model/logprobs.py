@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from luthier.model.counted import on_gpu
 from luthier.model.pointwise import Pointwise
 from luthier.model.products import add_product
 
@@ -34,7 +35,7 @@ _TILE = 256
 def chunk_rows(vocabulary: int, device: torch.device, *, roomy: bool = False) -> int:
     """Rows whose logits are held at once, in whole tiles where they are many."""
     default = _CHUNK_ELEMENTS_ROOMY if roomy else _CHUNK_ELEMENTS_DEFAULT
-    rows = _CHUNK_ELEMENTS.get(device.type, default) // vocabulary
+    rows = _CHUNK_ELEMENTS.get("cuda" if on_gpu(device) else device.type, default) // vocabulary
     return max(1, rows // _TILE * _TILE or rows)
 
 

@@ -132,7 +132,7 @@ def quantize(network: PreTrainedModel, quant: Quant, device: torch.device, dtype
     # By name, so that nothing keeps a layer alive that has been replaced.
     for name in [name for name, _ in network.named_modules()]:
         module = network.get_submodule(name)
-        if module is head or type(module) not in (nn.Linear, Conv1D) or _skipped(name, quant.skip):
+        if not _takes_rounding(name, module, head, quant):
             continue
         weight: Any = module.weight
         weight_OI = (weight.t() if isinstance(module, Conv1D) else weight).detach().to(device, dtype)
@@ -148,6 +148,18 @@ def quantize(network: PreTrainedModel, quant: Quant, device: torch.device, dtype
         raise ModelError(f"nothing in this model can be held in {quant.bits} bits: {why}", where="--quant_bits")
     kind = f"{quant.method} {quant.format}" if quant.method == "bnb" and quant.bits == 4 else quant.method
     return tally.note(f"{quant.bits} bits ({kind})")
+
+
+def sketch(network: PreTrainedModel, quant: Quant, dtype: torch.dtype) -> None:
+    """What `quantize` would leave of a network on the meta device, where there are no numbers to round, in place."""
+    how = rounding.Blank(quant)
+    head = network.get_output_embeddings()
+    for name, module in list(network.named_modules()):
+        if _takes_rounding(name, module, head, quant):
+            like: Any = module
+            shape = like.weight.t().shape if isinstance(module, Conv1D) else like.weight.shape
+            if how.obstacle(*shape) is None:
+                network.set_submodule(name, LowBitLinear(how.like, how.held(*shape, dtype), like, dtype))
 
 
 def check(quant: Quant, device: torch.device) -> None:
@@ -208,8 +220,9 @@ def write_out(network: PreTrainedModel, dtype: torch.dtype) -> None:
             network.set_submodule(name, written_out(module, dtype))
 
 
-def _skipped(name: str, skip: tuple[str, ...]) -> bool:
-    return any(f".{part}." in f".{name}." for part in skip)
+def _takes_rounding(name: str, module: nn.Module, head: nn.Module | None, quant: Quant) -> bool:
+    skipped = any(f".{part}." in f".{name}." for part in quant.skip)
+    return module is not head and type(module) in (nn.Linear, Conv1D) and not skipped
 
 
 def _rounded(how: Rounding, weight_OI: Tensor, like: Any, name: str, quant: Quant) -> LowBitLinear:

@@ -34,6 +34,8 @@ def finish_of(network: PreTrainedModel) -> Finish:
     Raises:
         ModelError: the logits are none of these, or the head is not applied to the decoder's last hidden state.
     """
+    if network.device.type == "meta":  # it has no numbers to run with; what they would take counts, not what they are
+        return list(_finishes(network.config.get_text_config()))[-1]
     seen: dict[str, Tensor] = {}
     head: Any = network.get_output_embeddings()
     decoder: Any = network.get_decoder()

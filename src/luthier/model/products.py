@@ -25,6 +25,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
+from luthier.model.counted import counting
 from luthier.model.lowbit import LowBitLinear
 from luthier.model.pointwise import LowRank
 
@@ -349,6 +350,8 @@ def written_out(products: Sequence[Product], written: Tensor | None = None) -> G
 
 def times32(left: Tensor, right: Tensor) -> Tensor:
     """left @ right, summed and kept in float32."""
+    if counting():
+        return left.new_empty(left.shape[0], right.shape[1], dtype=torch.float32)
     if left.is_cuda and left.dtype != torch.float32:
         return torch.mm(left, right, out_dtype=torch.float32)
     return (left @ right).float()
@@ -356,6 +359,8 @@ def times32(left: Tensor, right: Tensor) -> Tensor:
 
 def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total (float32) += left @ right, in place."""
+    if counting():
+        return
     if left.is_cuda and left.dtype != torch.float32:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:

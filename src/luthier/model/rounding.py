@@ -57,11 +57,12 @@ def rounding(quant: Quant, device: torch.device) -> Rounding:
         ModelError: it cannot work on this device.
     """
     asked = f"--quant_method {quant.method}"
+    how = _unopened(quant)
     if quant.method == "fp8":
-        return Float8()
+        return how
     if quant.method == "hqq":
         _hqq(asked)
-        return Hqq(bits=quant.bits or 4, group_size=quant.group_size)
+        return how
     if quant.method == "eetq":
         if device.type != "cuda":
             raise ModelError(
@@ -69,11 +70,9 @@ def rounding(quant: Quant, device: torch.device) -> Rounding:
             )
         return Eetq(_eetq())
     bitsandbytes(asked)
-    if quant.bits == 8:
-        return EightBit()
-    four = FourBit(quant.format, quant.double_quant)
-    _hold_to_format(four, device)
-    return four
+    if isinstance(how, FourBit):
+        _hold_to_format(how, device)
+    return how
 
 
 def stored(module: Any) -> tuple[Rounding, dict[str, Tensor]] | None:
@@ -247,6 +246,65 @@ class Eetq:
 
     def _gemm(self, held: Held, x_TI: Tensor) -> Tensor:
         return self.kernels.w8_a16_gemm(x_TI, held["codes"], held["scale"])
+
+
+class Blank:
+    """A way to hold weights without its library, for networks without numbers: only sizes are right."""
+
+    def __init__(self, quant: Quant):
+        self.quant = quant
+        self._how = _unopened(quant)
+
+    @property
+    def like(self) -> Rounding:
+        """What a layer is to be told."""
+        return self._how if isinstance(self._how, Float8) else self
+
+    def obstacle(self, rows: int, columns: int) -> str | None:
+        return self._how.obstacle(rows, columns)
+
+    def pack(self, weight_OI: Tensor) -> dict[str, Tensor]:
+        return self.held(*weight_OI.shape, weight_OI.dtype)
+
+    def dense(self, held: Held, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        return held["codes"].new_empty(rows, columns, dtype=dtype)
+
+    def product(self, held: Held, rows: int, x: Tensor, bias_O: Tensor | None) -> Tensor | None:
+        return None
+
+    def held(self, rows: int, columns: int, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Tensors of the sizes that `pack` gives a weight [rows, columns] in `dtype`, on the meta device."""
+        quant, count, float32 = self.quant, rows * columns, torch.float32
+        sizes: dict[str, tuple[int, torch.dtype]]
+        if quant.method == "fp8":
+            empty_OI = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device="meta")
+            return {"codes": empty_OI, "scale": torch.empty(rows, dtype=float32, device="meta")}
+        if quant.method == "hqq":
+            groups, bits, wide = count // quant.group_size, quant.bits or 4, dtype if dtype == float32 else torch.float16
+            codes = {8: count, 4: count // 2, 2: count // 4, 3: -(-groups // 10) * quant.group_size * 4}[bits]
+            sizes = {"codes": (codes, torch.uint8), "scale": (groups, wide), "zero": (groups, wide)}
+        elif quant.method == "eetq":
+            sizes = {"codes": (count, torch.int8), "scale": (rows, torch.float16)}
+        elif quant.bits == 8:
+            sizes = {"codes": (count, torch.int8), "absmax": (rows, float32)}
+        else:
+            blocks = -(-count // _BLOCK)
+            sizes = {"codes": (-(-count // 2), torch.uint8), "grid": (16, float32)}
+            sizes["absmax"] = (blocks, torch.uint8 if quant.double_quant else float32)
+            if quant.double_quant:
+                sizes |= {"offset": (1, float32), "absmax2": (-(-blocks // 256), float32), "grid2": (256, float32)}
+        return {name: torch.empty(size, dtype=kind, device="meta") for name, (size, kind) in sizes.items()}
+
+
+def _unopened(quant: Quant) -> Rounding:
+    """What the settings ask for, whose library is not asked for anything yet."""
+    if quant.method == "fp8":
+        return Float8()
+    if quant.method == "hqq":
+        return Hqq(bits=quant.bits or 4, group_size=quant.group_size)
+    if quant.method == "eetq":
+        return Eetq(None)
+    return EightBit() if quant.bits == 8 else FourBit(quant.format, quant.double_quant)
 
 
 def _held(codes: Tensor, state: Any) -> dict[str, Tensor]:

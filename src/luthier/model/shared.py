@@ -36,11 +36,19 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def load_shared(
-    config: ModelConfig, device: torch.device, *, tokenizer: PreTrainedTokenizerFast, tasks: Mapping[str, Head]
+    config: ModelConfig,
+    device: torch.device,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    tasks: Mapping[str, Head],
+    open_model: Callable[[ModelConfig, Head], Model] | None = None,
 ) -> Model:
     """A model to train with a head for each task; with one task, `load_model`'s.
 
     Heads that an earlier run has learned for tasks of the same names are taken from its folder.
+
+    Args:
+        open_model: gives a model with a head, in place of `load_model`.
 
     Raises:
         ModelError: as `load_model` does.
@@ -53,6 +61,8 @@ def load_shared(
     def load(task: str) -> Model:
         learned = model_folder(config) / HEADS / task
         place = config if sole or not learned.is_dir() else config.model_copy(update={"path": str(learned)})
+        if open_model is not None:
+            return open_model(place, tasks[task])
         return load_model(place, device, tokenizer=tokenizer, trained=True, head=tasks[task])
 
     model = load(keeper)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from luthier.data.batch import Batch, Group, Tokens, collate
+from luthier.engine import statesize
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
 from luthier.engine.objective import Objective
@@ -37,12 +38,6 @@ _TRIAL = 8192
 
 _SHARE = 0.92
 """Of the memory that is free, what a step may take by plan; the allocator leaves gaps."""
-
-# Bytes of optimizer state for each trained parameter.
-_STATE = {
-    "adamw": 8.0, "adam": 8.0, "paged_adamw": 0.0, "adamw_8bit": 2.1, "paged_adamw_8bit": 0.0, "lion_8bit": 1.1,
-    "sgd": 4.0, "adagrad": 4.0, "adafactor": 0.1, "muon": 8.0,
-}  # fmt: skip
 
 Measure = Callable[[Keep, int], int | None]
 """Peak bytes of a trial step that keeps so much, with so many tokens; None when there is no room for it."""
@@ -94,8 +89,9 @@ def _predict(measure: Measure, keep: Keep, capacity: int) -> int | None:
 
 def state_bytes(model: Model, optim: OptimConfig, *, average: bool) -> int:
     """What optimizer and moving average will hold beside weights and gradients."""
-    moving = sum(weight.numel() for weight in model.trained().values())
-    return int(moving * (_STATE[optim.name] + (4.0 if average else 0.0)))
+    trained = model.trained()
+    averages = 4 * sum(weight.numel() for weight in trained.values()) if average else 0
+    return statesize.state_bytes(trained, optim, tied=model.tied) + averages
 
 
 def choose_on_gpu(

@@ -1,0 +1,119 @@
+"""The memory of a step, counted before anything is loaded.
+
+A formula for the bytes of activations goes wrong wherever the program is not what the formula thinks.  So the program
+itself is asked: the model without numbers (`model.shadow`) takes one step through the objective, its method, and the
+layers as they will be run, and every tensor that lives meanwhile is counted (`engine.ledger`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from luthier.data.batch import Batch
+from luthier.engine.ledger import Held, Ledger
+from luthier.engine.objective import Objective
+from luthier.model import shadow
+from luthier.model.counted import as_on_gpu
+from luthier.model.layer import Keep
+from luthier.model.load import Model
+
+WORKSPACE = 32 * 2**20
+"""Bytes that cuBLAS takes of torch's allocator, from the first product on (NVIDIA Hopper; less on older ones)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one micro-batch holds, in bytes, without optimizer state and averages."""
+
+    peak: Held
+    """When it is most."""
+    kept: int
+    """Between the forward and the backward pass, besides weights and gradients."""
+
+    @property
+    def total(self) -> int:
+        """The most, the library's room for products included."""
+        return self.peak.total + WORKSPACE
+
+
+def count_step(
+    model: Model, objective: Objective, batch: Batch, keep: Keep, *, accumulates: bool, gpu: bool = True
+) -> Step:
+    """Forward and backward pass of one micro-batch.
+
+    Args:
+        model: without numbers, its method applied.
+        accumulates: whether the gradients of an earlier micro-batch are there already.
+        gpu: as a GPU would run it, rather than a CPU.
+    """
+    with _counted(model, gpu) as ledger:
+        model.train_mode(keep)
+        inputs = _blank(batch, model)
+        trained = list(model.trained().values())
+        hooks = [weight.register_post_accumulate_grad_hook(_entering(ledger)) for weight in trained]
+        model.open_gradient()
+        for weight in trained:
+            if accumulates and weight.grad is None:
+                weight.grad = torch.empty_like(weight)
+            if weight.grad is not None:
+                ledger.enter([weight.grad], "gradients")
+        ledger.begin()
+        losses = objective.sums(model, inputs).losses
+        kept = ledger.now.others
+        torch.stack(list(losses.values())).sum().backward()
+        del losses
+        for hook in hooks:
+            hook.remove()
+        for weight in trained:
+            weight.grad = None
+    return Step(ledger.peak, kept)
+
+
+@torch.no_grad()
+def count_evaluation(model: Model, objective: Objective, batch: Batch, *, gpu: bool = True) -> int:
+    """The most that one batch of an evaluation holds, in bytes, weights included."""
+    with _counted(model, gpu) as ledger:
+        model.eval_mode()
+        ledger.begin()
+        objective.sums(model, _blank(batch, model))
+    return ledger.peak.total + WORKSPACE
+
+
+def weights_of(model: Model) -> Iterator[Tensor]:
+    """Every tensor that a model holds whether it computes or not."""
+    yield from model.weights().values()
+    yield from model.network.buffers()
+    yield from model.seats()
+
+
+@contextmanager
+def _counted(model: Model, gpu: bool) -> Generator[Ledger]:
+    """A ledger that knows the weights.  Layers by hand need no pretence: they choose no types by the device."""
+    pretended = nullcontext() if gpu and model.runs_by_hand else shadow.on_cpu(model)
+    with as_on_gpu(gpu), pretended, Ledger() as ledger:
+        ledger.enter(weights_of(model), "weights")
+        yield ledger
+
+
+def _blank(batch: Batch, model: Model) -> Batch:
+    """The same shapes and types, without numbers."""
+    inputs = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    blank = {
+        name: torch.empty(value.shape, dtype=value.dtype, device=model.device)
+        for name, value in inputs.items()
+        if isinstance(value, Tensor)
+    }
+    return replace(batch, **blank)
+
+
+def _entering(ledger: Ledger):
+    def enter(weight: Tensor) -> None:
+        if weight.grad is not None:
+            ledger.enter([weight.grad], "gradients")
+
+    return enter
