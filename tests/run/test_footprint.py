@@ -47,7 +47,8 @@ def model_of(folder: Path, shape: str, method: Method, quant: Quant) -> Model:
     settings.save_pretrained(folder / shape)
     tokenizer = load_tokenizer(ModelConfig(path="nano"))
     model = shadow.shadow(ModelConfig(path=str(folder / shape), quant=quant), torch.bfloat16, tokenizer=tokenizer)
-    methods.apply(model, method)
+    with shadow.META:
+        methods.apply(model, method)
     assert model.by_hand(shadow.Sizes()) is None
     return model
 
@@ -64,12 +65,8 @@ MEASURED: list[tuple[str, Method, Quant, Keep, int, int, str, bool, float]] = [
     ("7b", LORA, Quant(method="fp8"), "all", 16384, 4096, "adamw", False, 62.7),
     ("7b", LORA, Quant(method="fp8"), "input", 8192, 4096, "adamw", True, 12.4),
     ("7b", LORA, Quant(), "input", 8192, 4096, "adamw", True, 18.90),
-    ("7b", LORA, Quant(bits=8), "input", 8192, 4096, "adamw", True, 12.45),
     ("7b", LORA, Quant(bits=4), "input", 8192, 4096, "adamw", True, 9.52),
-    ("7b", LORA, Quant(method="hqq", bits=8), "input", 8192, 4096, "adamw", True, 12.85),
-    ("7b", LORA, Quant(method="hqq", bits=4), "input", 8192, 4096, "adamw", True, 9.82),
     ("7b", LORA, Quant(method="hqq", bits=3), "input", 8192, 4096, "adamw", True, 9.18),
-    ("7b", LORA, Quant(method="hqq", bits=2, group_size=16), "input", 8192, 4096, "adamw", True, 9.42),
     ("0.5b", FULL, Quant(), "all", 32768, 2048, "adamw", False, 46.1),
     ("0.5b", FULL, Quant(), "input", 12288, 2048, "adamw_8bit", True, 5.9),
 ]

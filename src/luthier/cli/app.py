@@ -59,6 +59,14 @@ def train(context: typer.Context) -> int:
     return _train(context, None)
 
 
+@app.command("plan", context_settings=_RAW, add_help_option=False)
+def plan(context: typer.Context) -> int:
+    """Tell what a training would need: memory, disk, steps, time."""
+    from luthier.cli.plan import plan
+
+    return plan(context.args, context.obj, dict(os.environ))
+
+
 @dataclass(frozen=True)
 class _Command:
     """A command with settings of its own.

@@ -14,7 +14,8 @@ from luthier.base.errors import MissingExtra, ModelError
 from luthier.model.config import ModelConfig
 from luthier.model.nano import NAME, nano_folder
 
-_WANTED = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
+_WEIGHTS = "*.safetensors"
+_WANTED = ["*.json", _WEIGHTS, "*.jinja", "*.txt", "*.model"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -26,10 +27,13 @@ def local_folder(path: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
-def model_folder(config: ModelConfig) -> Path:
+def model_folder(config: ModelConfig, *, weights: bool = True) -> Path:
     """The local folder of a model; a hub id is downloaded (or found in the hub's cache) first.
 
     An existing folder comes before anything else of its name, and the bundled model before the hub's.
+
+    Args:
+        weights: whether they are wanted too, besides settings and tokenizer.
 
     Raises:
         ModelError: the folder does not exist, or the hub cannot be reached or does not have the model.
@@ -42,7 +46,8 @@ def model_folder(config: ModelConfig) -> Path:
         raise ModelError("is a file, not a model folder", where=config.path, fix="Give the folder it lies in")
     if _looks_local(config.path):
         raise ModelError("no such model folder", where=config.path, code="no_model", fix=_near(path))
-    files = [*_WANTED, "*.py"] if config.trust_remote_code else _WANTED
+    wanted = _WANTED if weights else [pattern for pattern in _WANTED if pattern != _WEIGHTS]
+    files = [*wanted, "*.py"] if config.trust_remote_code else wanted
     return Path(_from_modelscope(config, files) if config.hub == "ms" else _from_hugging_face(config, files))
 
 

@@ -40,18 +40,29 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Te
     Raises:
         OSError: the file cannot be written.
     """
-    order = sorted(tensors, key=lambda name: (-_WIDTH[tensors[name].dtype], name))
-    header: dict[str, object] = {}
-    end = 0
-    for name in order:
-        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        shape = list(tensors[name].shape)
-        header[name] = {"dtype": _TYPES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    order, text = _header(tensors, {})
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             value = whole(tensors[name]).detach().cpu().contiguous()
             content: Any = value.reshape(-1).view(torch.uint8).numpy()
             file.write(content)
+
+
+def file_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> int:
+    """Bytes of the file that holds these tensors, which need no numbers."""
+    _, text = _header(tensors, metadata)
+    return 8 + len(text) + sum(value.nbytes for value in tensors.values())
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> tuple[list[str], bytes]:
+    """The order of the tensors in the file, and what stands before them."""
+    order = sorted(tensors, key=lambda name: (-_WIDTH[tensors[name].dtype], name))
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": _TYPES[tensors[name].dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return order, text + b" " * (-len(text) % 8)

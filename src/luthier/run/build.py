@@ -66,17 +66,33 @@ def build_parts(run: Run, tokenizer: PreTrainedTokenizerFast) -> tuple[Part, ...
 
 def build_data(run: Run, parts: Sequence[Part], tokenizer: PreTrainedTokenizerFast) -> Prepared:
     """Tokenise, report, and refuse what cannot be learned from.  Processes take turns: one works, the others reuse."""
+    with run.mesh.leader_first():
+        found = tokenise(run, parts)
+    prepared = together(found)
+    if run.mesh.leads:
+        _show_data(run, prepared, tokenizer)
+    return learnable(run, parts, found, str(run.directory.path / "rejected.jsonl"))
+
+
+def tokenise(run: Run, parts: Sequence[Part]) -> list[Prepared]:
+    """The data of each part, encoded now or found in the cache."""
     found: list[Prepared] = []
-    with run.mesh.leader_first(), run.console.progress("Reading and tokenising rows") as bar:
+    with run.console.progress("Reading and tokenising rows") as bar:
         for part in parts:
             encoding, note = _encoding(run, part), part.objective.note
             note = f"{part.name}: {note}" if part.name and note else note
             found.append(prepare(part.data, encoding, template_note=note, seed=run.config.seed, progress=bar.advance))
-    prepared = together(found)
-    if run.mesh.leads:
-        _show_data(run, prepared, tokenizer)
+    return found
+
+
+def learnable(run: Run, parts: Sequence[Part], found: Sequence[Prepared], rejected: str | None = None) -> Prepared:
+    """All parts' data as one, once it is known that something can be learned from each.
+
+    rejected: where rows that were left out are listed.
+    """
     for part, mine in zip(parts, found, strict=True):
-        report.refuse(mine.report, part.data, mine.rejected, str(run.directory.path / "rejected.jsonl"))
+        report.refuse(mine.report, part.data, mine.rejected, rejected)
+    prepared = together(found)
     return replace(prepared, train=Joined(prepared.train, run.max_length)) if run.config.data.combine else prepared
 
 
@@ -153,7 +169,7 @@ def build_trainer(
 ) -> Trainer:
     """The trainer of a run, at step 0."""
     config = run.config
-    source = _source(run, data, parts, objective)
+    source = source_of(run, data, parts, objective)
     choice = _keep(run, model, objective, data)
     total_steps = config.train.max_steps or source.steps(config.train.epochs) or 0
     turns = turns_of(model, config.method, total=total_steps, seed=config.seed)
@@ -203,16 +219,12 @@ def _keep(run: Run, model: Model, objective: Whole, data: Prepared) -> Choice:
     if model.sharded is not None:
         return Choice("input" if asked is None else "most")
     config = run.config
-    longest = run.max_length if config.data.streaming else int(data.train.lengths.max())
-    whole_step = (
-        config.train.micro_batch * config.train.accumulation * (run.max_length if config.data.packing else longest)
-    )
     choice = choose_on_gpu(
         model,
         objective,
         run.mesh,
-        capacity=min(run.share(config.train.micro_batch, model).capacity, whole_step),
-        trials=_trials(run, model, objective, data, longest),
+        capacity=fullest(run, data),
+        trials=trials(run, model, objective, data),
         later=state_bytes(model, config.optim, average=config.train.ema_decay is not None),
         keeps=keeps_of(model) if asked is None else [keep for keep in keeps_of(model) if keep in ("all", "most")],
     )
@@ -224,10 +236,23 @@ def _keep(run: Run, model: Model, objective: Whole, data: Prepared) -> Choice:
     return choice
 
 
-def _trials(run: Run, model: Model, objective: Whole, data: Prepared, longest: int) -> list[Trial]:
+def longest(run: Run, data: Prepared) -> int:
+    """Tokens of the longest sample; of a streamed run, of the longest there may be."""
+    return run.max_length if run.config.data.streaming else int(data.train.lengths.max())
+
+
+def fullest(run: Run, data: Prepared) -> int:
+    """Tokens of the fullest micro-batch that a step can have."""
+    train = run.config.train
+    unit = run.max_length if run.config.data.packing else longest(run, data)
+    return min(train.micro_batch * run.max_length, train.micro_batch * train.accumulation * unit)
+
+
+def trials(run: Run, model: Model, objective: Whole, data: Prepared) -> list[Trial]:
     """Micro-batches of the longest sample of each kind; where next tokens are learned, of tokens that all are."""
+    most = longest(run, data)
     if isinstance(run.config.objective, Pretrain | Sft):
-        return [lambda tokens: random_trial(tokens, longest, model.vocabulary)]
+        return [lambda tokens: random_trial(tokens, most, model.vocabulary)]
     sets = data.train.sets if isinstance(data.train, Kinds) else (data.train,)
     found = [replace(mine[int(mine.lengths.argmax())], kind=kind) for kind, mine in enumerate(sets)]
     rng = np.random.default_rng(run.config.seed)
@@ -235,7 +260,8 @@ def _trials(run: Run, model: Model, objective: Whole, data: Prepared, longest: i
     return [partial(repeated_trial, like=group) for group in seen]
 
 
-def _source(run: Run, data: Prepared, parts: Sequence[Part], objective: Whole) -> Source:
+def source_of(run: Run, data: Prepared, parts: Sequence[Part], objective: Whole) -> Source:
+    """Where the steps come from."""
     config = run.config
     if config.data.streaming:
         groups = stream(config.data, _encoding(run, parts[0]), seed=config.seed)
@@ -318,7 +344,8 @@ def _rate(name: str, model: Model, config: RunConfig) -> float:
     return (ratio or 1.0) * decay ** (layers - layer)
 
 
-def _named(config: RunConfig) -> str:
+def named(config: RunConfig) -> str:
+    """What is learned, in a few words."""
     if not isinstance(config.objective, Multi):
         return config.objective.type
     tasks = {name: task.objective for name, task in config.objective.tasks.items()}
@@ -335,7 +362,7 @@ def describe(run: Run, data: Prepared, model: Model, trainer: Trainer) -> RunPla
         + sum(weight.numel() for name, weight in model.weights().items() if name.startswith("heads.")),
         trained_parameters=sum(weight.numel() for weight in model.trained().values()),
         method=run.config.method.type,
-        objective=_named(run.config),
+        objective=named(run.config),
         samples=0 if streaming else len(data.train),
         tokens_per_epoch=None if streaming else int(data.train.lengths.sum()),
         steps=steps,

@@ -7,20 +7,24 @@ layers as they will be run, and every tensor that lives meanwhile is counted (`e
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from luthier.data.batch import Batch
+from luthier.data.pack import micro_batches
 from luthier.engine.ledger import Held, Ledger
 from luthier.engine.objective import Objective
 from luthier.model import shadow
 from luthier.model.counted import as_on_gpu
 from luthier.model.layer import Keep
 from luthier.model.load import Model
+from luthier.model.logprobs import chunk_rows
 
 WORKSPACE = 32 * 2**20
 """Bytes that cuBLAS takes of torch's allocator, from the first product on (NVIDIA Hopper; less on older ones)."""
@@ -84,6 +88,30 @@ def count_evaluation(model: Model, objective: Objective, batch: Batch, *, gpu: b
     return ledger.peak.total + WORKSPACE
 
 
+def logits_bytes(model: Model, keep: Keep, tokens: int, *, gpu: bool = True) -> int:
+    """Bytes of the scores that are held at once, in the arithmetic's type; 0 where no vocabulary is scored."""
+    if model.kind.kind != "causal":
+        return 0
+    roomy = keep in ("all", "most")
+    with as_on_gpu(gpu):
+        rows = chunk_rows(model.vocabulary, torch.device("cpu"), roomy=roomy)
+    if roomy and model.head.weight.requires_grad:
+        rows = tokens
+    return min(rows, tokens) * model.vocabulary * model.dtype.itemsize
+
+
+def padded_share(lengths_N: NDArray[np.int64], capacity: int, seed: int, per_step: int) -> float:
+    """Share of the padded micro-batches of an epoch that holds tokens, of at most a hundred steps."""
+    order = np.random.default_rng([seed, 0]).permutation(len(lengths_N))[: 100 * per_step]
+    tokens = places = 0
+    for start in range(0, len(order), per_step):
+        step = lengths_N[order[start : start + per_step]].tolist()
+        for members in micro_batches(step, capacity, 1, padded=True):
+            mine = [step[member] for member in members]
+            tokens, places = tokens + sum(mine), places + len(mine) * max(mine, default=0)
+    return tokens / places if places else 1.0
+
+
 def weights_of(model: Model) -> Iterator[Tensor]:
     """Every tensor that a model holds whether it computes or not."""
     yield from model.weights().values()
@@ -111,7 +139,7 @@ def _blank(batch: Batch, model: Model) -> Batch:
     return replace(batch, **blank)
 
 
-def _entering(ledger: Ledger):
+def _entering(ledger: Ledger) -> Callable[[Tensor], None]:
     def enter(weight: Tensor) -> None:
         if weight.grad is not None:
             ledger.enter([weight.grad], "gradients")

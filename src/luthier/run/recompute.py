@@ -72,9 +72,14 @@ def choose(measure: Measure, capacity: int, later: int, available: int, keeps: S
     keep, predicted = keeps[-1], None
     for keep in keeps:
         predicted = _predict(measure, keep, capacity)
-        if predicted is not None and predicted + later <= _SHARE * available:
+        if predicted is not None and fits(predicted + later, available):
             break
     return Choice(keep, None if predicted is None else predicted + later, available)
+
+
+def fits(predicted: int, available: int) -> bool:
+    """Whether a step that takes so many bytes can be had, by plan."""
+    return predicted <= _SHARE * available
 
 
 def _predict(measure: Measure, keep: Keep, capacity: int) -> int | None:

@@ -1,0 +1,148 @@
+"""`luthier plan`: what a training would need, before it is started and before a weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError
+from luthier.cli.help import Command, page
+from luthier.cli.train import read_config, take_switches
+from luthier.run.config import RunConfig
+
+if TYPE_CHECKING:
+    from luthier.run.forecast import Forecast
+
+PLAN = Command(
+    "plan",
+    "[sft | pretrain | train] [RECIPE.yaml] [flags of the training]",
+    "Tell what a training would need before it is started: memory on each device, the largest micro-batch, disk, steps "
+    "and time. Takes the recipe and the flags of luthier sft, pretrain or train as they are. Reads the model's config "
+    "and the data, through the same cache as training; no weights. Exit code 4: it does not fit on the device.",
+    (
+        "luthier plan recipe.yaml --device 4090",
+        "luthier plan sft --model Qwen/Qwen2.5-7B-Instruct --dataset my.jsonl --train_type lora --device A100-80",
+        "luthier plan pretrain --model ./base --dataset corpus/ --memory 24 --devices 4 --fsdp full_shard",
+        "luthier plan recipe.yaml --device H100 --html plan.html",
+    ),
+    {
+        "--device NAME": "The device it is for: H200, H100, A100-80, A100-40, L40S, L4, 5090, 4090, 3090, T4 ...; cpu, cuda "
+        "or auto for this machine's. [auto]",
+        "--memory GIB": "Memory of one device, instead of what the named one has.",
+        "--devices N": "Devices that train together. [NPROC_PER_NODE, or 1]",
+        "--html FILE": "Also write the plan as an HTML page.",
+        "--config FILE": "Recipe to start from; flags win over it.",
+        "--json": "Print one JSON object per line on stdout, for programs.",
+        "-h, --help": "Print this page.",
+    },
+)
+_OWN = ("device", "memory", "devices", "html")
+_LIKE: dict[str, Literal["sft", "pretrain"] | None] = {"sft": "sft", "pretrain": "pretrain", "pt": "pretrain", "train": None}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What of the words is for the plan, and what for the training."""
+
+    objective: Literal["sft", "pretrain"] | None
+    device: str | None
+    memory: float | None
+    devices: int
+    html: str | None
+    rest: list[str]
+
+
+def plan(argv: Sequence[str], console: Console, environ: dict[str, str]) -> int:
+    """Print the plan; 4 where it does not fit.
+
+    Raises:
+        ConfigError, DataError, ModelError: as training would, before its first step.
+    """
+    if "-h" in argv or "--help" in argv:
+        console.result(page(PLAN, RunConfig))
+        return 0
+    asked = read(argv, environ)
+    switches, flags = take_switches(asked.rest, takes_recipe=True)
+    if switches.recipe is None and not flags:
+        raise ConfigError(
+            "neither a recipe nor a model and data were named",
+            where="luthier plan",
+            fix="luthier plan RECIPE.yaml, or luthier plan --model MODEL --dataset DATA",
+            code="bad_usage",
+        )
+    config = read_config(switches.recipe, flags, asked.objective, console)
+    from luthier.run.forecast import forecast
+    from luthier.run.forecasttext import html, sections, to_json
+    from luthier.run.hardware import device_named
+
+    device = device_named(asked.device or config.device, asked.memory)
+    found = forecast(config, device, asked.devices, console)
+    if console.json:
+        console.result("", **to_json(found))
+    else:
+        for section in sections(found):
+            if section.rows:
+                console.table(section.title, section.rows, result=True)
+            for line in section.lines:
+                console.result(line)
+    if asked.html:
+        _write(asked.html, html(found), console)
+    return 0 if found.fits else 4
+
+
+def _write(file: str, text: str, console: Console) -> None:
+    from pathlib import Path
+
+    from luthier.base.rundir import write_atomic
+
+    path = Path(file).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, text.encode())
+    console.say(f"Page: {file}")
+
+
+def read(argv: Sequence[str], environ: dict[str, str]) -> Asked:
+    """Tell the plan's own words from the training's.
+
+    Raises:
+        ConfigError: a value is missing, or is no number where one is wanted.
+    """
+    words = list(argv)
+    objective: Literal["sft", "pretrain"] | None = None
+    if words and words[0] in _LIKE:
+        objective = _LIKE[words.pop(0)]
+    given: dict[str, str] = {}
+    rest: list[str] = []
+    while words:
+        word = words.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in _OWN:
+            if name in given:
+                raise ConfigError("given twice", where=f"--{name}", code="repeated_flag")
+            if not equals:
+                if not words or words[0].startswith("--"):
+                    raise ConfigError(f"expected {_EXPECTED[name]}, got nothing", where=f"--{name}", code="bad_value")
+                value = words.pop(0)
+            given[name] = value
+        else:
+            rest.append(word)
+    memory = None if "memory" not in given else _number("--memory", given["memory"].lower().removesuffix("gib").removesuffix("gb"))
+    devices = _number("--devices", given.get("devices", environ.get("NPROC_PER_NODE", "1")))
+    if devices != int(devices):
+        raise ConfigError(f"expected a whole number, got {given.get('devices')!r}", where="--devices", code="bad_value")
+    return Asked(objective, given.get("device"), memory, int(devices), given.get("html"), rest)
+
+
+_EXPECTED = {"device": "the name of a device", "memory": "a number of GiB", "devices": "a number", "html": "a file"}
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"expected a number above 0, got {text!r}", where=flag, code="bad_value")
+    return value

@@ -1,0 +1,46 @@
+"""The files of a checkpoint and their sizes, before there is one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.engine import statesize
+from luthier.engine.checkpoint import EMA, OPTIMIZER, TRAINED
+from luthier.model.load import Model
+from luthier.model.tensorfile import file_size
+from luthier.run.config import RunConfig
+
+ARTEFACT = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
+
+
+def checkpoint_files(model: Model, config: RunConfig) -> dict[str, int]:
+    """Bytes of the files with tensors.  Tokenizer, settings and state are a few MiB beside them."""
+    trained: dict[str, Tensor] = {name: weight.detach() for name, weight in model.trained().items()}
+    wide = {name: torch.empty(value.shape, dtype=torch.float32, device="meta") for name, value in trained.items()}
+    found = {
+        **_artefact(model),
+        TRAINED: file_size(wide),
+        OPTIMIZER: file_size(statesize.sketch_state(wide, config.optim, tied=model.tied)),
+    }
+    return found | ({EMA: file_size(wide)} if config.train.ema_decay is not None else {})
+
+
+def _artefact(model: Model) -> dict[str, int]:
+    """What people use: adapters as they are, or the whole model in the arithmetic's type, tied weights once."""
+    if model.adapted:
+        from peft import get_peft_model_state_dict
+
+        network: Any = model.network
+        return {ADAPTER: file_size(get_peft_model_state_dict(network, save_embedding_layers=False), {"format": "pt"})}
+    seen: set[int] = set()
+    state: dict[str, Tensor] = {}
+    for name, value in model.base.state_dict(keep_vars=True).items():
+        if id(value) not in seen:
+            seen.add(id(value))
+            kind = model.dtype if value.is_floating_point() else value.dtype
+            state[name] = torch.empty(value.shape, dtype=kind, device="meta")
+    return {ARTEFACT: file_size(state, {"format": "pt"})}

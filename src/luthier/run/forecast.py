@@ -1,0 +1,382 @@
+"""What a training would need, before a weight is loaded: memory, disk, steps and time, for a device that need not be here.
+
+Data are read through the same cache as training, counts are exact, memory is that of the program itself over a model
+without numbers (`run.footprint`); only time is a guess (`run.pace`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError, DataError
+from luthier.base.rundir import RunDir
+from luthier.data.dataset import Prepared
+from luthier.data.pack import epoch_packs
+from luthier.engine import statesize
+from luthier.engine.mesh import Mesh
+from luthier.model import lowbit, methods, shadow, shared
+from luthier.model.config import Lora
+from luthier.model.folder import model_folder
+from luthier.model.layer import Keep
+from luthier.model.load import Model, arithmetic_dtype, context_length, load_tokenizer
+from luthier.model.method import virtual_tokens
+from luthier.objectives.registry import whole
+from luthier.objectives.setting import Part, Whole
+from luthier.run import footprint, sharded
+from luthier.run.build import build_parts, fullest, learnable, longest, named, source_of, tokenise, trials
+from luthier.run.config import RunConfig, resolve
+from luthier.run.disk import checkpoint_files
+from luthier.run.hardware import Device
+from luthier.run.memory import suggestions
+from luthier.run.pace import Pace, Work, pace
+from luthier.run.parts import Run
+from luthier.run.recompute import Trial, fits, keeps_of
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The memory of one device at the fullest moment of a step, in bytes, for one way of keeping."""
+
+    keep: Keep
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+    """Kept from the forward pass to the backward pass."""
+    working: int
+    """What is computed with at that moment: logits, gradients of activations, room for products."""
+    fits: bool
+
+    @property
+    def total(self) -> int:
+        """The most that is held."""
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations + self.working
+
+
+@dataclass(frozen=True, slots=True)
+class Lot:
+    """The data of a run, and the steps it makes."""
+
+    samples: int
+    """Of an epoch; 0 when streamed."""
+    tokens: int | None
+    """Of an epoch; None when nobody has counted them."""
+    trained: int | None
+    longest: int
+    per_step: int
+    """Samples, or packs, of a step."""
+    steps: int
+    epochs: float | None
+    filled: float | None
+    """Share of each pack, or of what padding makes of each micro-batch, that holds tokens."""
+
+    @property
+    def tokens_in_all(self) -> float | None:
+        """Of the whole run."""
+        return None if self.tokens is None or self.epochs is None else self.tokens * self.epochs
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a training would need."""
+
+    model: str
+    method: str
+    objective: str
+    dtype: str
+    layers: str
+    """Who runs them, and why."""
+    parameters: int
+    trained: int
+    packed: bool
+    """Whether sequences lie end to end, without padding."""
+    device: Device
+    devices: int
+    shard: str
+    micro_tokens: int
+    """Of the fullest micro-batch."""
+    logits: int
+    """Bytes of the scores that are held at once, where a vocabulary is scored; counted in the demands."""
+    data: Lot
+    demands: tuple[Demand, ...]
+    """Fastest first."""
+    chosen: Keep
+    evaluation: int | None
+    """Bytes that an evaluation holds at most, where there is one."""
+    largest: dict[Keep, int]
+    """Samples of a micro-batch that just fit, for the fastest way of keeping that fits and for the smallest."""
+    checkpoint: dict[str, int]
+    """Bytes by file."""
+    checkpoints: int | None
+    """How many lie on the disk at once, one that is being written included; None: all."""
+    pace: Pace | str
+    notes: tuple[str, ...]
+    suggestions: tuple[str, ...]
+
+    @property
+    def demand(self) -> Demand:
+        """Of the way that would be chosen."""
+        return next(demand for demand in self.demands if demand.keep == self.chosen)
+
+    @property
+    def fits(self) -> bool:
+        """Whether training, and evaluation, have room on the device."""
+        return self.demand.fits and (self.evaluation is None or fits(self.evaluation, self.device.available))
+
+    @property
+    def seconds(self) -> float | None:
+        """Of all steps, where it can be said."""
+        if isinstance(self.pace, str) or self.data.tokens_in_all is None:
+            return None
+        return self.data.tokens_in_all / (self.data.filled or 1.0) / self.pace.tokens_per_second
+
+
+def forecast(config: RunConfig, device: Device, devices: int, console: Console) -> Forecast:
+    """Plan a training.
+
+    Raises:
+        ConfigError, DataError: as training would before its first step; also for a run in stages.
+    """
+    config = resolve(config)
+    if config.stages:
+        raise ConfigError("stages are planned one by one", where="luthier plan", fix="Give the settings of one of them")
+    title = config.model.path
+    folder = model_folder(config.model, weights=False)
+    notes = _notes(config)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
+    tokenizer = load_tokenizer(config.model)
+    max_length = min(config.data.max_length, context_length(config.model, tokenizer) - virtual_tokens(config.method))
+    alone = Run(config, console, Mesh(device.kind), RunDir(Path()), max_length)
+    parts = build_parts(alone, tokenizer)
+    objective = whole(config.objective, parts)
+    data = learnable(alone, parts, tokenise(alone, parts))
+    if not len(data.train):
+        raise DataError("there is no row to train on", where=" ".join(config.data.datasets), code="no_rows")
+    objective.begin([data.train, *([] if data.validation is None else [data.validation])], console)
+    run = replace(alone, mesh=Mesh(device.kind, world=devices))
+    dtype = _arithmetic(config.model.dtype, device)
+    model, layers = _model(run, dtype, device, parts)
+    keeps = _keeps(run, model)
+    micro = fullest(run, data)
+    made = trials(run, model, objective, data)
+    demands = [_demand(run, model, objective, made, micro, keep, device) for keep in keeps]
+    chosen = next((demand.keep for demand in demands if demand.fits), demands[-1].keep)
+    use = "weights" if not demands[-1].fits and _bare(demands[-1]) > device.available else "step"
+    lot = _lot(run, data, model, source_of(run, data, parts, objective).steps)
+    shown = next(demand for demand in demands if demand.keep == chosen)
+    evaluation = _evaluation(run, model, objective, data, shown, device) if data.validation is not None else None
+    return Forecast(
+        model=title,
+        method=config.method.type,
+        objective=named(config),
+        dtype=str(dtype).removeprefix("torch."),
+        layers=layers,
+        parameters=_parameters(model),
+        trained=sum(weight.numel() for weight in model.trained().values()),
+        packed=model.packed,
+        device=device,
+        devices=devices,
+        shard=config.train.shard if devices > 1 else "none",
+        micro_tokens=micro,
+        logits=footprint.logits_bytes(model, chosen, micro, gpu=device.gpu),
+        data=lot,
+        demands=tuple(demands),
+        chosen=chosen,
+        evaluation=evaluation,
+        largest=_largest(run, model, objective, data, demands, chosen, device),
+        checkpoint=checkpoint_files(model, config),
+        checkpoints=None if config.save.total_limit is None else config.save.total_limit + 2,
+        pace=_pace(run, model, device, chosen, dtype),
+        notes=tuple(notes),
+        suggestions=() if shown.fits else tuple(suggestions(run, use)),
+    )
+
+
+def _notes(config: RunConfig) -> list[str]:
+    found: list[str] = []
+    if config.model.adapters:
+        found.append("Earlier adapters are not read; one of the method's own size is counted")
+    if config.model.vocabulary.grows:
+        found.append("New tokens are not counted")
+    if config.retain.on:
+        found.append("What is held on to against forgetting is not counted")
+    return found
+
+
+def _arithmetic(name: str, device: Device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if device.bfloat16 else torch.float32
+    return arithmetic_dtype(name, device.kind)
+
+
+def _model(run: Run, dtype: torch.dtype, device: Device, parts: Sequence[Part]) -> tuple[Model, str]:
+    """The model without numbers, its method applied, and who runs its layers."""
+    config = run.config
+    tokenizer = load_tokenizer(config.model)
+    tasks = {part.name: part.objective.head for part in parts}
+    split = config.train.shard == "full" and run.mesh.world > 1
+    method = config.method
+    if isinstance(method, Lora) and method.init in ("pissa", "olora"):
+        method = method.model_copy(update={"init": "default"})  # there is no weight to start from
+    with shadow.META:
+        model = shared.load_shared(
+            config.model,
+            shadow.META,
+            tokenizer=tokenizer,
+            tasks=tasks,
+            open_model=lambda settings, head: shadow.shadow(settings, dtype, tokenizer=tokenizer, head=head),
+        )
+        methods.apply(model, method, (), widen=not split)
+    if not device.gpu:
+        return model, "transformers"
+    if split:
+        return model, "transformers: weights are split over the devices"
+    if config.model.layers == "plain" or not device.kernels:
+        return model, "transformers" + ("" if device.kernels else f": {device.name} is older than Luthier's kernels")
+    reason = model.by_hand(shadow.Sizes())
+    return model, "Luthier's kernels" if reason is None else f"transformers: {reason}"
+
+
+def _keeps(run: Run, model: Model) -> list[Keep]:
+    """The ways of keeping that come into question, fastest first, as `run.build` chooses."""
+    config, asked = run.config, run.config.train.gradient_checkpointing
+    if not config.method.supports.checkpointing:
+        return ["most"]
+    if asked:
+        return ["some" if asked == "some" else "input"]
+    if run.mesh.device.type != "cuda":
+        return ["most"]
+    if config.train.shard == "full" and run.mesh.world > 1:
+        return ["input" if asked is None else "most"]
+    return [keep for keep in keeps_of(model) if asked is None or keep in ("all", "most")]
+
+
+def _demand(
+    run: Run, model: Model, objective: Whole, made: Sequence[Trial], tokens: int, keep: Keep, device: Device
+) -> Demand:
+    """The micro-batch that takes the most."""
+    several = run.config.train.accumulation > 1 or run.config.train.micro_batch * run.max_length > tokens
+    steps = [
+        footprint.count_step(model, objective, trial(tokens), keep, accumulates=several, gpu=device.gpu)
+        for trial in made
+    ]
+    step = max(steps, key=lambda step: step.total)
+    trained = model.trained()
+    state = statesize.state_bytes(trained, run.config.optim, tied=model.tied)
+    average = 4 * sum(w.numel() for w in trained.values()) if run.config.train.ema_decay is not None else 0
+    weights, gradients, extra = step.peak.weights, step.peak.gradients, footprint.WORKSPACE * device.gpu
+    if run.config.train.shard == "full" and run.mesh.world > 1:
+        parts = sharded.held_by_each(model, run.mesh.world)
+        weights, gradients, extra = parts.weights, parts.gradients, extra + parts.together
+        state, average = -(-state // run.mesh.world), -(-average // run.mesh.world)
+    kept = min(step.kept, step.peak.others)
+    working = step.peak.others - kept + extra
+    total = weights + gradients + state + average + kept + working
+    return Demand(keep, weights, gradients, state, average, kept, working, fits(total, device.available))
+
+
+def _bare(demand: Demand) -> int:
+    """What is held whatever a step is like."""
+    return demand.weights + demand.gradients + demand.optimizer + demand.average
+
+
+def _evaluation(
+    run: Run, model: Model, objective: Whole, data: Prepared, demand: Demand, device: Device
+) -> int:
+    config = run.config
+    micro = config.eval.micro_batch or config.train.micro_batch
+    tokens = min(micro * run.max_length, int(data.validation.lengths.sum()) if data.validation is not None else 0)
+    most = max(
+        footprint.count_evaluation(model, objective, trial(max(1, tokens)), gpu=device.gpu)
+        for trial in trials(run, model, objective, data)
+    )
+    return most + demand.optimizer + demand.average
+
+
+def _largest(
+    run: Run,
+    model: Model,
+    objective: Whole,
+    data: Prepared,
+    demands: Sequence[Demand],
+    chosen: Keep,
+    device: Device,
+) -> dict[Keep, int]:
+    """Full-length samples of a micro-batch: memory grows along a line, and what the line says is tried."""
+    unit = run.max_length if run.config.data.packing else longest(run, data)
+    made = trials(run, model, objective, data)
+    found: dict[Keep, int] = {}
+    for keep in dict.fromkeys([chosen, demands[-1].keep]):
+        one, three = (_demand(run, model, objective, made, n * unit, keep, device) for n in (1, 3))
+        a_sample = max(1, (three.total - one.total) // 2)
+        room = int(0.92 * device.available) - one.total
+        count = max(0, 1 + room // a_sample) if one.fits else 0
+        while count > 1 and not _demand(run, model, objective, made, count * unit, keep, device).fits:
+            count = min(count - 1, int(count * 0.97))
+        found[keep] = count
+    return found
+
+
+def _lot(run: Run, data: Prepared, model: Model, steps_of: Callable[[float], int | None]) -> Lot:
+    config = run.config
+    steps = config.train.max_steps or steps_of(config.train.epochs) or 0
+    an_epoch = steps_of(1.0)
+    streaming = config.data.streaming
+    tokens = None if streaming else int(data.train.lengths.sum())
+    filled = None
+    if config.data.packing and tokens is not None:
+        order = np.random.default_rng([config.seed, 0]).permutation(len(data.train))
+        filled = tokens / (len(epoch_packs(data.train.lengths, order, run.max_length, None)) * run.max_length)
+    elif not model.packed and tokens is not None:
+        filled = footprint.padded_share(data.train.lengths, config.train.micro_batch * run.max_length, config.seed, run.per_step)
+    train = [part for part in data.report.sets if part.use == "train"]
+    held = sum(part.tokens for part in train)
+    return Lot(
+        samples=0 if streaming else len(data.train),
+        tokens=tokens,
+        trained=None if tokens is None or not held else round(tokens * sum(part.trained_tokens for part in train) / held),
+        longest=longest(run, data),
+        per_step=run.per_step,
+        steps=steps,
+        epochs=steps / an_epoch if an_epoch else None,
+        filled=filled,
+    )
+
+
+def _parameters(model: Model) -> int:
+    return lowbit.count_weights(model.network) + sum(
+        weight.numel() for name, weight in model.weights().items() if name.startswith("heads.")
+    )
+
+
+def _pace(run: Run, model: Model, device: Device, keep: Keep, dtype: torch.dtype) -> Pace | str:
+    settings = model.base.config.get_text_config()
+    layers, width = int(settings.num_hidden_layers), int(settings.hidden_size)
+    embedding = model.base.get_input_embeddings().weight.numel()
+    moving = sum(weight.numel() for weight in model.trained().values())
+    looked_up = 0 if model.tied else embedding
+    quant = run.config.model.quant
+    adapted = model.adapted
+    work = Work(
+        weights=_parameters(model) - looked_up,
+        moving=moving if adapted else max(0, moving - looked_up),
+        attention=2.0 * run.max_length * width * layers,
+    )
+    if run.config.train.shard == "full" and run.mesh.world > 1:
+        return "no rate was measured for weights that are split over devices on this shape"
+    return pace(
+        device,
+        run.mesh.world,
+        work,
+        keep,
+        by_hand=model.runs_by_hand,
+        quant=(str(quant.method), quant.bits or 8) if quant.on else None,
+        dtype=str(dtype).removeprefix("torch."),
+    )
