@@ -1,4 +1,4 @@
-"""The memory of a step, counted without weights or device, against what was measured on GPUs and what can be counted here.
+"""The memory of a step, counted without weights or device, against what was measured on GPUs and is counted here.
 
 Measured peaks are those of docs/performance.md (one H200, torch 2.11); predictions must not drift away from them.
 """

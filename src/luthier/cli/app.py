@@ -185,6 +185,20 @@ _COMMANDS = (
         first="--dataset",
     ),
     _Command(
+        "compare",
+        "Put runs side by side: settings, curves, metrics, costs.",
+        "luthier.cli.compare:CompareConfig",
+        "luthier.cli.compare:compare",
+        "Compare runs, finished or not, or results of luthier eval, from their directories alone.",
+        (
+            "luthier compare runs/a runs/b/v2-20260101-120000",
+            "luthier compare runs/luthier --by eval_token_accuracy --output_dir comparison",
+            "luthier compare 'runs/*/v*' --json",
+            "luthier compare eval_base eval_tuned",
+        ),
+        first="--runs",
+    ),
+    _Command(
         "doctor",
         "Show versions, devices and what is missing.",
         "luthier.cli.doctor:DoctorConfig",

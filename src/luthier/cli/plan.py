@@ -13,7 +13,7 @@ from luthier.cli.train import read_config, take_switches
 from luthier.run.config import RunConfig
 
 if TYPE_CHECKING:
-    from luthier.run.forecast import Forecast
+    pass
 
 PLAN = Command(
     "plan",
@@ -28,8 +28,8 @@ PLAN = Command(
         "luthier plan recipe.yaml --device H100 --html plan.html",
     ),
     {
-        "--device NAME": "The device it is for: H200, H100, A100-80, A100-40, L40S, L4, 5090, 4090, 3090, T4 ...; cpu, cuda "
-        "or auto for this machine's. [auto]",
+        "--device NAME": "The device it is for: H200, H100, A100-80, A100-40, L40S, L4, 5090, 4090, 3090, T4 ...; cpu, "
+        "cuda or auto for this machine's. [auto]",
         "--memory GIB": "Memory of one device, instead of what the named one has.",
         "--devices N": "Devices that train together. [NPROC_PER_NODE, or 1]",
         "--html FILE": "Also write the plan as an HTML page.",
@@ -39,7 +39,12 @@ PLAN = Command(
     },
 )
 _OWN = ("device", "memory", "devices", "html")
-_LIKE: dict[str, Literal["sft", "pretrain"] | None] = {"sft": "sft", "pretrain": "pretrain", "pt": "pretrain", "train": None}
+_LIKE: dict[str, Literal["sft", "pretrain"] | None] = {
+    "sft": "sft",
+    "pretrain": "pretrain",
+    "pt": "pretrain",
+    "train": None,
+}
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,11 @@ def read(argv: Sequence[str], environ: dict[str, str]) -> Asked:
             given[name] = value
         else:
             rest.append(word)
-    memory = None if "memory" not in given else _number("--memory", given["memory"].lower().removesuffix("gib").removesuffix("gb"))
+    memory = (
+        None
+        if "memory" not in given
+        else _number("--memory", given["memory"].lower().removesuffix("gib").removesuffix("gb"))
+    )
     devices = _number("--devices", given.get("devices", environ.get("NPROC_PER_NODE", "1")))
     if devices != int(devices):
         raise ConfigError(f"expected a whole number, got {given.get('devices')!r}", where="--devices", code="bad_value")

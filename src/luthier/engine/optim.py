@@ -198,7 +198,7 @@ def _build(
         case "adafactor":
             usual = torch.optim.Adafactor
         case "muon":
-            # At the rate of the AdamW beside it, which `match_rms_adamw` makes comparable (Moonlight, arXiv 2502.16982).
+            # At the rate of the AdamW beside it, which `match_rms_adamw` makes fitting (Moonlight, arXiv 2502.16982).
             usual = partial(torch.optim.Muon, momentum=config.beta1, adjust_lr_fn="match_rms_adamw")
         case _:
             package, options = bitsandbytes(f"--optim {config.name}"), {} if "lion" in config.name else {"eps": eps}

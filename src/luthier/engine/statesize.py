@@ -1,4 +1,4 @@
-"""What an optimizer will remember of each weight, before there is one: names, shapes and types as `Optimizer.state` has.
+"""What an optimizer will remember of each weight, before there is one: names, shapes and types of `Optimizer.state`.
 
 A test holds every optimizer to it after a real step.
 """
@@ -39,7 +39,9 @@ def state_bytes(named: Mapping[str, Tensor], config: OptimConfig, *, tied: bool 
 
 
 def _for_the_rest(name: str) -> str:
-    return {"lion_8bit": "lion_32bit", "paged_adamw": "adamw_32bit", "paged_adamw_8bit": "adamw_32bit"}.get(name, "adamw")
+    return {"lion_8bit": "lion_32bit", "paged_adamw": "adamw_32bit", "paged_adamw_8bit": "adamw_32bit"}.get(
+        name, "adamw"
+    )
 
 
 def _state(name: str, weight: Tensor) -> dict[str, Tensor]:

@@ -86,7 +86,8 @@ def run_padded(
     }
     if calling.cache:
         inputs["use_cache"] = False
-    return below(input_ids=padded(ids_T, within_SL), attention_mask=within_SL.long(), **inputs)[0][within_SL]
+    hidden_SLD = below(input_ids=padded(ids_T, within_SL), attention_mask=within_SL.long(), **inputs)[0]
+    return unpadded(hidden_SLD, lengths)
 
 
 def within(lengths: tuple[int, ...], device: torch.device) -> Tensor:
@@ -97,6 +98,13 @@ def within(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 def padded(values_T: Tensor, within_SL: Tensor) -> Tensor:
     """values_SL, 0 where there is no token."""
     return torch.zeros_like(within_SL, dtype=values_T.dtype).masked_scatter(within_SL, values_T)
+
+
+def unpadded(hidden_SLD: Tensor, lengths: tuple[int, ...]) -> Tensor:
+    """hidden_TD of the tokens.  Their places are counted here, so nobody waits for the device to count them."""
+    longest = hidden_SLD.shape[1]
+    places = [row * longest + place for row, length in enumerate(lengths) for place in range(length)]
+    return hidden_SLD.flatten(0, 1)[torch.tensor(places, dtype=torch.int64, device=hidden_SLD.device)]
 
 
 def run_pairs(network: PreTrainedModel, ids_T: Tensor, lengths: tuple[int, ...], groups: tuple[int, ...]) -> Tensor:

@@ -246,6 +246,12 @@ class Model:
         """Whether `model.layer` computes the layers."""
         return self._decoder is not None
 
+    @property
+    def scores_by_hand(self) -> bool:
+        """Whether `model.logprobs` computes the scores of the vocabulary, rather than autograd."""
+        head: Any = self.head if self.kind.kind == "causal" else None
+        return type(head) is nn.Linear and head.bias is None and self.finish is probe.as_is
+
     def by_hand(self, pointwise: Pointwise) -> str | None:
         """Run the decoder through `model.layer` from now on; or the reason why this model cannot.
 
@@ -345,11 +351,9 @@ class Model:
     def _score(self, hidden_RD: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor]:
         roomy = self.keep in ("all", "most")
         rows = chunk_rows(self.vocabulary, self.device, roomy=roomy)
-        head: Any = self.head
-        kind: type = type(head)
-        if kind is nn.Linear and self.kind.kind == "causal" and head.bias is None and self.finish is probe.as_is:
+        if self.scores_by_hand:
             return score_by_hand(
-                head.weight,
+                self.head.weight,
                 hidden_RD.to(self.dtype),
                 targets_R,
                 rows_at_once=rows,

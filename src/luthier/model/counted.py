@@ -18,6 +18,7 @@ from torch import Tensor
 
 _COUNTED: ContextVar[bool] = ContextVar("counted", default=False)
 
+
 @contextmanager
 def as_on_gpu(on: bool = True) -> Generator[None]:
     """Count what runs inside as a GPU's program."""

@@ -254,7 +254,7 @@ def pooled(hidden_TD: Tensor, lengths: tuple[int, ...], offsets: tuple[int, ...]
     device = hidden_TD.device
     if pooling == "mean":
         counts_S = torch.tensor(lengths, dtype=torch.int64, device=device)
-        owner_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts_S)
+        owner_T = torch.repeat_interleave(torch.arange(len(lengths), device=device), counts_S, output_size=sum(lengths))
         sums_SD = hidden_TD.new_zeros(len(lengths), hidden_TD.shape[1]).index_add(0, owner_T, hidden_TD)
         return sums_SD / counts_S[:, None].to(hidden_TD.dtype)
     rows = offsets[:-1] if pooling == "first" else [end - 1 for end in offsets[1:]]

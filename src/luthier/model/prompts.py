@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from luthier.base.errors import ConfigError
-from luthier.model.calling import padded, within
+from luthier.model.calling import padded, unpadded, within
 from luthier.model.causal import Model
 from luthier.model.method import Prefix, Prompt, PTuning
 
@@ -52,11 +52,12 @@ class Before:
             positions = torch.arange(self.tokens, mask.shape[1], device=ids_SL.device).expand_as(ids_SL)
             cache = network.get_prompt(rows, max_cache_len=mask.shape[1])
             inputs: dict[str, Any] = {"input_ids": ids_SL, "attention_mask": mask, self.cache: cache}
-            return decoder(**inputs, position_ids=positions)[0][within_SL]
+            return unpadded(decoder(**inputs, position_ids=positions)[0], lengths)
         embedded_SLD = network.get_base_model().get_input_embeddings()(ids_SL)
         prompts_SPD = network.get_prompt(rows).to(embedded_SLD.dtype)
         together_SXD = torch.cat([prompts_SPD, embedded_SLD], dim=1)
-        return decoder(inputs_embeds=together_SXD, attention_mask=mask, use_cache=False)[0][:, self.tokens :][within_SL]
+        hidden_SXD = decoder(inputs_embeds=together_SXD, attention_mask=mask, use_cache=False)[0]
+        return unpadded(hidden_SXD[:, self.tokens :], lengths)
 
     def go_on(self, decoder: Any, ids_BL: Tensor, mask_BL: Tensor, choose: Callable[[Tensor], Tensor | None]) -> None:
         """Add token after token to prompts that are padded on the left.

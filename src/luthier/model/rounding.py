@@ -280,7 +280,11 @@ class Blank:
             empty_OI = torch.empty(rows, columns, dtype=torch.float8_e4m3fn, device="meta")
             return {"codes": empty_OI, "scale": torch.empty(rows, dtype=float32, device="meta")}
         if quant.method == "hqq":
-            groups, bits, wide = count // quant.group_size, quant.bits or 4, dtype if dtype == float32 else torch.float16
+            groups, bits, wide = (
+                count // quant.group_size,
+                quant.bits or 4,
+                dtype if dtype == float32 else torch.float16,
+            )
             codes = {8: count, 4: count // 2, 2: count // 4, 3: -(-groups // 10) * quant.group_size * 4}[bits]
             sizes = {"codes": (codes, torch.uint8), "scale": (groups, wide), "zero": (groups, wide)}
         elif quant.method == "eetq":

@@ -8,8 +8,8 @@ Legend: see `model.pointwise`.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -31,7 +31,9 @@ from luthier.model.pointwise import Around, AroundGradients, LowRank
 META = torch.device("meta")
 
 
-def shadow(config: ModelConfig, dtype: torch.dtype, *, tokenizer: PreTrainedTokenizerFast, head: Head = CAUSAL) -> Model:
+def shadow(
+    config: ModelConfig, dtype: torch.dtype, *, tokenizer: PreTrainedTokenizerFast, head: Head = CAUSAL
+) -> Model:
     """What `load_model` would give, of the model's config.json alone; weights on the meta device.
 
     Whether sequences can be packed is believed of the architecture where loading would try it out.
@@ -75,27 +77,33 @@ def on_cpu(model: Model) -> Generator[None]:
 
     Autocast does not see tensors of the meta device.  The weights are other objects meanwhile.
     """
-    before = model.device
     networks = [model.network, *(other.base for other in model.others.values())]
     places = [store for network in networks for module in network.modules() for store in _stores(module)]
     kept = [dict(store) for store in places]
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        known: dict[int, Tensor] = {}  # tied weights stay one
-        for store in places:
-            for name, held in store.items():
-                if held is not None:
-                    if id(held) not in known:
-                        known[id(held)] = _pretender(held)
-                    store[name] = known[id(held)]
-        model.device = torch.device("cpu")
-        model.settle()
-        try:
+    by_hand = model.runs_by_hand
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            known: dict[int, Tensor] = {}  # tied weights stay one
+            for store in places:
+                for name, held in store.items():
+                    if held is not None:
+                        if id(held) not in known:
+                            known[id(held)] = _pretender(held)
+                        store[name] = known[id(held)]
+            _look_again(model, torch.device("cpu"), by_hand)
             yield
-        finally:
-            model.device = before
-            for store, weights in zip(places, kept, strict=True):
-                store.update(weights)
-            model.settle()
+    finally:
+        for store, weights in zip(places, kept, strict=True):
+            store.update(weights)
+        _look_again(model, META, by_hand)
+
+
+def _look_again(model: Model, device: torch.device, by_hand: bool) -> None:
+    """Find the weights anew, which are others now."""
+    model.device = device
+    model.settle()
+    if by_hand:
+        model.by_hand(Sizes())
 
 
 def _stores(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:

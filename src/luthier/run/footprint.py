@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 
 from luthier.data.batch import Batch
 from luthier.data.pack import micro_batches
@@ -25,6 +26,8 @@ from luthier.model.counted import as_on_gpu
 from luthier.model.layer import Keep
 from luthier.model.load import Model
 from luthier.model.logprobs import chunk_rows
+
+_DEPENDS_ON_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
 
 WORKSPACE = 32 * 2**20
 """Bytes that cuBLAS takes of torch's allocator, from the first product on (NVIDIA Hopper; less on older ones)."""
@@ -38,6 +41,8 @@ class Step:
     """When it is most."""
     kept: int
     """Between the forward and the backward pass, besides weights and gradients."""
+    whole: bool = True
+    """Whether the loss was counted too: some losses choose rows by their numbers, of which there are none."""
 
     @property
     def total(self) -> int:
@@ -67,15 +72,20 @@ def count_step(
             if weight.grad is not None:
                 ledger.enter([weight.grad], "gradients")
         ledger.begin()
-        losses = objective.sums(model, inputs).losses
+        whole = True
+        try:
+            loss = torch.stack(list(objective.sums(model, inputs).losses.values())).sum()
+        except _DEPENDS_ON_NUMBERS:
+            whole = False
+            loss = model.hidden(inputs).float().sum()
         kept = ledger.now.others
-        torch.stack(list(losses.values())).sum().backward()
-        del losses
+        loss.backward()
+        del loss
         for hook in hooks:
             hook.remove()
         for weight in trained:
             weight.grad = None
-    return Step(ledger.peak, kept)
+    return Step(ledger.peak, kept, whole)
 
 
 @torch.no_grad()
@@ -84,7 +94,11 @@ def count_evaluation(model: Model, objective: Objective, batch: Batch, *, gpu: b
     with _counted(model, gpu) as ledger:
         model.eval_mode()
         ledger.begin()
-        objective.sums(model, _blank(batch, model))
+        inputs = _blank(batch, model)
+        try:
+            objective.sums(model, inputs)
+        except _DEPENDS_ON_NUMBERS:
+            model.hidden(inputs)
     return ledger.peak.total + WORKSPACE
 
 
@@ -122,7 +136,8 @@ def weights_of(model: Model) -> Iterator[Tensor]:
 @contextmanager
 def _counted(model: Model, gpu: bool) -> Generator[Ledger]:
     """A ledger that knows the weights.  Layers by hand need no pretence: they choose no types by the device."""
-    pretended = nullcontext() if gpu and model.runs_by_hand else shadow.on_cpu(model)
+    by_hand = model.runs_by_hand and model.scores_by_hand
+    pretended = nullcontext() if gpu and by_hand else shadow.on_cpu(model)
     with as_on_gpu(gpu), pretended, Ledger() as ledger:
         ledger.enter(weights_of(model), "weights")
         yield ledger

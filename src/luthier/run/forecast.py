@@ -1,4 +1,4 @@
-"""What a training would need, before a weight is loaded: memory, disk, steps and time, for a device that need not be here.
+"""What a training would need, before a weight is loaded: memory, disk, steps, time, on a device that need not be here.
 
 Data are read through the same cache as training, counts are exact, memory is that of the program itself over a model
 without numbers (`run.footprint`); only time is a guess (`run.pace`).
@@ -36,7 +36,7 @@ from luthier.run.hardware import Device
 from luthier.run.memory import suggestions
 from luthier.run.pace import Pace, Work, pace
 from luthier.run.parts import Run
-from luthier.run.recompute import Trial, fits, keeps_of
+from luthier.run.recompute import Trial, fits, keeps_of, room
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,8 @@ class Demand:
     working: int
     """What is computed with at that moment: logits, gradients of activations, room for products."""
     fits: bool
+    whole: bool = True
+    """Whether the loss was counted too."""
 
     @property
     def total(self) -> int:
@@ -167,6 +169,8 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     micro = fullest(run, data)
     made = trials(run, model, objective, data)
     demands = [_demand(run, model, objective, made, micro, keep, device) for keep in keeps]
+    if not all(demand.whole for demand in demands):
+        notes.append("The layers are counted, the loss over their output is not: it depends on the rows")
     chosen = next((demand.keep for demand in demands if demand.fits), demands[-1].keep)
     use = "weights" if not demands[-1].fits and _bare(demands[-1]) > device.available else "step"
     lot = _lot(run, data, model, source_of(run, data, parts, objective).steps)
@@ -279,7 +283,7 @@ def _demand(
     kept = min(step.kept, step.peak.others)
     working = step.peak.others - kept + extra
     total = weights + gradients + state + average + kept + working
-    return Demand(keep, weights, gradients, state, average, kept, working, fits(total, device.available))
+    return Demand(keep, weights, gradients, state, average, kept, working, fits(total, device.available), step.whole)
 
 
 def _bare(demand: Demand) -> int:
@@ -287,9 +291,7 @@ def _bare(demand: Demand) -> int:
     return demand.weights + demand.gradients + demand.optimizer + demand.average
 
 
-def _evaluation(
-    run: Run, model: Model, objective: Whole, data: Prepared, demand: Demand, device: Device
-) -> int:
+def _evaluation(run: Run, model: Model, objective: Whole, data: Prepared, demand: Demand, device: Device) -> int:
     config = run.config
     micro = config.eval.micro_batch or config.train.micro_batch
     tokens = min(micro * run.max_length, int(data.validation.lengths.sum()) if data.validation is not None else 0)
@@ -309,19 +311,35 @@ def _largest(
     chosen: Keep,
     device: Device,
 ) -> dict[Keep, int]:
-    """Full-length samples of a micro-batch: memory grows along a line, and what the line says is tried."""
+    """Full-length samples of a micro-batch: memory grows along a line, and what the line says is tried where that is
+    quick."""
     unit = run.max_length if run.config.data.packing else longest(run, data)
     made = trials(run, model, objective, data)
     found: dict[Keep, int] = {}
     for keep in dict.fromkeys([chosen, demands[-1].keep]):
-        one, three = (_demand(run, model, objective, made, n * unit, keep, device) for n in (1, 3))
-        a_sample = max(1, (three.total - one.total) // 2)
-        room = int(0.92 * device.available) - one.total
-        count = max(0, 1 + room // a_sample) if one.fits else 0
-        while count > 1 and not _demand(run, model, objective, made, count * unit, keep, device).fits:
-            count = min(count - 1, int(count * 0.97))
+        one, two = (_demand(run, model, objective, made, n * unit, keep, device) for n in (1, 2))
+        line = _Line(one.total, max(1, two.total - one.total))
+        count = line.most(device) if one.fits else 0
+        while model.runs_by_hand and count > 1:
+            tried = _demand(run, model, objective, made, count * unit, keep, device)
+            if tried.fits:
+                break
+            line = _Line(one.total, -(-(tried.total - one.total) // (count - 1)))
+            count = min(count - 1, line.most(device))
         found[keep] = count
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Memory by samples: so much with one, and so much more with each further one."""
+
+    one: int
+    more: int
+
+    def most(self, device: Device) -> int:
+        """Samples that fit."""
+        return 1 + max(0, room(device.available) - self.one) // self.more
 
 
 def _lot(run: Run, data: Prepared, model: Model, steps_of: Callable[[float], int | None]) -> Lot:
@@ -335,13 +353,17 @@ def _lot(run: Run, data: Prepared, model: Model, steps_of: Callable[[float], int
         order = np.random.default_rng([config.seed, 0]).permutation(len(data.train))
         filled = tokens / (len(epoch_packs(data.train.lengths, order, run.max_length, None)) * run.max_length)
     elif not model.packed and tokens is not None:
-        filled = footprint.padded_share(data.train.lengths, config.train.micro_batch * run.max_length, config.seed, run.per_step)
+        filled = footprint.padded_share(
+            data.train.lengths, config.train.micro_batch * run.max_length, config.seed, run.per_step
+        )
     train = [part for part in data.report.sets if part.use == "train"]
     held = sum(part.tokens for part in train)
     return Lot(
         samples=0 if streaming else len(data.train),
         tokens=tokens,
-        trained=None if tokens is None or not held else round(tokens * sum(part.trained_tokens for part in train) / held),
+        trained=None
+        if tokens is None or not held
+        else round(tokens * sum(part.trained_tokens for part in train) / held),
         longest=longest(run, data),
         per_step=run.per_step,
         steps=steps,

@@ -11,6 +11,7 @@ from luthier.run.forecast import Forecast
 from luthier.run.hardware import GIB
 from luthier.run.pace import Pace
 from luthier.run.plan import count
+from luthier.run.recompute import room
 from luthier.run.watch import duration
 
 KEPT = {
@@ -48,7 +49,11 @@ def _facts(plan: Forecast) -> dict[str, str]:
     if lot.tokens and lot.trained is not None:
         samples += f", {lot.trained / lot.tokens:.0%} trained"
     where = plan.device.name if plan.devices == 1 else f"{plan.devices} x {plan.device.name}"
-    held = {"none": " (each holds all weights)", "full": " (weights are split, FSDP2)"}[plan.shard] if plan.devices > 1 else ""
+    held = (
+        {"none": " (each holds all weights)", "full": " (weights are split, FSDP2)"}[plan.shard]
+        if plan.devices > 1
+        else ""
+    )
     epochs = f", {lot.epochs:.3g} epoch{'s' * (lot.epochs != 1)}" if lot.epochs is not None else ""
     facts = {
         "model": f"{plan.model}, {count(plan.parameters)} parameters, {plan.dtype}",
@@ -93,8 +98,8 @@ def _memory(plan: Forecast) -> list[dict[str, Json]]:
 def _below(plan: Forecast) -> list[str]:
     device = plan.device
     lines = [
-        f"{device.available / GIB:.1f} GiB can be held there; a plan takes 92 % of them at most, for the allocator leaves "
-        "gaps. The peak is that of the fullest micro-batch."
+        f"{device.available / GIB:.1f} GiB can be held there; a plan takes {room(device.available) / GIB:.1f} of them: "
+        "the allocator leaves gaps. The peak is that of the fullest micro-batch."
     ]
     if plan.logits:
         lines.append(f"Working room holds up to {plan.logits / GIB:.2f} GiB of vocabulary scores at once.")
@@ -162,8 +167,8 @@ def _table(rows: Sequence[Mapping[str, Json]]) -> str:
 
 
 _COLOURS = {
-    "weights": "#3b6ea5", "gradients": "#d1495b", "optimizer": "#edae49", "average": "#8d6a9f", "activations": "#66a182",
-    "working": "#9a9a9a",
+    "weights": "#3b6ea5", "gradients": "#d1495b", "optimizer": "#edae49", "average": "#8d6a9f",
+    "activations": "#66a182", "working": "#9a9a9a",
 }  # fmt: skip
 
 
@@ -176,7 +181,8 @@ def _bars(plan: Forecast) -> str:
         for name, colour in _COLOURS.items():
             width = 700 * values[name] / widest
             title = f"<title>{name}: {values[name] / GIB:.2f} GiB</title>"
-            bars.append(f"<rect x='{left:.1f}' y='{number * height}' width='{width:.1f}' height='20' fill='{colour}'>{title}</rect>")
+            place = f"x='{left:.1f}' y='{number * height}' width='{width:.1f}' height='20'"
+            bars.append(f"<rect {place} fill='{colour}'>{title}</rect>")
             left += width
     edge, tall = 700 * plan.device.available / widest, height * len(plan.demands)
     bars.append(f"<line x1='{edge:.1f}' x2='{edge:.1f}' y1='0' y2='{tall}' stroke='#222' stroke-dasharray='4 3'/>")

@@ -76,7 +76,13 @@ DEVICES = {
 }
 """By name."""
 
-_ALIASES = {"a100": "A100-80", "a100-80gb": "A100-80", "a100-40gb": "A100-40", "v100": "V100-32", "rtx6000ada": "RTX-6000-Ada"}
+_ALIASES = {
+    "a100": "A100-80",
+    "a100-80gb": "A100-80",
+    "a100-40gb": "A100-40",
+    "v100": "V100-32",
+    "rtx6000ada": "RTX-6000-Ada",
+}
 
 
 def device_named(name: str, memory: float | None) -> Device:
@@ -121,7 +127,9 @@ def _here(name: str) -> Device:
         )
     if kind == "cpu" or not torch.cuda.is_available():
         memory = psutil.virtual_memory()
-        return Device("cpu", memory.total / GIB, gpu=False, kernels=False, bfloat16=False, free_gib=memory.available / GIB)
+        return Device(
+            "cpu", memory.total / GIB, gpu=False, kernels=False, bfloat16=False, free_gib=memory.available / GIB
+        )
     device = torch.device(name if ":" in name else "cuda:0")
     free, total = torch.cuda.mem_get_info(device)
     title = torch.cuda.get_device_name(device)

@@ -13,6 +13,8 @@ from luthier.run.hardware import Device
 
 _LARGE = 3_000_000_000
 """Weights from which the shares of the larger shape are taken."""
+_SMALL = 200_000_000
+"""Weights below which launches, not products, take the time, and no share is of use."""
 
 # Share of the published dense bfloat16 rate, by (large, recomputed).
 _BY_HAND = {(True, False): 0.58, (True, True): 0.62, (False, False): 0.48, (False, True): 0.45}
@@ -64,6 +66,8 @@ def pace(
         return f"no rate is known for {device.name}; the first steps of a run tell"
     if dtype != "bfloat16":
         return f"no rate was measured in {dtype}"
+    if work.weights < _SMALL:
+        return "no rate was measured for a model this small; the first steps of a run tell"
     recomputed = keep in ("some", "input")
     if not by_hand:
         share, source = _BY_TRANSFORMERS[recomputed], "transformers' layers, measured on an H200 at 0.5B"

@@ -71,6 +71,42 @@ def draw(rows: Rows) -> dict[str, bytes]:
     return pictures
 
 
+_RUNS = ("#3b6ea5", "#d1495b", "#66a182", "#edae49", "#8d6a9f", "#6b705c", "#00798c", "#b56576")
+"""A colour for each run; more runs begin again with dashes."""
+
+
+def draw_runs(runs: Mapping[str, Rows]) -> dict[str, bytes]:
+    """Curves of several runs over each other, a panel for the loss and one for each evaluation metric; PNG by name."""
+    metrics = {key for rows in runs.values() for row in rows for key in row if key.startswith("eval_")}
+    keys = ["loss", *sorted(metrics - {"eval_seconds"}, key=lambda key: (key != "eval_loss", key))]
+    curves = {key: {name: curve(rows, key) for name, rows in runs.items()} for key in keys}
+    shown = {key: mine for key, mine in curves.items() if any(steps for steps, _ in mine.values())}
+    if not shown:
+        return {}
+    figure, all_axes = figure_of(len(shown))
+    for axes, (key, mine) in zip(all_axes, shown.items(), strict=True):
+        for number, (name, (steps, values)) in enumerate(mine.items()):
+            window = max(1, len(values) // 20) if key == "loss" else 1
+            style = "-" if number < len(_RUNS) else "--"
+            marker = "o" if key != "loss" or len(steps) == 1 else None
+            line = smoothed(values, window)
+            axes.plot(
+                steps,
+                line,
+                style,
+                color=_RUNS[number % len(_RUNS)],
+                linewidth=1.8,
+                label=name,
+                marker=marker,
+                markersize=4,
+            )
+        axes.ticklabel_format(axis="y", scilimits=(-3, 4))
+        title = "Training loss" if key == "loss" else f"Evaluation: {key.removeprefix('eval_').replace('_', ' ')}"
+        dress(axes, title, "optimizer step")
+        axes.legend(frameon=False, fontsize=9)
+    return {"curves.png": png_of(figure)}
+
+
 def _is_of_a_task(key: str) -> bool:
     return key.endswith("/loss") and not key.startswith("eval_")
 

@@ -79,7 +79,12 @@ def choose(measure: Measure, capacity: int, later: int, available: int, keeps: S
 
 def fits(predicted: int, available: int) -> bool:
     """Whether a step that takes so many bytes can be had, by plan."""
-    return predicted <= _SHARE * available
+    return predicted <= room(available)
+
+
+def room(available: int) -> int:
+    """Bytes that a step may take, of those that may be held."""
+    return int(_SHARE * available)
 
 
 def _predict(measure: Measure, keep: Keep, capacity: int) -> int | None:

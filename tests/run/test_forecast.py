@@ -1,0 +1,183 @@
+"""A plan is what the run then is: parameters, tokens, steps, files; and it says so where something does not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError
+from luthier.run.config import RunConfig
+from luthier.run.forecast import Forecast, forecast
+from luthier.run.forecasttext import html, sections, to_json, verdict
+from luthier.run.hardware import DEVICES, GIB, Device, device_named
+from luthier.run.pace import Pace, Work, pace
+from luthier.run.train import train
+
+CPU = Device("cpu", 8.0, gpu=False, kernels=False, bfloat16=False, free_gib=8.0)
+
+
+def rows(folder: Path, count: int = 24) -> Path:
+    file = folder / "chats.jsonl"
+    lines = [{"query": f"What is {n} and {n}?", "response": f"It is {2 * n}. " * (1 + n % 5)} for n in range(count)]
+    file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    return file
+
+
+def settings(folder: Path, **more: Any) -> RunConfig:
+    tree: dict[str, Any] = {
+        "model": {"path": "nano"},
+        "data": {"datasets": [str(rows(folder))], "max_length": 256},
+        "train": {"micro_batch": 2, "accumulation": 2, "max_steps": 2},
+        "method": {"type": "lora", "rank": 4},
+        "log": {"report_to": ["none"]},
+        "output_dir": str(folder / "runs"),
+        "device": "cpu",
+    }
+    for name, value in more.items():
+        tree[name] = {**tree.get(name, {}), **value} if isinstance(value, dict) else value
+    return RunConfig.model_validate(tree)
+
+
+def plan_of(folder: Path, device: Device = CPU, devices: int = 1, **more: Any) -> Forecast:
+    return forecast(settings(folder, **more), device, devices, Console(quiet=True))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"method": {"type": "full", "rank": None}, "train": {"ema_decay": 0.9}},
+        {"optim": {"name": "sgd"}, "data": {"packing": True}},
+    ],
+    ids=["lora", "full-ema", "sgd-packed"],
+)
+def test_a_plan_is_what_the_run_then_is(tmp_path: Path, more: dict[str, Any]) -> None:
+    if "method" in more:
+        more = {**more, "method": {"type": "full"}}
+        config = settings(tmp_path, **{**more, "method": {}})
+        config = RunConfig.model_validate({**config.model_dump(), "method": {"type": "full"}})
+    else:
+        config = settings(tmp_path, **more)
+    plan = forecast(config, CPU, 1, Console(quiet=True))
+    run = train(config, Console(quiet=True))
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    began = next(event["data"] for event in events if event["data"].get("event") == "started")
+    assert (plan.parameters, plan.trained) == (began["parameters"], began["trained_parameters"])
+    assert (plan.data.samples, plan.data.tokens) == (began["samples"], began["tokens_per_epoch"])
+    assert (plan.data.steps, plan.data.per_step) == (began["steps"], began["global_batch"])
+    assert plan.data.epochs == pytest.approx(began["epochs"])
+    checkpoint = next((run / "checkpoints").glob("step-*"))
+    written = {file.name: file.stat().st_size for file in checkpoint.glob("*.safetensors")}
+    assert plan.checkpoint == written
+    assert plan.fits and plan.demand.gradients == pytest.approx(4 * plan.trained, rel=0.05)
+
+
+def test_a_device_that_is_too_small_says_what_to_change(tmp_path: Path) -> None:
+    small = Device("small", 0.7, tflops=100.0)
+    plan = plan_of(
+        tmp_path, small, train={"micro_batch": 8, "accumulation": 1, "max_steps": 1}, data={"max_length": 512}
+    )
+    assert [demand.keep for demand in plan.demands] == ["all", "most", "some", "input"]
+    assert plan.layers == "Luthier's kernels"
+    tight = Device("tight", 0.0, free_gib=plan.demands[-1].total / GIB)
+    narrow = plan_of(
+        tmp_path, tight, train={"micro_batch": 8, "accumulation": 1, "max_steps": 1}, data={"max_length": 512}
+    )
+    assert not narrow.fits and narrow.chosen == "input"
+    assert narrow.suggestions[0] == "--per_device_train_batch_size 2 --gradient_accumulation_steps 4"
+    assert "does not fit on tight" in verdict(narrow) and narrow.suggestions[0] in verdict(narrow)
+    # What is suggested is what fits: the largest micro-batch named fits, one more does not.
+    most = narrow.largest["input"]
+    assert 1 <= most < 8
+
+    def fits(count: int) -> bool:
+        train = {"micro_batch": count, "accumulation": 1, "max_steps": 1}
+        return plan_of(tmp_path, tight, train=train, data={"max_length": 512}).demand.fits
+
+    assert fits(most) and not fits(most + 1)
+
+
+def test_the_way_that_is_chosen_is_the_fastest_that_fits(tmp_path: Path) -> None:
+    train = {"micro_batch": 8, "accumulation": 1, "max_steps": 1}
+    plan = plan_of(tmp_path, DEVICES["H200"], train=train, data={"max_length": 512})
+    assert plan.chosen == "all" and all(demand.fits for demand in plan.demands)
+    totals = [demand.total for demand in plan.demands]
+    assert totals == sorted(totals, reverse=True)
+    between = Device("between", 0.0, free_gib=(totals[1] + totals[2]) / 2 / 0.92 / GIB)
+    assert plan_of(tmp_path, between, train=train, data={"max_length": 512}).chosen == "some"
+
+
+def test_several_devices_hold_parts_or_copies(tmp_path: Path) -> None:
+    one = plan_of(tmp_path, DEVICES["4090"], method={"type": "lora", "rank": 16})
+    copies = plan_of(tmp_path, DEVICES["4090"], 4, method={"type": "lora", "rank": 16})
+    assert copies.data.per_step == 4 * one.data.per_step and copies.demand.weights == one.demand.weights
+    parts = plan_of(tmp_path, DEVICES["4090"], 4, method={"type": "lora", "rank": 16}, train={"shard": "full"})
+    assert parts.shard == "full" and parts.demand.weights < one.demand.weights / 3
+    assert parts.demand.optimizer == pytest.approx(one.demand.optimizer / 4, rel=0.01)
+    assert [demand.keep for demand in parts.demands] == ["input"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "line"),
+    [
+        ("pretrain", {"text": "A text about a violin that rings, number {n}."}),
+        ("seq_cls", {"text": "number {n}", "label": "odd"}),
+        ("embedding", {"query": "what is {n}", "pos": ["it is {n}"], "neg": ["it is not"]}),
+    ],
+)
+def test_other_tasks_are_counted_too(tmp_path: Path, objective: str, line: dict[str, Any]) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(
+        "\n".join(json.dumps(line).replace("{n}", str(n)).replace("odd", "odd" if n % 2 else "even") for n in range(20))
+    )
+    more = {"objective": {"type": objective}, "data": {"datasets": [str(file)]}}
+    for device in (CPU, DEVICES["L4"]):
+        plan = plan_of(tmp_path, device, **more)
+        assert plan.fits and plan.demand.activations > 0 and plan.objective == objective
+
+
+def test_encoders_and_plain_layers(tmp_path: Path, test_encoder: Any = None) -> None:
+    plain = plan_of(tmp_path, DEVICES["A100-80"], model={"layers": "plain"})
+    assert [demand.keep for demand in plain.demands] == ["most", "input"] and plain.layers == "transformers"
+    old = plan_of(tmp_path, DEVICES["T4"])
+    assert old.dtype == "float32" and "older" in old.layers and isinstance(old.pace, str)
+
+
+def test_text_and_json_say_the_same(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, DEVICES["4090"], data={"split_ratio": 0.2})
+    told = to_json(plan)
+    json.dumps(told)
+    assert told["fits"] is True and told["peak"] == plan.demand.total and plan.evaluation is not None
+    shown = "\n".join(str(row) for section in sections(plan) for row in section.rows)
+    assert f"{plan.trained:,} parameters" in shown and "adapter_model.safetensors" in shown
+    page = html(plan)
+    assert "<svg" in page and "http" not in page and verdict(plan) in page
+
+
+def test_devices_by_name() -> None:
+    assert device_named("h100", None).name == "H100" and device_named("RTX 4090", None).name == "4090"
+    assert device_named("NVIDIA A100", None).name == "A100-80"
+    assert device_named("auto", 24.0).available == int(23.4 * GIB)
+    assert device_named("H200", 100.0).gib == 100.0
+    with pytest.raises(ConfigError, match="Did you mean L40S"):
+        device_named("L40", None)
+
+
+def test_the_work_of_a_token() -> None:
+    seven = Work(7_070_000_000, 20_000_000, 2.0 * 4096 * 3584 * 28)
+    # About 31 GFLOP a token with everything kept: four products of each frozen weight, and attention.
+    assert seven.flops(recomputed=0.0) == pytest.approx(31.2e9, rel=0.01)
+    kept = pace(DEVICES["H200"], 1, seven, "all", by_hand=True, quant=None, dtype="bfloat16")
+    lean = pace(DEVICES["H200"], 1, seven, "input", by_hand=True, quant=None, dtype="bfloat16")
+    assert isinstance(kept, Pace) and kept.tokens_per_second == pytest.approx(18_358, rel=0.03)
+    assert isinstance(lean, Pace) and lean.tokens_per_second == pytest.approx(13_297, rel=0.03)
+    half = Work(494_000_000, 494_000_000, 2.0 * 2048 * 896 * 24)
+    small = pace(DEVICES["H200"], 1, half, "all", by_hand=True, quant=None, dtype="bfloat16")
+    assert isinstance(small, Pace) and small.tokens_per_second == pytest.approx(146_000, rel=0.03)
+    two = pace(DEVICES["H200"], 2, seven, "all", by_hand=True, quant=None, dtype="bfloat16")
+    assert isinstance(two, Pace) and two.tokens_per_second / kept.tokens_per_second == pytest.approx(1.97, rel=0.01)
+    assert isinstance(pace(DEVICES["T4"], 1, seven, "all", by_hand=False, quant=None, dtype="float32"), str)
