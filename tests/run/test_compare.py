@@ -83,7 +83,7 @@ def test_what_keeps_numbers_apart_is_said(tmp_path: Path) -> None:
         "trained on different data", "judged on different data", "seeds differ",
     ):  # fmt: skip
         assert words in told
-    assert {row["Data"] for row in compare(read(one, two), None).data} == {
+    assert {str(row["Data"]) for row in compare(read(one, two), None).data} == {
         "train a.jsonl", "train b.jsonl", "validation held.jsonl", "validation other.jsonl"
     }  # fmt: skip
 

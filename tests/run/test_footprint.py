@@ -5,7 +5,6 @@ Measured peaks are those of docs/performance.md (one H200, torch 2.11); predicti
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,18 @@ LORA, FULL = Lora(rank=16, alpha=32), Full()
 OBJECTIVE = Language(Pretrain(), Renderer.__new__(Renderer))
 
 
-@cache
+_MODELS: dict[str, Model] = {}
+
+
 def model_of(folder: Path, shape: str, method: Method, quant: Quant) -> Model:
+    """Made once."""
+    key = f"{folder} {shape} {method} {quant}"
+    if key not in _MODELS:
+        _MODELS[key] = _made(folder, shape, method, quant)
+    return _MODELS[key]
+
+
+def _made(folder: Path, shape: str, method: Method, quant: Quant) -> Model:
     settings = Qwen2Config(**SHAPES[shape], max_position_embeddings=32768, architectures=["Qwen2ForCausalLM"])
     settings.save_pretrained(folder / shape)
     tokenizer = load_tokenizer(ModelConfig(path="nano"))

@@ -134,7 +134,7 @@ def test_other_tasks_are_counted_too(tmp_path: Path, objective: str, line: dict[
     file.write_text(
         "\n".join(json.dumps(line).replace("{n}", str(n)).replace("odd", "odd" if n % 2 else "even") for n in range(20))
     )
-    more = {"objective": {"type": objective}, "data": {"datasets": [str(file)]}}
+    more: dict[str, Any] = {"objective": {"type": objective}, "data": {"datasets": [str(file)]}}
     for device in (CPU, DEVICES["L4"]):
         plan = plan_of(tmp_path, device, **more)
         assert plan.fits and plan.demand.activations > 0 and plan.objective == objective

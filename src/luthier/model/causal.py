@@ -249,8 +249,11 @@ class Model:
     @property
     def scores_by_hand(self) -> bool:
         """Whether `model.logprobs` computes the scores of the vocabulary, rather than autograd."""
-        head: Any = self.head if self.kind.kind == "causal" else None
-        return type(head) is nn.Linear and head.bias is None and self.finish is probe.as_is
+        if self.kind.kind != "causal" or self.finish is not probe.as_is:
+            return False
+        head: Any = self.head
+        kind: type = type(head)
+        return kind is nn.Linear and head.bias is None
 
     def by_hand(self, pointwise: Pointwise) -> str | None:
         """Run the decoder through `model.layer` from now on; or the reason why this model cannot.

@@ -157,9 +157,9 @@ def sketch(network: PreTrainedModel, quant: Quant, dtype: torch.dtype) -> None:
     for name, module in list(network.named_modules()):
         if _takes_rounding(name, module, head, quant):
             like: Any = module
-            shape = like.weight.t().shape if isinstance(module, Conv1D) else like.weight.shape
-            if how.obstacle(*shape) is None:
-                network.set_submodule(name, LowBitLinear(how.like, how.held(*shape, dtype), like, dtype))
+            rows, columns = like.weight.t().shape if isinstance(module, Conv1D) else like.weight.shape
+            if how.obstacle(rows, columns) is None:
+                network.set_submodule(name, LowBitLinear(how.like, how.held(rows, columns, dtype), like, dtype))
 
 
 def check(quant: Quant, device: torch.device) -> None:

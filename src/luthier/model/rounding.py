@@ -264,7 +264,7 @@ class Blank:
         return self._how.obstacle(rows, columns)
 
     def pack(self, weight_OI: Tensor) -> dict[str, Tensor]:
-        return self.held(*weight_OI.shape, weight_OI.dtype)
+        return self.held(weight_OI.shape[0], weight_OI.shape[1], weight_OI.dtype)
 
     def dense(self, held: Held, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
         return held["codes"].new_empty(rows, columns, dtype=dtype)

@@ -107,8 +107,8 @@ def _look_again(model: Model, device: torch.device, by_hand: bool) -> None:
 
 
 def _stores(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
-    parameters: Any = module._parameters
-    buffers: Any = module._buffers
+    parameters: Any = module._parameters  # pyright: ignore[reportPrivateUsage]
+    buffers: Any = module._buffers  # pyright: ignore[reportPrivateUsage]
     return parameters, buffers
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -171,7 +172,7 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     demands = [_demand(run, model, objective, made, micro, keep, device) for keep in keeps]
     if not all(demand.whole for demand in demands):
         notes.append("The layers are counted, the loss over their output is not: it depends on the rows")
-    chosen = next((demand.keep for demand in demands if demand.fits), demands[-1].keep)
+    chosen: Keep = next((demand for demand in demands if demand.fits), demands[-1]).keep
     use = "weights" if not demands[-1].fits and _bare(demands[-1]) > device.available else "step"
     lot = _lot(run, data, model, source_of(run, data, parts, objective).steps)
     shown = next(demand for demand in demands if demand.keep == chosen)
@@ -311,16 +312,16 @@ def _largest(
     chosen: Keep,
     device: Device,
 ) -> dict[Keep, int]:
-    """Full-length samples of a micro-batch: memory grows along a line, and what the line says is tried where that is
-    quick."""
+    """Full-length samples of a micro-batch: memory grows along a line, and what it says is tried where that is quick."""
     unit = run.max_length if run.config.data.packing else longest(run, data)
     made = trials(run, model, objective, data)
     found: dict[Keep, int] = {}
-    for keep in dict.fromkeys([chosen, demands[-1].keep]):
+    ways: list[Keep] = [chosen, demands[-1].keep]
+    for keep in ways[: 1 + (ways[0] != ways[1])]:
         one, two = (_demand(run, model, objective, made, n * unit, keep, device) for n in (1, 2))
         line = _Line(one.total, max(1, two.total - one.total))
         count = line.most(device) if one.fits else 0
-        while model.runs_by_hand and count > 1:
+        while model.runs_by_hand and 1 < count and count * unit <= _TRIED:
             tried = _demand(run, model, objective, made, count * unit, keep, device)
             if tried.fits:
                 break
@@ -328,6 +329,10 @@ def _largest(
             count = min(count - 1, line.most(device))
         found[keep] = count
     return found
+
+
+_TRIED = 2**17
+"""Tokens of the largest micro-batch that is tried; of larger ones the line is believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,9 +386,9 @@ def _parameters(model: Model) -> int:
 def _pace(run: Run, model: Model, device: Device, keep: Keep, dtype: torch.dtype) -> Pace | str:
     settings = model.base.config.get_text_config()
     layers, width = int(settings.num_hidden_layers), int(settings.hidden_size)
-    embedding = model.base.get_input_embeddings().weight.numel()
+    embedding: Any = model.base.get_input_embeddings()
     moving = sum(weight.numel() for weight in model.trained().values())
-    looked_up = 0 if model.tied else embedding
+    looked_up = 0 if model.tied else int(embedding.weight.numel())
     quant = run.config.model.quant
     adapted = model.adapted
     work = Work(
