@@ -85,7 +85,7 @@ def tokenise(run: Run, parts: Sequence[Part]) -> list[Prepared]:
     return found
 
 
-def learnable(run: Run, parts: Sequence[Part], found: Sequence[Prepared], rejected: str = "rejected.jsonl") -> Prepared:
+def learnable(run: Run, parts: Sequence[Part], found: Sequence[Prepared], rejected: str = "") -> Prepared:
     """All parts' data as one, once it is known that something can be learned from each.
 
     rejected: where rows that were left out are listed.

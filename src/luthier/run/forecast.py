@@ -312,7 +312,7 @@ def _largest(
     chosen: Keep,
     device: Device,
 ) -> dict[Keep, int]:
-    """Full-length samples of a micro-batch: memory grows along a line, and what it says is tried where that is quick."""
+    """Full-length samples of a micro-batch: memory grows along a line; what it says is tried where that is quick."""
     unit = run.max_length if run.config.data.packing else longest(run, data)
     made = trials(run, model, objective, data)
     found: dict[Keep, int] = {}
@@ -321,7 +321,7 @@ def _largest(
         one, two = (_demand(run, model, objective, made, n * unit, keep, device) for n in (1, 2))
         line = _Line(one.total, max(1, two.total - one.total))
         count = line.most(device) if one.fits else 0
-        while model.runs_by_hand and 1 < count and count * unit <= _TRIED:
+        while model.runs_by_hand and count > 1 and count * unit <= _TRIED:
             tried = _demand(run, model, objective, made, count * unit, keep, device)
             if tried.fits:
                 break
