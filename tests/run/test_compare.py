@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 import yaml
 
 from luthier.base.errors import ConfigError
+from luthier.base.rundir import Lock
 from luthier.run.compare import compare, compare_evaluations, html, markdown, tables, to_json, write
 from luthier.run.seen import Seen, found, names, read_evaluation, read_run
 
@@ -77,9 +77,10 @@ def test_what_keeps_numbers_apart_is_said(tmp_path: Path) -> None:
         saved = path / "checkpoints" / "step-00000001"
         saved.mkdir(parents=True)
         (saved / "tokenizer.json").write_text(text)
+        (path / "checkpoints" / "LATEST").write_text(saved.name)
     told = " ".join(compare(read(one, two), None).warnings)
     for words in (
-        "b/v1 (interrupted)", "learn different things", "different models", "tokenizers differ",
+        "b/v1 (stopped)", "learn different things", "different models", "tokenizers differ",
         "trained on different data", "judged on different data", "seeds differ",
     ):  # fmt: skip
         assert words in told
@@ -88,35 +89,17 @@ def test_what_keeps_numbers_apart_is_said(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("events", "state"),
-    [
-        ([], "interrupted"),
-        ([{"event": "stopping"}], "stopped"),
-        ([{"event": "failed", "code": "disk_full"}], "failed"),
-        (
-            [{"event": "failed"}, {"event": "started"}, {"event": "finished", "reason": "early_stopped"}],
-            "early_stopped",
-        ),
-        ([{"event": "finished", "reason": "finished"}, {"event": "started"}], "interrupted"),
-    ],
-)
-def test_how_far_a_run_is(tmp_path: Path, events: list[dict[str, Any]], state: str) -> None:
-    run = make_run(tmp_path / "v1", losses=[2.0], evals=[], events=events)
-    assert read(run)[0].state == state
-
-
 def test_a_run_that_is_still_trained_is_compared_as_it_stands(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / "v1-20260101-120000", losses=[2.0, 1.0], evals=[])
+    held = Lock(tmp_path / "runs" / ".lock")
     running = make_run(tmp_path / "runs" / "v2-20260101-120000", losses=[2.0], evals=[], events=[])
     with (running / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')  # it is being written at this moment
-    with (tmp_path / "runs" / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        runs = read(*found([str(tmp_path / "runs")]))
-        assert [run.state for run in runs] == ["finished", "running"]
-        assert "v2-20260101-120000 (running)" in compare(runs, None).warnings[0]
-    assert read(running)[0].state == "interrupted"
+    runs = read(*found([str(tmp_path / "runs")]))
+    assert [run.state for run in runs] == ["finished", "preparing"]
+    assert "v2-20260101-120000 (preparing)" in compare(runs, None).warnings[0]
+    held.release()
+    assert read(running)[0].state == "failed"
 
 
 def test_runs_are_found_by_name_pattern_and_folder(tmp_path: Path) -> None:

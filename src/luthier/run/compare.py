@@ -23,7 +23,7 @@ from luthier.evaluate.report import change_table
 from luthier.run.plan import count
 from luthier.run.plots import curve, draw_runs
 from luthier.run.report import markdown_table
-from luthier.run.seen import COMPLETE, Evaluated, Seen, lower_is_better
+from luthier.run.seen import Evaluated, Seen, lower_is_better
 from luthier.run.watch import duration
 
 _OF_A_PLACE = ("output_dir", "log.run_name", "save.resume", "save.allow_change")
@@ -238,7 +238,7 @@ def _warnings(runs: Sequence[Seen]) -> list[str]:
     def differs(values: Sequence[object]) -> bool:
         return any(value != values[0] for value in values)
 
-    unfinished = [f"{run.name} ({run.state})" for run in runs if run.state not in COMPLETE]
+    unfinished = [f"{run.name} ({run.state})" for run in runs if run.state != "finished"]
     if unfinished:
         told.append(f"Not complete: {', '.join(unfinished)}. Their learning rate has not come to its end.")
     if differs([run.settings.get("objective.type") for run in runs]):

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
 from luthier.base.config import read_yaml
 from luthier.base.errors import ConfigError
-from luthier.base.records import Json
 from luthier.base.rundir import RunDir, run_number
 from luthier.evaluate.task import Result
 from luthier.run.plots import Rows, curve
+from luthier.run.state import Phase, state_of
 from luthier.run.trackers import Scalar, flatten
 from luthier.run.watch import EVENTS, METRICS
 
 CONFIG, REPORT = "config.yaml", "report.json"
-
-State = Literal["finished", "early_stopped", "running", "stopped", "failed", "interrupted", "not started"]
-COMPLETE: tuple[State, ...] = ("finished", "early_stopped")
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Seen:
 
     name: str
     path: Path
-    state: State
+    state: Phase
     settings: Mapping[str, Scalar]
     """By dotted path."""
     metrics: Rows
@@ -164,7 +160,7 @@ def read_run(path: Path, name: str) -> Seen:
     return Seen(
         name=name,
         path=path,
-        state=_state(path, [str(data.get("event")) for data in told], told),
+        state=state_of(path).phase,
         settings=settings,
         metrics=metrics,
         plan=plan,
@@ -228,41 +224,6 @@ def _scores(file: Path) -> Iterator[tuple[str, float]]:
     for row in read_json(file).get("scores", []):
         if isinstance(row.get("score"), int | float):
             yield f"{Path(str(row['dataset'])).name} {row['subset']} {row['metric']}", float(row["score"])
-
-
-def _state(path: Path, events: Sequence[str], told: Sequence[Mapping[str, Json]]) -> State:
-    """How far it is: its last words since it began or was taken up again, and whether somebody holds it."""
-    began = max((place for place, event in enumerate(events) if event == "started"), default=None)
-    since = events if began is None else events[began:]
-    if "finished" in since:
-        reason = next(data.get("reason") for data in reversed(told) if data.get("event") == "finished")
-        return "early_stopped" if reason == "early_stopped" else "finished"
-    if "failed" in since:
-        return "failed"
-    if _held(path.parent / ".lock") and _newest(path):
-        return "running"
-    if "stopping" in since:
-        return "stopped"
-    return "not started" if began is None else "interrupted"
-
-
-def _newest(path: Path) -> bool:
-    """Whether it is the last run of its output directory, which is the one that is held."""
-    mine = run_number(path) or 0
-    return all((run_number(other) or 0) <= mine for other in path.parent.iterdir())
-
-
-def _held(lock: Path) -> bool:
-    try:
-        with lock.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-            fcntl.flock(file, fcntl.LOCK_UN)
-    except OSError:
-        return False
-    return False
 
 
 def _tokenizer(path: Path) -> str | None:
