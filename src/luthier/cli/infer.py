@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,19 +69,24 @@ def infer(options: InferConfig, console: Console) -> None:
     form = form_of(options.json_schema, options.regex)
     # A page of help must not wait for torch.
     from luthier.cli.predict import predicts
+    from luthier.run.opening import split_named
+    from luthier.run.result import find
 
-    if predicts(options, console):
+    config, named = split_named(options.model)
+    usable = None if named else find(config)
+    columns = {**(usable.columns if usable else {}), **options.columns}
+    if usable is not None and predicts(usable, columns, options, console):
         return
     from luthier.cli.answers import answer_file
     from luthier.cli.conversation import WORDS, Conversation, show, typed
 
     with ExitStack() as stack:
-        speaker = _open(options, form, console, stack)
+        speaker = _open(config, named, options, form, console, stack)
         if options.val_dataset is not None and options.result_path is not None:
             result = Path(options.result_path)
             try:
                 with console.progress("Answering rows") as bar:
-                    done = answer_file(options.val_dataset, result, speaker, _columns(options), bar.advance)
+                    done = answer_file(options.val_dataset, result, speaker, columns, bar.advance)
             except KeyboardInterrupt:
                 console.say(f"What is answered is in {result}; the same command goes on from there")
                 raise
@@ -89,14 +95,6 @@ def infer(options: InferConfig, console: Console) -> None:
             if sys.stdin.isatty():
                 show(WORDS)
             Conversation(speaker, stream=options.stream).run(typed, show)
-
-
-def _columns(options: InferConfig) -> dict[str, str]:
-    from luthier.run.opening import split_named
-    from luthier.run.result import find
-
-    config, named = split_named(options.model)
-    return {**(find(config).columns if not named else {}), **options.columns}
 
 
 def form_of(json_schema: str | None, regex: str | None) -> Form | None:
@@ -125,11 +123,18 @@ def form_of(json_schema: str | None, regex: str | None) -> Form | None:
     return Form("json", text)
 
 
-def _open(options: InferConfig, form: Form | None, console: Console, stack: ExitStack) -> Speaker:
+def _open(
+    config: ModelConfig,
+    named: Mapping[str, str],
+    options: InferConfig,
+    form: Form | None,
+    console: Console,
+    stack: ExitStack,
+) -> Speaker:
+    """The model, with adapters by name."""
     from luthier.cli.speaker import Speaker
-    from luthier.run.opening import manner_with, manners, open_model, split_named
+    from luthier.run.opening import manner_with, manners, open_model
 
-    config, named = split_named(options.model)
     if options.backend not in ("transformers", "pt"):
         from luthier.run.peers import open_peer
         from luthier.serve.blocking import Blocking

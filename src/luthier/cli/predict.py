@@ -14,24 +14,23 @@ from luthier.base.records import BadRow, Json
 if TYPE_CHECKING:
     from luthier.cli.infer import InferConfig
     from luthier.data.row import Row
+    from luthier.run.result import Usable
     from luthier.run.targets import Writer
 
 
-def predicts(options: InferConfig, console: Console) -> bool:
+def predicts(usable: Usable, columns: Mapping[str, str], options: InferConfig, console: Console) -> bool:
     """Classify the rows of a file, or write their targets, if the model is one that does; whether it is.
+
+    Args:
+        columns: what columns of the file mean.
 
     Raises:
         ConfigError: it is, and no file was named.
     """
-    from luthier.run.opening import device_of, split_named
+    from luthier.run.opening import device_of
     from luthier.run.predict import open_predictor, predict, predict_file
-    from luthier.run.result import find
     from luthier.run.specialist import skill_of
 
-    config, named = split_named(options.model)
-    if named:
-        return False
-    usable = find(config)
     skill = skill_of(usable)
     if skill.kind == "language":
         return False
@@ -48,7 +47,7 @@ def predicts(options: InferConfig, console: Console) -> bool:
             where="--val_dataset",
             fix="Give a file of texts as --val_dataset, and --result_path for what is made of them",
         )
-    columns, device = {**usable.columns, **options.columns}, device_of(options.device)
+    device = device_of(options.device)
     if skill.kind == "targets":
         from luthier.run.targets import open_writer
 

@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.base.errors import ConfigError, RunError
+from luthier.base.errors import ConfigError
 from luthier.base.records import Json
 from luthier.evaluate.continuations import Found
 from luthier.evaluate.specialist import cosines
 from luthier.evaluate.subject import Answered, as_text, with_system
 from luthier.evaluate.task import Item
 from luthier.generate.config import SamplingConfig
-from luthier.generate.endpoint import Endpoint, NotAnswered
+from luthier.generate.endpoint import Endpoint, NotAnswered, check_any
 
 _PLAIN = SamplingConfig()
 _FURTHER = ("top_p", "presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty")
@@ -59,7 +59,7 @@ class Remote:
         path = "chat/completions" if self.chat else "completions"
         bodies = [self._body(item, sampling, number) for number, item in enumerate(items)]
         found = self.endpoint.post(path, bodies, _message if self.chat else _text)
-        _check_any(found)
+        check_any([one for one in found if isinstance(one, NotAnswered)], len(found))
         return [Answered("", "refused", one.what) if isinstance(one, NotAnswered) else one for one in found]
 
     def weighed(self, items: Sequence[Item]) -> list[Found]:
@@ -179,10 +179,3 @@ def _no_logprobs(why: str) -> ConfigError:
         fix="Give --method generation, so that answers are written and read",
         code="no_prompt_logprobs",
     )
-
-
-def _check_any(found: Sequence[object]) -> None:
-    """What is refused every time is not the fault of a question."""
-    refused = [one for one in found if isinstance(one, NotAnswered)]
-    if refused and len(refused) == len(found):
-        raise RunError(refused[0].what, where=refused[0].where, fix=refused[0].fix, code="endpoint_failed")

@@ -103,6 +103,12 @@ class NotAnswered(RunError):
     """A question that the endpoint refuses."""
 
 
+def check_any(refused: Sequence[NotAnswered], asked: int) -> None:
+    """Raises NotAnswered, the first one, where every question was refused: then it is not the fault of a question."""
+    if refused and len(refused) == asked:
+        raise refused[0]
+
+
 class Endpoint:
     """A model behind an OpenAI-compatible address.
 

@@ -22,7 +22,7 @@ from luthier.evaluate.measure import Examined, measure
 from luthier.evaluate.report import Measured
 from luthier.evaluate.specialist import LANGUAGE, Skill
 from luthier.evaluate.task import Result, Task
-from luthier.generate.endpoint import Endpoint, NotAnswered
+from luthier.generate.endpoint import Endpoint, NotAnswered, check_any
 from luthier.run.subject import Askable, other_of, subject_of
 
 
@@ -194,8 +194,7 @@ def _judged(options: EvalConfig, measured: Measured, before: Measured | None, co
             others = before.results[name] if before else None
             pairs = {r.key: r.prediction for r in others} if others else {r.key: r.reference for r in mine}
             results[name] = judge.pairwise(ask, mine, pairs, options.judge.rubric, references=before is not None)
-    if refusals and len(refusals) == asked:
-        raise refusals[0]
+    check_any(refusals, asked)
     if refusals:
         console.warn(f"the judge refused {len(refusals)} of {asked} questions, which are unreadable: {refusals[0]}")
     return replace(measured, results=results)
