@@ -54,7 +54,7 @@ def test_train_watch_and_talk(studio: Served, page: Page) -> None:
     page.get_by_label("model", exact=True).fill("nano")
     page.get_by_label("dataset", exact=True).fill("rows.jsonl")
     page.get_by_label("max_steps", exact=True).fill("none")
-    page.get_by_text("is a whole number").wait_for()
+    page.get_by_text("must be a whole number").wait_for()
     page.get_by_label("max_steps", exact=True).fill("6")
     page.get_by_label("max_length", exact=True).fill("64")
     page.get_by_text("All settings").click()

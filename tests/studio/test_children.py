@@ -11,7 +11,7 @@ import pytest
 
 from luthier.base.errors import ConfigError
 from luthier.studio import children
-from luthier.studio.children import Child, Children, ask
+from luthier.studio.children import Child, Children, ask, error_in
 
 
 @pytest.fixture
@@ -86,5 +86,8 @@ def test_a_short_command_tells_code_and_words(tmp_path: Path) -> None:
     code, out, said = asyncio.run(ask(["train", "--dry_run", "--modle", "nano"], tmp_path))
     assert (code, out) == (2, "")
     assert "--modle" in said
+    code, out, said = asyncio.run(ask(["train", "--dry_run", "--modle", "nano", "--json"], tmp_path))
+    assert (code, said, error_in(out)) == (2, "", "--modle: unknown flag. Did you mean --model?")
+    assert error_in("not json\n{}") is None
     code, out, said = asyncio.run(ask(["train", "--dry_run", "--model", "nano", "--dataset", "rows.jsonl"], tmp_path))
     assert code == 0 and "rows.jsonl" in out

@@ -13,10 +13,9 @@ import pytest
 
 from luthier.run.state import RunState
 from luthier.studio.children import Child
-from luthier.studio.pages.job import report_of
-from luthier.studio.pages.reports import with_pictures
+from luthier.studio.pages.reports import with_links
 from luthier.studio.pages.runs import rows
-from luthier.studio.record import checkpoints, commands, data_sets, run_of, text_of, told
+from luthier.studio.record import checkpoints, commands, data_sets, report_of, run_of, text_of, told
 from luthier.studio.roots import Roots
 from luthier.studio.talks import deploy_words
 from luthier.studio.words import words_in
@@ -105,7 +104,7 @@ def test_a_training_command_leads_to_its_run(tmp_path: Path) -> None:
 def test_pictures_beside_a_report_are_found(tmp_path: Path) -> None:
     (tmp_path / "plots").mkdir()
     (tmp_path / "plots" / "loss.png").write_bytes(b"")
-    shown = with_pictures("![a](plots/loss.png) ![b](plots/none.png)", tmp_path)
+    shown = with_links("![a](plots/loss.png) ![b](plots/none.png)", tmp_path)
     assert shown == f"![a](/picture?path={quote(str(tmp_path))}/plots/loss.png) ![b](plots/none.png)"
 
 

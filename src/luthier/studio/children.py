@@ -25,7 +25,7 @@ from pathlib import Path
 import orjson
 import psutil
 
-from luthier.base.errors import ConfigError
+from luthier.base.errors import ConfigError, LuthierError
 from luthier.base.rundir import write_atomic
 from luthier.base.secrets import redact
 
@@ -181,6 +181,16 @@ class Children:
         except OSError as error:
             raise ConfigError(f"cannot write: {error.strerror}", where=str(self._folder), code="bad_root") from error
         raise ConfigError("too many commands at once", where=str(self._folder))
+
+
+def error_in(out: str) -> str | None:
+    """The error that a command with --json printed, as a person reads it."""
+    for line in reversed(out.splitlines()):
+        with suppress(orjson.JSONDecodeError):
+            row = orjson.loads(line)
+            if isinstance(row, dict) and row.get("type") == "error":
+                return redact(str(LuthierError(str(row.get("what")), where=row.get("where"), fix=row.get("fix"))))
+    return None
 
 
 async def ask(words: Sequence[str], root: Path, seconds: float = 120.0) -> tuple[int, str, str]:

@@ -92,19 +92,19 @@ def matching(found: Sequence[Field], text: str) -> list[Field]:
 
 
 def fault(field: Field, text: str) -> str | None:
-    """What is wrong with what was typed, as the English end of a sentence; None when it can be used."""
+    """What is wrong with what was typed, in a few English words; None when it can be used."""
     if not text.strip():
         return None
     if field.kind == "json":
-        return None if _is_object(text) else "is a JSON object"
+        return None if _is_object(text) else "must be a JSON object"
     if field.kind == "list":
-        return None if _split(text) is not None else "has an open quotation mark"
+        return None if _split(text) is not None else "a quotation mark is open"
     if field.kind != "number":
         return None
     try:
         value = int(text) if field.whole else float(text)
     except ValueError:
-        return "is a whole number" if field.whole else "is a number"
+        return "must be a whole number" if field.whole else "must be a number"
     for bound, holds, said in (
         (field.least, lambda bound: value >= bound, "at least"),
         (field.most, lambda bound: value <= bound, "at most"),
@@ -112,7 +112,7 @@ def fault(field: Field, text: str) -> str | None:
         (field.below, lambda bound: value < bound, "below"),
     ):
         if bound is not None and not holds(bound):
-            return f"is {said} {bound:g}"
+            return f"must be {said} {bound:g}"
     return None
 
 

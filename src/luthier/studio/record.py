@@ -124,6 +124,14 @@ def run_of(child: Child, root: Path) -> Path | None:
     return min(begun, key=_begun, default=None)
 
 
+def report_of(child: Child, root: Path) -> Path | None:
+    """The report's page of a command of the workshop, once it is there."""
+    if "--report" not in child.words:
+        return None
+    page = root / Path(child.words[child.words.index("--report") + 1]).with_suffix(".html")
+    return page if page.is_file() else None
+
+
 def _begun(run: Path) -> float:
     """When a run was begun, told by its name; 0 for what is no run."""
     if run_number(run) is None:

@@ -113,15 +113,14 @@ class Roots:
         return self._where(lambda folder, files: run_number(folder) is None and bool(marks & set(files)))
 
     def reports(self) -> list[Path]:
-        """Reports of evaluations, comparisons and of the workshop, outside of runs; the latest first."""
-        found = [
+        """Reports of evaluations, comparisons and of the workshop, outside of runs."""
+        return [
             folder / name
             for folder, names in self._walk()
             if run_number(folder) is None
             for name in names
             if name == "report.md" or (name.endswith(".html") and f"{name[:-5]}.json" in names)
         ]
-        return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
 
     def _where(self, wanted: Callable[[Path, list[str]], bool]) -> list[Path]:
         return [folder for folder, files in self._walk() if wanted(folder, files)]

@@ -20,7 +20,7 @@ from luthier.base.records import Json
 from luthier.base.rundir import run_number
 from luthier.base.secrets import redact
 from luthier.serve.process import tied
-from luthier.studio.children import LUTHIER
+from luthier.studio.children import LUTHIER, error_in
 
 MOST = 4
 """Models that are loaded at a time."""
@@ -145,9 +145,8 @@ class Talk:
         return False
 
     def _said(self) -> str:
-        errors = [str(row["message"]) for row in self._rows() if row.get("type") == "error"]
-        tail = self._log.read_bytes()[-2000:].decode(errors="replace").strip().splitlines()[-1:]
-        return redact((errors or tail or ["it ended without a word"])[-1])
+        said = self._log.read_bytes().decode(errors="replace").strip()
+        return error_in(said) or redact(said.rpartition("\n")[2]) or "it ended without a word"
 
 
 class Talks:

@@ -13,7 +13,7 @@ from luthier.base.errors import LuthierError, RunError
 from luthier.base.records import Json
 from luthier.model.nano import NAME
 from luthier.studio.house import House
-from luthier.studio.pages.parts import box, icon_button, title, told, tried
+from luthier.studio.pages.parts import box, icon_button, title, tried
 from luthier.studio.talks import Sampling, Talk
 from luthier.studio.words import Words
 
@@ -92,7 +92,7 @@ class Seat:
         options = models if not chosen or chosen in models else {**models, chosen: chosen}
         with box().classes("seat"):
             with ui.element("div").classes("line wide"):
-                self._model = ui.select(options, label=t("model"), value=chosen or None, with_input=True)
+                self._model = ui.select(options, label=t("model"), value=chosen or None, new_value_mode="add-unique")
                 self._model.props("outlined dense options-dense").classes("grow")
                 icon_button("o_eject", t("unload"), tried(self._close))
             self._talk = ui.column().classes("wide talk")
@@ -108,10 +108,8 @@ class Seat:
         self._answering = asyncio.create_task(self._ask(text, system, sampling))
         try:
             await self._answering
-        except asyncio.CancelledError:
-            pass
-        except LuthierError as error:
-            told(error)
+        except (asyncio.CancelledError, LuthierError):
+            return  # what happened stands beneath the answer
 
     def stop(self) -> None:
         """Stop an answer that is being written."""

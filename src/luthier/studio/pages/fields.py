@@ -10,7 +10,7 @@ from nicegui import ui
 
 from luthier.studio.form import Field, fault, matching, visible
 from luthier.studio.house import House
-from luthier.studio.pages.parts import icon_button, title
+from luthier.studio.pages.parts import icon_button
 from luthier.studio.pages.picker import Picker
 from luthier.studio.words import Words
 
@@ -92,8 +92,12 @@ class Form:
             groups.setdefault(field.group, []).append(field)
         with self._rest:
             for group, fields in groups.items():
-                title(f"{group}: {self._heads[group]}" if group in self._heads else self._t("general"), level=2)
-                with ui.element("div").classes("fields"):
+                head = f"{group}: {self._heads[group]}" if group in self._heads else self._t("general")
+                # What a search has found, and a single group, lies open.
+                with (
+                    ui.expansion(head, value=bool(self._search) or len(groups) == 1).classes("wide folded"),
+                    ui.element("div").classes("fields"),
+                ):
                     for field in fields:
                         self._draw(field)
             if not groups:

@@ -15,7 +15,6 @@ from luthier.studio.words import Words, language_of, words_in
 
 _WAYS = (("runs", "/", "o_timeline"), ("train", "/train", "o_model_training"), ("data", "/data", "o_table_chart"),
          ("chat", "/chat", "o_chat"), ("reports", "/reports", "o_assessment"))  # fmt: skip
-_BRAND = "#b5562c"
 _REMEMBER = "document.cookie = '{name}={value}; path=/; max-age=31536000; SameSite=Strict'"
 _STYLE = Path(__file__).parent.parent / "look.css"
 
@@ -27,7 +26,6 @@ def framed(request: Request, here: str) -> Generator[Words]:
     t = words_in(language)
     ui.add_css(_STYLE.read_text(encoding="utf-8"))
     ui.add_head_html(f"<script>document.documentElement.lang = '{'zh-CN' if language == 'zh' else 'en'}'</script>")
-    ui.colors(primary=_BRAND)
     dark = ui.dark_mode({"dark": True, "light": False}.get(request.cookies.get("luthier_brightness", "")))
     with ui.header().props("height-hint=52"), ui.element("div").classes("bar"):
         with ui.link(target="/").classes("brand"):

@@ -12,7 +12,7 @@ from luthier.studio.form import line
 from luthier.studio.house import House
 from luthier.studio.pages.parts import command, paper, phase, run_link, title, tried
 from luthier.studio.pages.runs import how
-from luthier.studio.record import run_of
+from luthier.studio.record import report_of, run_of
 from luthier.studio.words import Words
 
 
@@ -54,14 +54,6 @@ def _result(child: Child, house: House, place: ui.column, t: Words) -> None:
         if report is not None:
             title(t("report"), level=2)
             paper(report)
-
-
-def report_of(child: Child, root: Path) -> Path | None:
-    """The report's page of a command of the workshop, once it is there."""
-    if "--report" not in child.words:
-        return None
-    page = root / Path(child.words[child.words.index("--report") + 1]).with_suffix(".html")
-    return page if page.is_file() else None
 
 
 def _stop(child: Child, t: Words) -> None:

@@ -63,7 +63,7 @@ def run_link(path: Path) -> str:
 
 def told(error: LuthierError) -> None:
     """Show an error in passing."""
-    ui.notify(str(error), type="negative", multi_line=True, close_button=True, timeout=12_000)
+    ui.notify(str(error), type="negative", multi_line=True, timeout=12_000)
 
 
 def tried(work: Callable[[], Awaitable[None] | None]) -> Callable[[], Awaitable[None]]:

@@ -13,6 +13,7 @@ from luthier.base.secrets import redact
 from luthier.studio.figures import ago
 from luthier.studio.house import House
 from luthier.studio.pages.parts import command, paper, title
+from luthier.studio.record import report_of
 from luthier.studio.words import Words
 
 _COMMANDS = (
@@ -28,7 +29,7 @@ async def show(house: House, named: str, t: Words) -> None:
         _one(house, house.roots.find(named), t)
         return
     title(t("reports"))
-    found = await to_thread(house.roots.reports)
+    found = await to_thread(_reports, house)
     for path in found:
         name = house.roots.name(path)
         with ui.element("div").classes("line wide"):
@@ -40,6 +41,12 @@ async def show(house: House, named: str, t: Words) -> None:
             command(text, t)
 
 
+def _reports(house: House) -> list[Path]:
+    """Those that lie below the roots, and those of commands that were started here; the latest first."""
+    started = [page for child in house.children.all() if (page := report_of(child, house.children.root)) is not None]
+    return sorted({*house.roots.reports(), *started}, key=lambda path: path.stat().st_mtime, reverse=True)
+
+
 def _one(house: House, path: Path, t: Words) -> None:
     if path.suffix == ".html":
         paper(path)
@@ -48,12 +55,14 @@ def _one(house: House, path: Path, t: Words) -> None:
         ui.label(t("nothing_here")).classes("quiet")
         return
     text = redact(path.read_text(encoding="utf-8", errors="replace"))
-    ui.markdown(with_pictures(text, path.parent), extras=["tables", "fenced-code-blocks"])
+    ui.markdown(with_links(text, path.parent), extras=["tables", "fenced-code-blocks"])
 
 
-def with_pictures(text: str, folder: Path) -> str:
-    """Markdown whose pictures beside it are found by the page."""
+def with_links(text: str, folder: Path) -> str:
+    """Markdown whose pictures and preview beside it are found by the page."""
     for picture in folder.rglob("*.png"):
         inside = str(picture.relative_to(folder))
         text = text.replace(f"]({inside})", f"](/picture?path={quote(str(picture))})")
+    if (folder / "preview.html").exists():
+        text = text.replace("](preview.html)", f"](/paper?path={quote(str(folder))}/preview.html)")
     return text

@@ -17,8 +17,8 @@ from luthier.studio.curves import charts
 from luthier.studio.figures import ago, gib, left, number, size, steps
 from luthier.studio.house import House
 from luthier.studio.pages.parts import box, command, paper, phase, title, tried
-from luthier.studio.pages.reports import with_pictures
-from luthier.studio.words import Words
+from luthier.studio.pages.reports import with_links
+from luthier.studio.words import WORDS, Words
 
 _CHARTS = ("loss", "evaluation", "learning_rate", "grad_norm", "tokens_per_second")
 
@@ -155,7 +155,7 @@ def _report(path: Path, t: Words) -> None:
     if text is None:
         ui.label(t("nothing_here")).classes("quiet")
         return
-    ui.markdown(with_pictures(text, path), extras=["tables", "fenced-code-blocks"])
+    ui.markdown(with_links(text, path), extras=["tables", "fenced-code-blocks"])
 
 
 def _preview(path: Path, t: Words) -> None:
@@ -215,7 +215,7 @@ def _checkpoints(path: Path, t: Words) -> None:
 def _use(house: House, path: Path, t: Words) -> None:
     commands, python = record.commands(state_of(path), house.roots.name(path))
     for purpose, text in commands.items():
-        title(purpose, level=2)
+        title(t(purpose) if purpose in WORDS else purpose, level=2)
         command(text, t)
     if python:
         title(t("in_python"), level=2)

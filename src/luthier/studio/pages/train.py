@@ -10,9 +10,8 @@ import orjson
 import yaml
 from nicegui import ui
 
-from luthier.base.errors import ConfigError
 from luthier.run.config import RunConfig
-from luthier.studio.children import FOLDER, ask
+from luthier.studio.children import FOLDER, ask, error_in
 from luthier.studio.form import FIRST, fields, line, titles, words
 from luthier.studio.house import House
 from luthier.studio.pages.fields import Form
@@ -59,6 +58,8 @@ class _Desk:
     async def check(self) -> None:
         """Show the settings that the run would have, or what is wrong with them."""
         settings = await self._resolved()
+        if settings is None:
+            return
         with self._answer:
             ui.label(self._t("can_start")).classes("text-positive")
             ui.label(as_yaml(settings)).classes("console")
@@ -66,10 +67,13 @@ class _Desk:
     async def look(self) -> None:
         """Show rows of the data as the model would see them."""
         settings = await self._resolved()
+        if settings is None:
+            return
         file = self._house.roots.first / FOLDER / f"preview-{secrets.token_hex(8)}.html"
         said = preview_words(self._form, settings)
         said += ["--rows", str(_ROWS), "--html", str(file.relative_to(self._house.roots.first))]
-        await self._ask(said)
+        if await self._ask(said) is None:
+            return
         with self._answer:
             paper(file)
         ui.context.client.on_disconnect(lambda: file.unlink(missing_ok=True))
@@ -77,32 +81,40 @@ class _Desk:
     async def start(self) -> None:
         """Start the run with exactly the settings that were shown."""
         settings = await self._resolved()
+        if settings is None:
+            return
         recipe = {"recipe.yaml": as_yaml(settings)}
         child = self._house.children.start("train", ["train", "{folder}/recipe.yaml"], recipe)
         ui.navigate.to(f"/job?name={child.name}")
 
-    async def _resolved(self) -> dict[str, Any]:
-        """The whole settings of the run.  Raises ConfigError with what the command line says to them."""
+    async def _resolved(self) -> dict[str, Any] | None:
+        """The whole settings of the run, or None where the command line refuses them.
+
+        Raises:
+            ConfigError: a path that leads out of the roots.
+        """
         said = words(self._form.known, self._form.values)
         self._house.roots.refuse_outside(said)
-        rows = [orjson.loads(row) for row in (await self._ask(["train", *said, "--dry_run", "--json"])).splitlines()]
-        settings = next(row for row in rows if row.get("type") == "result")
+        out = await self._ask(["train", *said, "--dry_run", "--json"])
+        if out is None:
+            return None
+        settings = next(row for row in map(orjson.loads, out.splitlines()) if row.get("type") == "result")
         settings.pop("type")
         return settings
 
-    async def _ask(self, said: Sequence[str]) -> str:
+    async def _ask(self, said: Sequence[str]) -> str | None:
+        """What a command printed; None when it failed, which is then shown."""
         self._answer.clear()
         self.busy = True
         try:
             code, out, told = await ask(said, self._house.roots.first)
         finally:
             self.busy = False
-        if code:
-            message = _message(out) or told
-            with self._answer:
-                ui.label(message).classes("console text-negative")
-            raise ConfigError(message.splitlines()[-1] if message else self._t("failed"))
-        return out
+        if code == 0:
+            return out
+        with self._answer:
+            ui.label(error_in(out) or told or self._t("failed")).classes("console text-negative")
+        return None
 
 
 def as_yaml(settings: dict[str, Any]) -> str:
@@ -115,15 +127,3 @@ def preview_words(form: Form, settings: dict[str, Any]) -> list[str]:
     known = {path: field for path, field in form.known.items() if path.startswith(_PREVIEWED) or path == "seed"}
     values = {**form.values, "objective.type": ""}
     return ["preview", *words(known, values), "--task_type", str(settings["objective"]["type"])]
-
-
-def _message(out: str) -> str:
-    """The error in what a command with --json printed."""
-    for row in reversed(out.splitlines()):
-        try:
-            told = orjson.loads(row)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(told, dict) and told.get("type") == "error":
-            return str(told.get("message", ""))
-    return ""
