@@ -69,6 +69,10 @@ def test_train_watch_and_talk(studio: Served, page: Page) -> None:
     paper.get_by_text("What the model is trained on").first.wait_for(timeout=90_000)
     assert paper.locator(".trained").count() > 0
 
+    page.get_by_role("button", name="Plan memory and time").click()
+    paper.get_by_text("What the model is trained on").first.wait_for(state="detached")
+    paper.get_by_text("memory").first.wait_for(timeout=90_000)
+
     page.get_by_role("button", name="Start").click()
     page.get_by_role("button", name="Open the run").click(timeout=120_000)
     page.locator(".phase.finished").wait_for(timeout=180_000)

@@ -99,6 +99,10 @@ def test_a_training_command_leads_to_its_run(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "report.html").write_text("x")
     assert report_of(reported, tmp_path) == tmp_path / "a" / "report.html"
+    (tmp_path / "a" / "comparison.html").write_text("x")
+    compared = Child(folder, ("compare", "x", "y", "--output_dir", "a"), 1, started)
+    assert report_of(compared, tmp_path) == tmp_path / "a" / "comparison.html"
+    assert report_of(child, tmp_path) is None
 
 
 def test_pictures_beside_a_report_are_found(tmp_path: Path) -> None:

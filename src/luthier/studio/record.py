@@ -125,10 +125,14 @@ def run_of(child: Child, root: Path) -> Path | None:
 
 
 def report_of(child: Child, root: Path) -> Path | None:
-    """The report's page of a command of the workshop, once it is there."""
-    if "--report" not in child.words:
+    """The report's page of a command of the workshop or of a comparison, once it is there."""
+    words = child.words
+    if "--report" in words:
+        page = root / Path(words[words.index("--report") + 1]).with_suffix(".html")
+    elif words[:1] == ("compare",):
+        page = root / words[words.index("--output_dir") + 1] / "comparison.html"
+    else:
         return None
-    page = root / Path(child.words[child.words.index("--report") + 1]).with_suffix(".html")
     return page if page.is_file() else None
 
 

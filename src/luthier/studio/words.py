@@ -64,6 +64,8 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "check": ("Check", "检查"),
     "look": ("Look at the data", "预览数据"),
     "start": ("Start", "开始"),
+    "plan": ("Plan memory and time", "估算内存与时间"),
+    "compare": ("Compare", "比较"),
     "can_start": ("This can start. Its whole settings:", "可以开始。完整设置："),
     "browse": ("Browse", "浏览"),
     "use_folder": ("Take this folder", "选择此文件夹"),

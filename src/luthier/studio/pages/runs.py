@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from asyncio import to_thread
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nicegui import ui
@@ -88,11 +88,16 @@ async def show(house: House, t: Words) -> None:
     found = await to_thread(house.states)
     columns = [{"name": name, "label": t(name), "field": name, "sortable": True, "align": "left"} for name in _COLUMNS]
     table = ui.table(columns=columns, rows=rows(found, house.roots, time.time(), t), row_key="id")
-    table.props('flat hide-pagination :rows-per-page-options="[0]" :grid="window.innerWidth < 900"').classes("wide")
+    table.props(
+        'flat hide-pagination hide-selected-banner :rows-per-page-options="[0]" :grid="window.innerWidth < 900"'
+    ).classes("wide")
     for name, slot in (("name", _NAME), ("phase", _PHASE), ("step", _STEP)):
         table.add_slot(f"body-cell-{name}", slot)
     table.add_slot("body-cell", _CELL)
     table.add_slot("item", _CARD)
+    table.set_selection("multiple")
+    compare = ui.button(t("compare"), icon="o_balance", on_click=lambda: _compare(house, table.selected))
+    compare.bind_visibility_from(table, "selected", backward=lambda chosen: len(chosen) > 1).props("outline")
     with ui.element("div").classes("box") as empty:
         ui.label(t("no_runs"))
         ui.link(t("first_run"), "/train").classes("linked")
@@ -106,6 +111,12 @@ async def show(house: House, t: Words) -> None:
 
     await refresh()
     ui.timer(2.0, refresh)
+
+
+def _compare(house: House, chosen: Sequence[Mapping[str, Any]]) -> None:
+    names = [str(row["name"]) for row in chosen]
+    child = house.children.start("compare", ["compare", *names, "--output_dir", "{folder}"])
+    ui.navigate.to(f"/job?name={child.name}")
 
 
 def _commands(place: ui.column, house: House, t: Words) -> None:

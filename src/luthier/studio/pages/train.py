@@ -37,12 +37,13 @@ async def show(house: House, t: Words) -> None:
     with ui.element("div").classes("line wide"):
         check = ui.button(t("check"), icon="o_fact_check").props("outline")
         look = ui.button(t("look"), icon="o_visibility").props("outline")
+        plan = ui.button(t("plan"), icon="o_memory").props("outline")
         start = ui.button(t("start"), icon="o_play_circle")
         busy = ui.spinner(size="1.5rem")
     busy.visible = False
     answer = ui.column().classes("wide")
     desk = _Desk(house, form, answer, t)
-    for button, work in ((check, desk.check), (look, desk.look), (start, desk.start)):
+    for button, work in ((check, desk.check), (look, desk.look), (plan, desk.plan), (start, desk.start)):
         button.on_click(tried(work))
         busy.bind_visibility_from(desk, "busy")
         button.bind_enabled_from(desk, "busy", backward=lambda busy: not busy)
@@ -67,16 +68,13 @@ class _Desk:
     async def look(self) -> None:
         """Show rows of the data as the model would see them."""
         settings = await self._resolved()
-        if settings is None:
-            return
-        file = self._house.roots.first / FOLDER / f"preview-{secrets.token_hex(8)}.html"
-        said = preview_words(self._form, settings)
-        said += ["--rows", str(_ROWS), "--html", str(file.relative_to(self._house.roots.first))]
-        if await self._ask(said) is None:
-            return
-        with self._answer:
-            paper(file)
-        ui.context.client.on_disconnect(lambda: file.unlink(missing_ok=True))
+        if settings is not None:
+            await self._page([*preview_words(self._form, settings), "--rows", str(_ROWS)])
+
+    async def plan(self) -> None:
+        """Show what the run would need: memory, disk, steps, time."""
+        if await self._resolved() is not None:
+            await self._page(["plan", "train", *words(self._form.known, self._form.values)])
 
     async def start(self) -> None:
         """Start the run with exactly the settings that were shown."""
@@ -86,6 +84,16 @@ class _Desk:
         recipe = {"recipe.yaml": as_yaml(settings)}
         child = self._house.children.start("train", ["train", "{folder}/recipe.yaml"], recipe)
         ui.navigate.to(f"/job?name={child.name}")
+
+    async def _page(self, said: Sequence[str]) -> None:
+        """Show the page that a command writes; it goes when the reader does."""
+        file = self._house.roots.first / FOLDER / f"shown-{secrets.token_hex(8)}.html"
+        file.parent.mkdir(exist_ok=True)
+        await self._ask([*said, "--html", self._house.roots.name(file)])
+        if file.exists():  # a plan that does not fit tells so in its page, too
+            with self._answer:
+                paper(file)
+        ui.context.client.on_disconnect(lambda: file.unlink(missing_ok=True))
 
     async def _resolved(self) -> dict[str, Any] | None:
         """The whole settings of the run, or None where the command line refuses them.
