@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +21,6 @@ from luthier.studio.children import Child, Children, ask, error_in
 @pytest.fixture
 def python(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands are lines of Python instead of luthier."""
-    import sys
-
     monkeypatch.setattr(children, "LUTHIER", (sys.executable, "-c"))
 
 
@@ -66,14 +68,28 @@ def test_what_it_wrote_is_shown_without_secrets_and_escapes(tmp_path: Path, monk
 
 @pytest.mark.usefixtures("python")
 def test_a_command_that_was_killed_with_its_shell_no_longer_runs(tmp_path: Path) -> None:
-    import os
-    import signal
-
     child = Children(tmp_path).start("data", ["import time; time.sleep(60)"])
     until(lambda: child.running)
     os.killpg(os.getpgid(child.pid), signal.SIGKILL)
     until(lambda: ended(child))
     assert child.exit_code is None
+
+
+STARTER = """
+import sys
+from pathlib import Path
+from luthier.studio import children
+children.LUTHIER = (sys.executable, "-c")
+print(children.Children(Path(sys.argv[1])).start("data", ["import time; time.sleep(1); print('made')"]).name)
+"""
+
+
+def test_a_command_goes_on_when_who_started_it_has_ended(tmp_path: Path) -> None:
+    name = subprocess.run([sys.executable, "-c", STARTER, str(tmp_path)], capture_output=True, text=True, check=True)
+    child = Children(tmp_path).find(name.stdout.strip())
+    assert child.running
+    until(lambda: ended(child))
+    assert (child.exit_code, child.tail()) == (0, "made")
 
 
 def test_only_names_of_commands_are_looked_up(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ def test_names_inside_are_found(roots: Roots) -> None:
     assert roots.find("deep/../rows.jsonl") == roots.first / "rows.jsonl"
     assert roots.find(str(roots.folders[1] / "base")).name == "base"
     assert roots.name(roots.first / "deep" / "er") == "deep/er"
+    assert roots.name(roots.first / "--flag") == "./--flag"
     assert roots.name(roots.folders[1] / "base") == str(roots.folders[1] / "base")
 
 

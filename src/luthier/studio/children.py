@@ -30,7 +30,8 @@ from luthier.base.rundir import write_atomic
 from luthier.base.secrets import redact
 
 FOLDER = ".studio"
-LUTHIER = (sys.executable, "-m", "luthier")
+LUTHIER = (sys.executable, "-P", "-m", "luthier")
+"""A module that lies in the user's folder does not take the place of one of ours."""
 _SHELL = 'log="$1"; shift; (trap : TERM; "$@"; echo $? > "$0") > "$log" 2>&1 < /dev/null & echo $!'
 """A shell of its own for each command, which nobody has to wait for, notes the exit code; a signal is the command's."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

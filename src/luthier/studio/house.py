@@ -15,6 +15,8 @@ from luthier.studio.talks import Talks
 
 _FRESH = 2.0
 """Seconds that a search of the folders is believed, however many pages are open."""
+_SHARE = 10
+"""So many times as long as a search took it is believed, too: large folders are searched less often."""
 
 
 @dataclass
@@ -40,10 +42,12 @@ class House:
         return self._lately("models", self.roots.models)
 
     def _lately(self, name: str, look: Callable[[], Any]) -> Any:
-        at, found = self._found.get(name, (0.0, None))
-        if time.monotonic() - at > _FRESH or found is None:
+        until, found = self._found.get(name, (0.0, None))
+        began = time.monotonic()
+        if began > until:
             found = look()
-            self._found[name] = (time.monotonic(), found)
+            ended = time.monotonic()
+            self._found[name] = (ended + max(_FRESH, _SHARE * (ended - began)), found)
         return found
 
 

@@ -71,7 +71,8 @@ class Roots:
 
     def name(self, path: Path) -> str:
         """How a path is written on a page and in a command: relative to the first root where it lies below it."""
-        return str(path.relative_to(self.first)) if path.is_relative_to(self.first) else str(path)
+        name = str(path.relative_to(self.first)) if path.is_relative_to(self.first) else str(path)
+        return f"./{name}" if name.startswith("-") else name  # it must not be taken for a flag
 
     def refuse_outside(self, words: Sequence[str]) -> None:
         """Refuse words of a command that are paths to the outside; other words mean something else.

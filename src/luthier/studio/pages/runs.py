@@ -14,7 +14,7 @@ from luthier.studio.children import Child
 from luthier.studio.figures import ago, gib, left, number, steps
 from luthier.studio.form import line
 from luthier.studio.house import House
-from luthier.studio.pages.parts import phase, run_link, title
+from luthier.studio.pages.parts import phase, run_link, title, tried
 from luthier.studio.roots import Roots
 from luthier.studio.words import Words
 
@@ -96,7 +96,7 @@ async def show(house: House, t: Words) -> None:
     table.add_slot("body-cell", _CELL)
     table.add_slot("item", _CARD)
     table.set_selection("multiple")
-    compare = ui.button(t("compare"), icon="o_balance", on_click=lambda: _compare(house, table.selected))
+    compare = ui.button(t("compare"), icon="o_balance", on_click=tried(lambda: _compare(house, table.selected)))
     compare.bind_visibility_from(table, "selected", backward=lambda chosen: len(chosen) > 1).props("outline")
     with ui.element("div").classes("box") as empty:
         ui.label(t("no_runs"))
@@ -114,7 +114,7 @@ async def show(house: House, t: Words) -> None:
 
 
 def _compare(house: House, chosen: Sequence[Mapping[str, Any]]) -> None:
-    names = [str(row["name"]) for row in chosen]
+    names = [house.roots.name(house.roots.find(str(row["id"]))) for row in chosen]
     child = house.children.start("compare", ["compare", *names, "--output_dir", "{folder}"])
     ui.navigate.to(f"/job?name={child.name}")
 
