@@ -95,10 +95,6 @@ class Child:
         lines = (line.rpartition("\r")[2] for line in _ESCAPES.sub("", text).split("\n"))
         return redact("\n".join(lines)).strip("\n")
 
-    def results(self) -> list[str]:
-        """What it printed as its results: places of what it made."""
-        return [line for line in self.tail(4096).splitlines() if line and Path(line).suffix in (".jsonl", ".parquet")]
-
     def _shell(self) -> psutil.Process | None:
         with suppress(psutil.Error):
             process = psutil.Process(self.pid)
