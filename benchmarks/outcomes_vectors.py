@@ -42,8 +42,9 @@ from luthier.model.load import load_model, load_tokenizer
 from luthier.objectives import config as kinds
 from luthier.objectives.registry import build
 from luthier.objectives.setting import Setting
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
 from luthier.run.init import make_untrained
+from luthier.run.resolve import resolve
 from luthier.run.soup import average
 from luthier.run.train import train
 from luthier.score.ranking import retrieval

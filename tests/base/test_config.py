@@ -3,7 +3,8 @@ import pytest
 from luthier.base.config import assign, merge, nearest, read_yaml, to_yaml, validate
 from luthier.base.errors import ConfigError
 from luthier.model.config import Freeze
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
+from luthier.run.resolve import resolve
 
 MINIMAL = {"model": {"path": "m"}, "data": {"datasets": ["d.jsonl"]}}
 

@@ -9,7 +9,8 @@ import yaml
 from luthier.base.config import validate
 from luthier.cli import app as cli
 from luthier.cli.train import take_switches
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
+from luthier.run.resolve import resolve
 
 GIVEN = ["--model", "m", "--dataset", "d.jsonl"]
 

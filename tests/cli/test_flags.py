@@ -15,8 +15,9 @@ from luthier.cli.flags import choose_members, parse
 from luthier.cli.infer import InferConfig
 from luthier.export.config import ExportConfig
 from luthier.model.config import Freeze, Lora, Quant
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
 from luthier.run.familiar import FAMILIAR, WORDS
+from luthier.run.resolve import resolve
 from luthier.run.space import SearchRun
 from luthier.run.translate import Ignored, Means, Refused
 

@@ -12,7 +12,8 @@ from types import ModuleType
 import pytest
 
 from luthier.base.config import read_yaml, validate
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
+from luthier.run.resolve import resolve
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "nano"
 

@@ -14,10 +14,11 @@ from luthier.cli.flags import parse
 from luthier.data.config import DataConfig
 from luthier.data.report import DataReport, SetReport
 from luthier.model.config import ModelConfig, Quant
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
 from luthier.run.environment import environment, git_revision, measured_memory
 from luthier.run.plan import RunPlan
 from luthier.run.report import Facts, compose, write_report
+from luthier.run.resolve import resolve
 from luthier.run.usage import Ending, usage
 
 CONFIG = resolve(RunConfig(model=ModelConfig(path="models/my base"), data=DataConfig(datasets=("a.jsonl#500",))))

@@ -22,7 +22,8 @@ from luthier.model.config import ModelConfig, Shape
 from luthier.model.method import AdaLora, Adapting, Full, Ia3, Lora, Method, Prefix, Prompt
 from luthier.model.scratch_encoders import t5_tokenizer, write_encoder
 from luthier.objectives import config as kinds
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
+from luthier.run.resolve import resolve
 from luthier.run.usage import Ending, python_lines, usage
 
 CONFIG = resolve(RunConfig(model=ModelConfig(path="models/my base"), data=DataConfig(datasets=("a.jsonl#500",))))

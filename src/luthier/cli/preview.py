@@ -16,7 +16,8 @@ from luthier.data.config import DataConfig
 from luthier.engine.config import StepConfig
 from luthier.model.config import ModelConfig
 from luthier.objectives.config import One, Sft
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
+from luthier.run.resolve import resolve
 
 if TYPE_CHECKING:
     from luthier.data.dataset import Prepared

@@ -19,8 +19,9 @@ from luthier.cli.launch import supervise, torchrun
 from luthier.data.config import DataConfig
 from luthier.model.config import ModelConfig
 from luthier.objectives.config import Multi, Sft
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
 from luthier.run.pick import pick, picked, picked_stages
+from luthier.run.resolve import resolve
 
 _SWITCHES = {
     "--config FILE": "Recipe to start from; flags win over it.",

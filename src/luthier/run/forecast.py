@@ -31,13 +31,14 @@ from luthier.objectives.registry import whole
 from luthier.objectives.setting import Part, Whole
 from luthier.run import footprint, sharded
 from luthier.run.build import build_parts, fullest, learnable, longest, named, source_of, tokenise, trials
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
 from luthier.run.disk import checkpoint_files
 from luthier.run.hardware import Device
 from luthier.run.memory import suggestions
 from luthier.run.pace import Pace, Work, pace
 from luthier.run.parts import Run
 from luthier.run.recompute import Trial, fits, keeps_of, room
+from luthier.run.resolve import resolve
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from pydantic import Field
 
 from luthier.base.config import Config, Tree, assign, merge, validate
 from luthier.base.errors import ConfigError
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
+from luthier.run.resolve import resolve
 
 Direction = Literal["minimize", "maximize"]
 Told = str | int | float

@@ -33,8 +33,9 @@ from luthier.model.heads import Head, Kind, learned_head
 from luthier.model.load import load_model, load_tokenizer
 from luthier.model.method import Adapting
 from luthier.objectives.config import Multi
-from luthier.run.config import RunConfig, resolve, stage_of
+from luthier.run.config import RunConfig, stage_of
 from luthier.run.report import markdown_table
+from luthier.run.resolve import resolve
 from luthier.run.resume import refuse_changes
 from luthier.run.retain import FILE
 from luthier.run.train import train

@@ -20,7 +20,7 @@ from luthier.model.load import context_length, load_tokenizer
 from luthier.model.method import virtual_tokens
 from luthier.objectives.registry import whole
 from luthier.run.build import build_data, build_general, build_model, build_parts, build_trainer, describe
-from luthier.run.config import RunConfig, resolve
+from luthier.run.config import RunConfig
 from luthier.run.environment import environment, measured_memory
 from luthier.run.findings import Judged, write_findings
 from luthier.run.grow import with_vocabulary
@@ -28,6 +28,7 @@ from luthier.run.memory import within_memory
 from luthier.run.parts import Run
 from luthier.run.plan import RunPlan
 from luthier.run.report import write_report
+from luthier.run.resolve import resolve
 from luthier.run.resume import Resume, find_resume, refuse_changes, stored_config
 from luthier.run.retain import Forgetting
 from luthier.run.trackers import TrackedRun, flatten, start_trackers
