@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from luthier.evaluate.compare import changes
+from luthier.evaluate.report import change_table
 from luthier.evaluate.task import Result, counted, metric
 
 
@@ -49,3 +51,14 @@ def test_macro_f1_is_that_of_scikit_learn() -> None:
     again = np.repeat(np.arange(60), draws.astype(int))
     expected = sklearn.f1_score(wanted[again], found[again], average="macro", zero_division=0)
     assert counted("macro-f1", rows).value(draws) == pytest.approx(expected)
+
+
+def test_what_only_one_side_has_is_no_change_and_what_never_counted_is_not_sure() -> None:
+    plain = results([0.5, 0.7])
+    judged = [replace(one, rates={**one.rates, "judge-win": (1.0, 1.0)}) for one in plain]
+    assert [one.metric for one in changes("qa", "en", plain, judged)] == ["AverageAccuracy"]
+    unread = [replace(one, rates={"judge-score": (0.0, 0.0)}) for one in plain]
+    (change,) = changes("qa", "en", unread, unread)
+    assert math.isnan(change.difference) and not change.sure and (change.wins, change.losses) == (0, 0)
+    (row,) = change_table([change])
+    assert (row["Difference"], row["95 %"]) == ("", "")

@@ -45,8 +45,8 @@ class Change:
 
     @property
     def sure(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return not self.low <= 0 <= self.high
+        """Whether the interval leaves 0 out; never where nothing counted."""
+        return self.low > 0 or self.high < 0
 
 
 def changes(
@@ -57,7 +57,7 @@ def changes(
     joint: Sequence[str] = (),
     seed: int = 42,
 ) -> list[Change]:
-    """Every metric of a subset before and after.
+    """Every metric of a subset that there was before and is after; a choice between both is neither's.
 
     Args:
         joint: metrics of all questions together, besides those of each.
@@ -66,7 +66,8 @@ def changes(
     pairs = [(known[result.key], result) for result in after if result.key in known]
     old, new = [one for one, _ in pairs], [other for _, other in pairs]
     found: list[Change] = []
-    for name in [*metric_names(new), *joint]:
+    shared = set(metric_names(old))
+    for name in [*(name for name in metric_names(new) if name in shared), *joint]:
         draws = _differences(name, old, new, np.random.default_rng(seed))
         low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (math.nan, math.nan)
         wins, losses = _sides(name, pairs)

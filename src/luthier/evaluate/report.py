@@ -101,8 +101,8 @@ def change_table(found: Sequence[Change]) -> list[dict[str, Json]]:
             "Num": one.num,
             "Before": _number(one.before),
             "After": _number(one.after),
-            "Difference": f"{one.difference:+.4f}{'*' if one.sure else ''}",
-            "95 %": f"{one.low:+.4f} to {one.high:+.4f}",
+            "Difference": "" if math.isnan(one.difference) else f"{one.difference:+.4f}{'*' if one.sure else ''}",
+            "95 %": "" if math.isnan(one.low) else f"{one.low:+.4f} to {one.high:+.4f}",
             "Wins": one.wins,
             "Losses": one.losses,
         }
