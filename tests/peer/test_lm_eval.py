@@ -11,7 +11,7 @@ import pytest
 
 from luthier.base.config import validate
 from luthier.base.console import Console
-from luthier.base.errors import ConfigError
+from luthier.base.errors import ConfigError, DataError
 from luthier.evaluate.config import EvalConfig
 from luthier.run.harness import run_harness
 
@@ -77,3 +77,7 @@ def test_the_harness_finds_the_same(
     assert ("our_choice", "acc_norm") in ours and ("our_written", "exact_match") in ours
     with pytest.raises(ConfigError, match="lm_eval knows no task 'nothing_like_it'"):
         run_harness(validate(EvalConfig, options | {"eval_dataset": ("nothing_like_it",)}), Console(quiet=True))
+    (tasks / "data.jsonl").unlink()
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "empty"))
+    with pytest.raises(DataError, match=r"--eval_dataset our_choice: the data of a task cannot be had.*data\.jsonl"):
+        run_harness(validate(EvalConfig, options | {"eval_dataset": ("our_choice",)}), Console(quiet=True))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier.base.errors import ConfigError, MissingExtra
+from luthier.base.errors import ConfigError, DataError, MissingExtra
 from luthier.base.records import Json, Message
 from luthier.evaluate.continuations import Asked
 from luthier.evaluate.likelihood import likelihood
@@ -30,6 +31,7 @@ def run_tasks(
 
     Raises:
         ConfigError: a task is not known.
+        DataError: its data cannot be had.
         MissingExtra: lm_eval is not installed.
     """
     try:
@@ -41,19 +43,29 @@ def run_tasks(
     if unknown:
         fix = "lm_eval --tasks list shows them; --tasks_path names a folder with more"
         raise ConfigError(f"lm_eval knows no task {unknown[0]!r}", where="--eval_dataset", fix=fix)
-    found: Any = lm_eval.simple_evaluate(
-        model=_model(subject),
-        tasks=list(tasks),
-        num_fewshot=shots,
-        limit=limit,
-        task_manager=manager,
-        apply_chat_template=subject.chat,
-        system_instruction=subject.system if subject.chat else None,
-        fewshot_as_multiturn=subject.chat,
-        bootstrap_iters=0,
-        log_samples=False,
-        verbosity=None,
-    )
+    try:
+        found: Any = lm_eval.simple_evaluate(
+            model=_model(subject),
+            tasks=list(tasks),
+            num_fewshot=shots,
+            limit=limit,
+            task_manager=manager,
+            apply_chat_template=subject.chat,
+            system_instruction=subject.system if subject.chat else None,
+            fewshot_as_multiturn=subject.chat,
+            bootstrap_iters=0,
+            log_samples=False,
+            verbosity=None,
+        )
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"the data of a task cannot be had: {error}",
+            where=f"--eval_dataset {' '.join(tasks)}",
+            fix="lm_eval fetches it from the Hugging Face hub once; or name a task of your own files with --tasks_path",
+            code="no_data",
+        ) from error
     rows: list[Score] = []
     for task, values in found["results"].items():
         count = int(found.get("n-samples", {}).get(task, {}).get("effective", 0))

@@ -23,6 +23,7 @@ def run_harness(options: EvalConfig, console: Console) -> Evaluated:
 
     Raises:
         ConfigError: a setting that the harness does not take, or a task it does not know.
+        DataError: a task's data cannot be had.
         MissingExtra: it is not installed.
     """
     if options.eval_url is not None:
