@@ -135,12 +135,20 @@ def test_other_tasks_are_counted_too(tmp_path: Path, objective: str, line: dict[
         "\n".join(json.dumps(line).replace("{n}", str(n)).replace("odd", "odd" if n % 2 else "even") for n in range(20))
     )
     more: dict[str, Any] = {"objective": {"type": objective}, "data": {"datasets": [str(file)]}}
-    for device in (CPU, DEVICES["L4"]):
-        plan = plan_of(tmp_path, device, **more)
-        assert plan.fits and plan.demand.activations > 0 and plan.objective == objective
+    plan = plan_of(tmp_path, DEVICES["L4"], **more)
+    assert plan.fits and plan.demand.activations > 0 and plan.objective == objective
+    # Losses that choose rows by their numbers are left out, and that is said.
+    assert plan.demand.whole == (objective != "embedding") == (not plan.notes)
 
 
-def test_encoders_and_plain_layers(tmp_path: Path, test_encoder: Any = None) -> None:
+def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
+    config = RunConfig.model_validate({**settings(tmp_path).model_dump(), "method": {"type": "prompt"}})
+    with pytest.raises(ConfigError, match="cannot be counted without weights") as told:
+        forecast(config, CPU, 1, Console(quiet=True))
+    assert told.value.code == "cannot_plan"
+
+
+def test_plain_layers_and_old_devices(tmp_path: Path) -> None:
     plain = plan_of(tmp_path, DEVICES["A100-80"], model={"layers": "plain"})
     assert [demand.keep for demand in plain.demands] == ["most", "input"] and plain.layers == "transformers"
     old = plan_of(tmp_path, DEVICES["T4"])

@@ -6,7 +6,8 @@ without numbers (`run.footprint`); only time is a guess (`run.pace`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from luthier.base.console import Console
-from luthier.base.errors import ConfigError, DataError
+from luthier.base.errors import ConfigError, DataError, LuthierError
 from luthier.base.rundir import RunDir
 from luthier.data.dataset import Prepared
 from luthier.data.pack import epoch_packs
@@ -23,7 +24,7 @@ from luthier.engine import statesize
 from luthier.engine.mesh import Mesh
 from luthier.model import lowbit, methods, shadow, shared
 from luthier.model.config import Lora
-from luthier.model.folder import model_folder
+from luthier.model.folder import first_line, model_folder
 from luthier.model.layer import Keep
 from luthier.model.load import Model, arithmetic_dtype, context_length, load_tokenizer
 from luthier.model.method import virtual_tokens
@@ -166,6 +167,38 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     objective.begin([data.train, *([] if data.validation is None else [data.validation])], console)
     run = replace(alone, mesh=Mesh(device.kind, world=devices))
     dtype = _arithmetic(config.model.dtype, device)
+    with _countable(config):
+        return _counted(run, title, notes, dtype, device, parts, objective, data)
+
+
+@contextmanager
+def _countable(config: RunConfig) -> Generator[None]:
+    """Say which training cannot be counted without numbers: some methods look at them where they are put on."""
+    try:
+        yield
+    except LuthierError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"{config.method.type} for {named(config)} cannot be counted without weights ({first_line(error)})",
+            where="luthier plan",
+            code="cannot_plan",
+            fix="Start it with --max_steps 1: on its device a run finds out before it trains",
+        ) from error
+
+
+def _counted(
+    run: Run,
+    title: str,
+    notes: list[str],
+    dtype: torch.dtype,
+    device: Device,
+    parts: Sequence[Part],
+    objective: Whole,
+    data: Prepared,
+) -> Forecast:
+    """The plan, once the data are read."""
+    config, devices = run.config, run.mesh.world
     model, layers = _model(run, dtype, device, parts)
     keeps = _keeps(run, model)
     micro = fullest(run, data)
