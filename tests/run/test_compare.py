@@ -182,9 +182,9 @@ def test_evaluations_are_compared_question_by_question(tmp_path: Path) -> None:
     ]
     result = compare_evaluations([read_evaluation(path, path.name) for path in paths], None)
     assert result.names == ("tuned", "base") and result.by == "quiz test AverageAccuracy"
-    (change,) = result.changes["tuned -> base"]
-    assert (change.num, change.wins, change.losses, change.difference) == (40, 0, 20, -0.5)
-    assert change.sure and change.low < -0.3 and change.high < 0
+    (change,) = result.changes["base -> tuned"]
+    assert (change.num, change.wins, change.losses, change.difference) == (40, 20, 0, 0.5)
+    assert change.sure and change.low > 0 and change.high > 0.6
     assert result.scores == [{"Score": "quiz test AverageAccuracy", "tuned": 0.75, "base": 0.25}]
     with pytest.raises(ConfigError, match="no evaluation has the metric"):
         compare_evaluations([read_evaluation(path, path.name) for path in paths], "F1")

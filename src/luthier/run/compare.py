@@ -42,7 +42,7 @@ class Comparison:
     data: list[dict[str, Json]] = field(default_factory=list[dict[str, Json]])
     scores: list[dict[str, Json]] = field(default_factory=list[dict[str, Json]])
     changes: Mapping[str, Sequence[Change]] = field(default_factory=dict[str, Sequence[Change]])
-    """Of each evaluation against the first one."""
+    """Of each evaluation against the first one that was named."""
     warnings: list[str] = field(default_factory=list[str])
     pictures: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
@@ -77,7 +77,7 @@ def compare(runs: Sequence[Seen], by: str | None) -> Comparison:
 
 
 def compare_evaluations(found: Sequence[Evaluated], by: str | None) -> Comparison:
-    """Evaluations: scores side by side, and each against the first one question by question.
+    """Evaluations: scores side by side, best first, and each against the first named one question by question.
 
     Raises:
         ConfigError: none has the metric.
@@ -96,7 +96,7 @@ def compare_evaluations(found: Sequence[Evaluated], by: str | None) -> Compariso
         return value is None, sign * float(value or 0.0)
 
     order = sorted(found, key=rank)
-    first, *others = order
+    first, *others = found
     told: dict[str, Sequence[Change]] = {}
     warnings: list[str] = []
     for other in others:
