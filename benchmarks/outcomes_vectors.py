@@ -22,6 +22,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -45,7 +47,6 @@ from luthier.objectives.setting import Setting
 from luthier.run.config import RunConfig
 from luthier.run.init import make_untrained
 from luthier.run.resolve import resolve
-from luthier.run.soup import average
 from luthier.run.train import train
 from luthier.score.ranking import retrieval
 
@@ -161,6 +162,14 @@ def hard_negatives(model: Path, data: Questions, documents: set[str], count: int
     }
 
 
+def between(untuned: Path, tuned: Path, share: float, folder: Path) -> None:
+    """Write an encoder with `share` of the way from its untuned weights to the tuned ones (WiSE-FT)."""
+    shutil.copytree(tuned, folder)
+    start, end = (load_file(part / "model.safetensors") for part in (untuned, tuned))
+    between = {name: torch.lerp(start[name].float(), weight.float(), share) for name, weight in end.items()}
+    save_file(between, folder / "model.safetensors", {"format": "pt"})
+
+
 def search(model: Path, name: str, tuning: Tuning, out: Path) -> dict[str, Any]:
     data = Questions.read(DATA / "retrieval-derived" / name)
     names = list(data.corpus)
@@ -191,7 +200,7 @@ def search(model: Path, name: str, tuning: Tuning, out: Path) -> dict[str, Any]:
         for share in tuning.shares:
             models[rate, share] = tuned if share == 1 else out / f"{rate:g}-{share:g}"
             if share != 1:
-                average(ModelConfig(path=str(model)), [str(tuned)], [1.0], share, models[rate, share])
+                between(model, tuned, share, models[rate, share])
     spent = time.process_time() - start
     chosen_by = {key: data.judge(made, choosing)["ndcg@10"] for key, made in models.items()} if choice else {}
     rate, share = max(chosen_by, key=lambda key: chosen_by[key]) if choice else next(iter(models))
