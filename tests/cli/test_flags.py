@@ -18,7 +18,7 @@ from luthier.model.config import Freeze, Lora, Quant
 from luthier.run.config import RunConfig
 from luthier.run.familiar import FAMILIAR, WORDS
 from luthier.run.resolve import resolve
-from luthier.run.space import SearchRun
+from luthier.run.search.space import SearchRun
 from luthier.run.translate import Ignored, Means, Refused
 
 SWIFT = """

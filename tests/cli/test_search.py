@@ -18,9 +18,9 @@ from luthier.base.errors import ConfigError
 from luthier.base.leaves import leaves
 from luthier.cli.app import main
 from luthier.cli.search import read_dimension, read_space
-from luthier.run import trial
 from luthier.run.config import RunConfig
-from luthier.run.space import Choices, Range
+from luthier.run.search import trial
+from luthier.run.search.space import Choices, Range
 
 LOADED = (optuna,)
 LEAVES = leaves(RunConfig)

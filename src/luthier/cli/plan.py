@@ -78,9 +78,9 @@ def plan(argv: Sequence[str], console: Console, environ: dict[str, str]) -> int:
             code="bad_usage",
         )
     config = read_config(switches.recipe, flags, asked.objective, console)
-    from luthier.run.forecast import forecast
-    from luthier.run.forecasttext import html, sections, to_json
-    from luthier.run.hardware import device_named
+    from luthier.run.forecast.forecast import forecast
+    from luthier.run.forecast.hardware import device_named
+    from luthier.run.forecast.text import html, sections, to_json
 
     device = device_named(asked.device or config.device, asked.memory)
     found = forecast(config, device, asked.devices, console)

@@ -20,10 +20,10 @@ from luthier.cli.flags import choose_members, convert, parse, setting
 from luthier.cli.help import Command, page
 from luthier.cli.train import settled
 from luthier.run.config import RunConfig
-from luthier.run.space import Choices, Dimension, Range, SearchConfig, SearchRun, check, nested, values_of
+from luthier.run.search.space import Choices, Dimension, Range, SearchConfig, SearchRun, check, nested, values_of
 
 if TYPE_CHECKING:
-    from luthier.run.search import Wanted
+    from luthier.run.search.loop import Wanted
 
 RECIPE, OUTPUT = "search.yaml", "runs/search"
 _FREE = ("search.trials", "search.timeout", "search.parallel", "search.keep", "output_dir", "device")
@@ -92,7 +92,8 @@ def search_command(argv: Sequence[str], console: Console) -> int:
     if words.dry_run:
         console.result(recipe.rstrip(), **yaml.safe_load(recipe))
         return 0
-    from luthier.run.search import Wanted, load_optuna
+    from luthier.run.search.loop import Wanted
+    from luthier.run.search.study import load_optuna
 
     load_optuna()
     folder = Path(config.output_dir).expanduser()
@@ -101,8 +102,8 @@ def search_command(argv: Sequence[str], console: Console) -> int:
 
 
 def _searched(wanted: Wanted, recipe: str, console: Console) -> int:
-    from luthier.run.search import search
-    from luthier.run.search_result import commands, found, table, write
+    from luthier.run.search.loop import search
+    from luthier.run.search.result import commands, found, table, write
 
     folder = wanted.folder
     lock = _open(wanted, yaml.safe_load(recipe), console)
@@ -136,7 +137,8 @@ def _open(wanted: Wanted, recipe: Tree, console: Console) -> Lock:
     Raises:
         ConfigError: another search lies there, or something else.
     """
-    from luthier.run.search import JOURNAL, TRIALS, open_study
+    from luthier.run.search.loop import TRIALS
+    from luthier.run.search.study import JOURNAL, open_study
 
     folder = wanted.folder
     file = folder / RECIPE

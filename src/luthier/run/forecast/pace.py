@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from luthier.model.layer import Keep
-from luthier.run.hardware import Device
+from luthier.run.forecast.hardware import Device
 
 _LARGE = 3_000_000_000
 """Weights from which the shares of the larger shape are taken."""

@@ -220,3 +220,19 @@ def _one_by_one(ends: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
     start = tuple(each[0] for each in ends)
     others = [(*start[:n], value, *start[n + 1 :]) for n, each in enumerate(ends) for value in each[1:]]
     return [start, *others]
+
+
+def shown(values: Mapping[str, Any]) -> str:
+    """Settings for a person: by their last names where those tell them apart."""
+    return "  ".join(f"{name} {plain(value)}" for name, value in zip(short(values), values.values(), strict=True))
+
+
+def short(paths: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """The last name of each path; the path where two have the same."""
+    last = [path.rpartition(".")[2] for path in paths]
+    return [name if last.count(name) == 1 else path for name, path in zip(last, paths, strict=True)]
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON and people have it."""
+    return list(value) if isinstance(value, tuple) else value

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from luthier.base.errors import ConfigError
-from luthier.run.space import Choices, Range, SearchConfig, check, direction_of, size, values_of
+from luthier.run.search.space import Choices, Range, SearchConfig, check, direction_of, size, values_of
 
 RATE = Range("optim.learning_rate", 1e-5, 1e-2, log=True, whole=False)
 RANK = Choices("method.rank", (4, 8, 16))

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 
 from luthier.base.records import Json
-from luthier.run.forecast import Forecast
-from luthier.run.hardware import GIB
-from luthier.run.pace import Pace
+from luthier.run.forecast.forecast import Forecast
+from luthier.run.forecast.hardware import GIB
+from luthier.run.forecast.pace import Pace
 from luthier.run.plan import count
 from luthier.run.recompute import room
 from luthier.run.watch import duration
@@ -20,8 +20,6 @@ KEPT = {
     "some": "the widest is computed again",
     "input": "layers are computed again",
 }
-_TWO_WAYS = {**KEPT, "most": "everything is kept"}
-"""Where transformers runs the layers."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,19 @@ def _facts(plan: Forecast) -> dict[str, str]:
     return facts
 
 
+def _kept(plan: Forecast) -> dict[str, str]:
+    """Words for the ways of keeping; where transformers runs the layers, "most" is everything."""
+    ours = plan.layers == "Luthier's kernels"
+    return KEPT if ours else {**KEPT, "most": KEPT["all"]}
+
+
 def _memory_title(plan: Forecast) -> str:
     return f"Memory of {'each device' if plan.devices > 1 else plan.device.name}, GiB"
 
 
 def _memory(plan: Forecast) -> list[dict[str, Json]]:
     rows: list[dict[str, Json]] = []
-    words = KEPT if len(plan.demands) > 2 or plan.layers == "Luthier's kernels" else _TWO_WAYS
+    words = _kept(plan)
     for demand in plan.demands:
         numbers = asdict(demand)
         row: dict[str, Json] = {"": f"{'> ' if demand.keep == plan.chosen else '  '}{words[demand.keep]}"}
@@ -105,7 +109,8 @@ def _below(plan: Forecast) -> list[str]:
         lines.append(f"Working room holds up to {plan.logits / GIB:.2f} GiB of vocabulary scores at once.")
     if plan.evaluation is not None:
         lines.append(f"An evaluation batch takes {plan.evaluation / GIB:.2f} GiB.")
-    most = [f"{number:,} ({KEPT[keep]})" for keep, number in plan.largest.items()]
+    words = _kept(plan)
+    most = [f"{number:,} ({words[keep]})" for keep, number in plan.largest.items()]
     if any(plan.largest.values()):
         lines.append(f"Largest --per_device_train_batch_size that fits: {', '.join(most)}.")
     return lines
@@ -129,7 +134,7 @@ def verdict(plan: Forecast) -> str:
     where = plan.device.name if plan.devices == 1 else f"{plan.devices} x {plan.device.name}"
     peak = f"{plan.demand.total / GIB:.1f} of {plan.device.available / GIB:.1f} GiB"
     if plan.fits:
-        return f"It fits on {where}: {peak}, {KEPT[plan.chosen]}."
+        return f"It fits on {where}: {peak}, {_kept(plan)[plan.chosen]}."
     if plan.demand.fits:
         return f"Training fits on {where}, an evaluation does not. Lower --per_device_eval_batch_size."
     return f"It does not fit on {where}: {peak}. Try " + ", or ".join(plan.suggestions[:3]) + "."

@@ -17,8 +17,9 @@ from luthier.engine.checkpoint import Checkpoints
 from luthier.run.config import RunConfig
 from luthier.run.plots import EVALUATION, INK, TRAIN, dress, figure_of, png_of
 from luthier.run.report import markdown_table
-from luthier.run.search import FAULT, SAME, STEPS, Wanted, load_optuna, ranked, short, trained_in
-from luthier.run.space import Choices, Dimension, values_of
+from luthier.run.search.loop import Wanted, trained_in
+from luthier.run.search.space import Choices, Dimension, short, values_of
+from luthier.run.search.study import FAULT, SAME, STEPS, load_optuna, ranked
 from luthier.run.usage import Ending, usage
 from luthier.run.watch import duration
 

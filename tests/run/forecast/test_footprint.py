@@ -23,7 +23,7 @@ from luthier.model.layer import Keep
 from luthier.model.load import load_model, load_tokenizer
 from luthier.objectives.config import Pretrain
 from luthier.objectives.language import Language
-from luthier.run.footprint import count_evaluation, count_step
+from luthier.run.forecast.footprint import count_evaluation, count_step
 from luthier.run.recompute import random_trial
 
 GIB = 2**30

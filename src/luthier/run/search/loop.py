@@ -2,14 +2,13 @@
 
     <output_dir>/search.yaml       what is searched, a recipe of `luthier search`
     <output_dir>/journal.jsonl     optuna's journal: every trial, its values at each evaluation, how it ended
-    <output_dir>/trials/0003/      the third trial, see `run.trial`
+    <output_dir>/trials/0003/      the third trial, see `run.search.trial`
 
 Nothing is remembered but what lies there: a search that is interrupted goes on with the trials that were under way.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import shutil
@@ -21,24 +20,29 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.base.config import Tree
 from luthier.base.console import Console, Line
-from luthier.base.errors import ConfigError, DataError, DoesNotFit, LuthierError, MissingExtra, RunError
-from luthier.base.rundir import write_atomic
+from luthier.base.errors import ConfigError, DataError, DoesNotFit, LuthierError, RunError
 from luthier.base.signals import stop_requests
 from luthier.run.config import RunConfig
-from luthier.run.space import Choices, Dimension, Direction, SearchConfig, Told, size, values_of, with_values
-from luthier.run.trial import Fault, Start, Training, run_of, started
+from luthier.run.search.space import Dimension, Direction, SearchConfig, plain, shown, size, values_of, with_values
+from luthier.run.search.study import (
+    FAULT,
+    SAME,
+    STEPS,
+    distributions,
+    load_optuna,
+    open_study,
+    pruner_of,
+    ranked,
+    sampler_of,
+)
+from luthier.run.search.trial import Fault, Start, Training, run_of, started
 from luthier.run.watch import duration
 
 if TYPE_CHECKING:
     from optuna import Study
-    from optuna.distributions import BaseDistribution
-    from optuna.pruners import BasePruner
-    from optuna.samplers import BaseSampler
     from optuna.trial import FrozenTrial, Trial, TrialState
 
-JOURNAL, TRIALS = "journal.jsonl", "trials"
-SAME, FAULT, STEPS = "same_as", "fault", "steps"
-"""What is noted of a trial: the one before it with the same settings; why it failed; the steps it took."""
+TRIALS = "trials"
 
 _POLL = 0.2  # seconds
 _HOPELESS = 3
@@ -101,30 +105,6 @@ class Active:
     best: float | None = None
 
 
-def load_optuna() -> Any:
-    """The library, quiet.  Raises MissingExtra."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtra("optuna", "search", what_for="luthier search") from error
-    optuna.logging.set_verbosity(logging.ERROR)
-    return optuna
-
-
-def open_study(folder: Path, direction: Direction) -> Study:
-    """The search's journal in a folder, new or as it was left.
-
-    Lines of JSON; optuna pickles nothing with this storage.  A line that a crash has cut off is taken away.
-    """
-    optuna = load_optuna()
-    file = folder / JOURNAL
-    if file.exists() and (told := file.read_bytes()) and not told.endswith(b"\n"):
-        write_atomic(file, told[: told.rfind(b"\n") + 1])
-    backend = optuna.storages.journal.JournalFileBackend(str(file))
-    storage = optuna.storages.JournalStorage(backend)
-    return optuna.create_study(storage=storage, study_name="search", direction=direction, load_if_exists=True)
-
-
 def search(wanted: Wanted, console: Console, start: Start = started) -> Study:
     """Make trials until there are enough of them, time is up, or someone asks to stop.
 
@@ -147,7 +127,7 @@ class _Search:
         self._settings = wanted.settings
         self._study = open_study(wanted.folder, wanted.direction)
         self._devices = places(self._settings, wanted.config, os.environ)
-        self._study.pruner = self._pruner()
+        self._study.pruner = pruner_of(self._settings, wanted.config.eval.every)
         self._active: list[Active] = []
         self._failed, self._fault = 0, ""
         self._free = list(self._devices)
@@ -194,8 +174,11 @@ class _Search:
             if whole is not None and len(tried) >= whole:
                 self._console.say(f"Every combination has been tried: {len(tried)}")
                 return False
-            self._study.sampler = self._sampler(len(trials))
-            trial: Trial = self._study.ask(_distributions(self._wanted.dimensions))
+            several = len(self._devices) > 1
+            self._study.sampler = sampler_of(
+                self._settings, self._wanted.dimensions, self._wanted.seed, len(trials), several=several
+            )
+            trial: Trial = self._study.ask(distributions(self._wanted.dimensions))
             values = values_of(self._wanted.dimensions, trial.params)
             twin = tried.get(repr(values))
             if twin is None or (twin.state == state.FAIL):
@@ -322,7 +305,7 @@ class _Search:
         took = duration(time.monotonic() - active.since)
         if self._console.json:
             number = active.trial.number + 1
-            settings = {path: _plain(value) for path, value in active.values.items()}
+            settings = {path: plain(value) for path, value in active.values.items()}
             self._console.emit("trial", number=number, state=state, value=value, settings=settings, message=text)
         else:
             self._console.say(f"{text}  ({shown(active.values)}; {took})")
@@ -343,31 +326,6 @@ class _Search:
         for active in self._active:
             while active.training.ended() is None:
                 time.sleep(_POLL)
-
-    def _sampler(self, number: int) -> BaseSampler:
-        """The sampler of one trial: its chance depends on nothing but the seed and the trial's number."""
-        samplers = load_optuna().samplers
-        seed = (self._wanted.seed * 1_000_003 + number) % 2**32
-        match self._settings.sampler:
-            case "random":
-                return samplers.RandomSampler(seed=seed)
-            case "grid":
-                values = {dimension.path: dimension.grid() for dimension in self._wanted.dimensions}
-                return samplers.GridSampler(values, seed=self._wanted.seed % 2**32)
-            case "tpe":
-                several = len(self._devices) > 1
-                first = self._settings.startup_trials
-                return samplers.TPESampler(n_startup_trials=first, seed=seed, constant_liar=several)
-
-    def _pruner(self) -> BasePruner:
-        pruners = load_optuna().pruners
-        match self._settings.pruning:
-            case "median":
-                return pruners.MedianPruner(n_startup_trials=self._settings.startup_trials, n_warmup_steps=0)
-            case "hyperband":
-                return pruners.HyperbandPruner(min_resource=self._wanted.config.eval.every or 1)
-            case "off":
-                return pruners.NopPruner()
 
 
 def places(settings: SearchConfig, config: RunConfig, environ: Mapping[str, str]) -> list[str | None]:
@@ -395,46 +353,9 @@ def _devices(environ: Mapping[str, str]) -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def ranked(study: Study) -> list[FrozenTrial]:
-    """Trials that came to their end, the best first; of equals the earlier one."""
-    sign = 1 if study.direction.name == "MINIMIZE" else -1
-    done = [trial for trial in study.trials if trial.state.name == "COMPLETE" and SAME not in trial.user_attrs]
-    return sorted(done, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
-
-
 def trained_in(wanted: Wanted, trial: FrozenTrial) -> Path | None:
     """The run directory of a trial."""
     return run_of(wanted.trial_folder(trial.number))
-
-
-def shown(values: Mapping[str, Any]) -> str:
-    """Settings for a person: by their last names where those tell them apart."""
-    return "  ".join(f"{name} {_plain(value)}" for name, value in zip(short(values), values.values(), strict=True))
-
-
-def short(paths: Mapping[str, Any] | Sequence[str]) -> list[str]:
-    """The last name of each path; the path where two have the same."""
-    last = [path.rpartition(".")[2] for path in paths]
-    return [name if last.count(name) == 1 else path for name, path in zip(last, paths, strict=True)]
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _distributions(dimensions: Sequence[Dimension]) -> dict[str, BaseDistribution]:
-    kinds = load_optuna().distributions
-    found: dict[str, BaseDistribution] = {}
-    for each in dimensions:
-        if isinstance(each, Choices):
-            labels: list[Told] = [*each.labels()]
-            found[each.path] = kinds.CategoricalDistribution(labels)
-        elif each.whole:
-            step = int(each.step or 1)
-            found[each.path] = kinds.IntDistribution(int(each.low), int(each.high), log=each.log, step=step)
-        else:
-            found[each.path] = kinds.FloatDistribution(each.low, each.high, log=each.log, step=each.step)
-    return found
 
 
 def _error(fault: Fault, what: str) -> LuthierError:

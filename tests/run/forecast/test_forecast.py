@@ -11,10 +11,10 @@ import pytest
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.run.config import RunConfig
-from luthier.run.forecast import Forecast, forecast
-from luthier.run.forecasttext import html, sections, to_json, verdict
-from luthier.run.hardware import DEVICES, GIB, Device, device_named
-from luthier.run.pace import Pace, Work, pace
+from luthier.run.forecast.forecast import Forecast, forecast
+from luthier.run.forecast.hardware import DEVICES, GIB, Device, device_named
+from luthier.run.forecast.pace import Pace, Work, pace
+from luthier.run.forecast.text import html, sections, to_json, verdict
 from luthier.run.train import train
 
 CPU = Device("cpu", 8.0, gpu=False, kernels=False, bfloat16=False, free_gib=8.0)

@@ -1,7 +1,7 @@
 """What a training would need, before a weight is loaded: memory, disk, steps, time, on a device that need not be here.
 
 Data are read through the same cache as training, counts are exact, memory is that of the program itself over a model
-without numbers (`run.footprint`); only time is a guess (`run.pace`).
+without numbers (`footprint`); only time is a guess (`pace`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from luthier.base.errors import ConfigError, DataError, LuthierError
 from luthier.base.rundir import RunDir
 from luthier.data.dataset import Prepared
 from luthier.data.pack import epoch_packs
-from luthier.engine import statesize
 from luthier.engine.mesh import Mesh
 from luthier.model import lowbit, methods, shadow, shared
 from luthier.model.config import Lora
@@ -30,39 +29,17 @@ from luthier.model.load import Model, arithmetic_dtype, context_length, load_tok
 from luthier.model.method import virtual_tokens
 from luthier.objectives.registry import whole
 from luthier.objectives.setting import Part, Whole
-from luthier.run import footprint, sharded
 from luthier.run.build import build_parts, fullest, learnable, longest, named, source_of, tokenise, trials
 from luthier.run.config import RunConfig
-from luthier.run.disk import checkpoint_files
-from luthier.run.hardware import Device
+from luthier.run.forecast import footprint
+from luthier.run.forecast.demand import Demand, demand_of, evaluation_of, largest
+from luthier.run.forecast.disk import checkpoint_files
+from luthier.run.forecast.hardware import Device
+from luthier.run.forecast.pace import Pace, Work, pace
 from luthier.run.memory import suggestions
-from luthier.run.pace import Pace, Work, pace
 from luthier.run.parts import Run
-from luthier.run.recompute import Trial, fits, keeps_of, room
+from luthier.run.recompute import fits, keeps_of
 from luthier.run.resolve import resolve
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """The memory of one device at the fullest moment of a step, in bytes, for one way of keeping."""
-
-    keep: Keep
-    weights: int
-    gradients: int
-    optimizer: int
-    average: int
-    activations: int
-    """Kept from the forward pass to the backward pass."""
-    working: int
-    """What is computed with at that moment: logits, gradients of activations, room for products."""
-    fits: bool
-    whole: bool = True
-    """Whether the loss was counted too."""
-
-    @property
-    def total(self) -> int:
-        """The most that is held."""
-        return self.weights + self.gradients + self.optimizer + self.average + self.activations + self.working
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,14 +180,14 @@ def _counted(
     keeps = _keeps(run, model)
     micro = fullest(run, data)
     made = trials(run, model, objective, data)
-    demands = [_demand(run, model, objective, made, micro, keep, device) for keep in keeps]
+    demands = [demand_of(run, model, objective, made, micro, keep, device) for keep in keeps]
     if not all(demand.whole for demand in demands):
         notes.append("The layers are counted, the loss over their output is not: it depends on the rows")
     chosen: Keep = next((demand for demand in demands if demand.fits), demands[-1]).keep
-    use = "weights" if not demands[-1].fits and _bare(demands[-1]) > device.available else "step"
+    use = "weights" if not demands[-1].fits and demands[-1].bare > device.available else "step"
     lot = _lot(run, data, model, source_of(run, data, parts, objective).steps)
     shown = next(demand for demand in demands if demand.keep == chosen)
-    evaluation = _evaluation(run, model, objective, data, shown, device) if data.validation is not None else None
+    evaluation = evaluation_of(run, model, objective, data, shown, device) if data.validation is not None else None
     return Forecast(
         model=title,
         method=config.method.type,
@@ -229,7 +206,7 @@ def _counted(
         demands=tuple(demands),
         chosen=chosen,
         evaluation=evaluation,
-        largest=_largest(run, model, objective, data, demands, chosen, device),
+        largest=largest(run, model, objective, data, demands, chosen, device),
         checkpoint=checkpoint_files(model, config),
         checkpoints=None if config.save.total_limit is None else config.save.total_limit + 2,
         pace=_pace(run, model, device, chosen, dtype),
@@ -295,90 +272,6 @@ def _keeps(run: Run, model: Model) -> list[Keep]:
     if config.train.shard == "full" and run.mesh.world > 1:
         return ["input" if asked is None else "most"]
     return [keep for keep in keeps_of(model) if asked is None or keep in ("all", "most")]
-
-
-def _demand(
-    run: Run, model: Model, objective: Whole, made: Sequence[Trial], tokens: int, keep: Keep, device: Device
-) -> Demand:
-    """The micro-batch that takes the most."""
-    several = run.config.train.accumulation > 1 or run.config.train.micro_batch * run.max_length > tokens
-    steps = [
-        footprint.count_step(model, objective, trial(tokens), keep, accumulates=several, gpu=device.gpu)
-        for trial in made
-    ]
-    step = max(steps, key=lambda step: step.total)
-    trained = model.trained()
-    state = statesize.state_bytes(trained, run.config.optim, tied=model.tied)
-    average = 4 * sum(w.numel() for w in trained.values()) if run.config.train.ema_decay is not None else 0
-    weights, gradients, extra = step.peak.weights, step.peak.gradients, footprint.WORKSPACE * device.gpu
-    if run.config.train.shard == "full" and run.mesh.world > 1:
-        parts = sharded.held_by_each(model, run.mesh.world)
-        weights, gradients, extra = parts.weights, parts.gradients, extra + parts.together
-        state, average = -(-state // run.mesh.world), -(-average // run.mesh.world)
-    kept = min(step.kept, step.peak.others)
-    working = step.peak.others - kept + extra
-    total = weights + gradients + state + average + kept + working
-    return Demand(keep, weights, gradients, state, average, kept, working, fits(total, device.available), step.whole)
-
-
-def _bare(demand: Demand) -> int:
-    """What is held whatever a step is like."""
-    return demand.weights + demand.gradients + demand.optimizer + demand.average
-
-
-def _evaluation(run: Run, model: Model, objective: Whole, data: Prepared, demand: Demand, device: Device) -> int:
-    config = run.config
-    micro = config.eval.micro_batch or config.train.micro_batch
-    tokens = min(micro * run.max_length, int(data.validation.lengths.sum()) if data.validation is not None else 0)
-    most = max(
-        footprint.count_evaluation(model, objective, trial(max(1, tokens)), gpu=device.gpu)
-        for trial in trials(run, model, objective, data)
-    )
-    return most + demand.optimizer + demand.average
-
-
-def _largest(
-    run: Run,
-    model: Model,
-    objective: Whole,
-    data: Prepared,
-    demands: Sequence[Demand],
-    chosen: Keep,
-    device: Device,
-) -> dict[Keep, int]:
-    """Full-length samples of a micro-batch: memory grows along a line; what it says is tried where that is quick."""
-    unit = run.max_length if run.config.data.packing else longest(run, data)
-    made = trials(run, model, objective, data)
-    found: dict[Keep, int] = {}
-    ways: list[Keep] = [chosen, demands[-1].keep]
-    for keep in ways[: 1 + (ways[0] != ways[1])]:
-        one, two = (_demand(run, model, objective, made, n * unit, keep, device) for n in (1, 2))
-        line = _Line(one.total, max(1, two.total - one.total))
-        count = line.most(device) if one.fits else 0
-        while model.runs_by_hand and count > 1 and count * unit <= _TRIED:
-            tried = _demand(run, model, objective, made, count * unit, keep, device)
-            if tried.fits:
-                break
-            line = _Line(one.total, -(-(tried.total - one.total) // (count - 1)))
-            count = min(count - 1, line.most(device))
-        found[keep] = count
-    return found
-
-
-_TRIED = 2**17
-"""Tokens of the largest micro-batch that is tried; of larger ones the line is believed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Line:
-    """Memory by samples: so much with one, and so much more with each further one."""
-
-    one: int
-    more: int
-
-    def most(self, device: Device) -> int:
-        """Samples that fit."""
-        return 1 + max(0, room(device.available) - self.one) // self.more
 
 
 def _lot(run: Run, data: Prepared, model: Model, steps_of: Callable[[float], int | None]) -> Lot:

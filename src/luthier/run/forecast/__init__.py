@@ -1,0 +1,1 @@
+"""What a training would need, told before it is started, for a device that need not be here."""

@@ -1,0 +1,125 @@
+"""The memory of one device while a run trains or is judged, by what it is for, and how much more would fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from luthier.data.dataset import Prepared
+from luthier.engine import statesize
+from luthier.model.layer import Keep
+from luthier.model.load import Model
+from luthier.objectives.setting import Whole
+from luthier.run.build import longest, trials
+from luthier.run.forecast import footprint, sharded
+from luthier.run.forecast.hardware import Device
+from luthier.run.parts import Run
+from luthier.run.recompute import Trial, fits, room
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The memory of one device at the fullest moment of a step, in bytes, for one way of keeping."""
+
+    keep: Keep
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+    """Kept from the forward pass to the backward pass."""
+    working: int
+    """What is computed with at that moment: logits, gradients of activations, room for products."""
+    fits: bool
+    whole: bool = True
+    """Whether the loss was counted too."""
+
+    @property
+    def total(self) -> int:
+        """The most that is held."""
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations + self.working
+
+    @property
+    def bare(self) -> int:
+        """What is held whatever a step is like."""
+        return self.weights + self.gradients + self.optimizer + self.average
+
+
+def demand_of(
+    run: Run, model: Model, objective: Whole, made: Sequence[Trial], tokens: int, keep: Keep, device: Device
+) -> Demand:
+    """The micro-batch that takes the most."""
+    several = run.config.train.accumulation > 1 or run.config.train.micro_batch * run.max_length > tokens
+    steps = [
+        footprint.count_step(model, objective, trial(tokens), keep, accumulates=several, gpu=device.gpu)
+        for trial in made
+    ]
+    step = max(steps, key=lambda step: step.total)
+    trained = model.trained()
+    state = statesize.state_bytes(trained, run.config.optim, tied=model.tied)
+    average = 4 * sum(w.numel() for w in trained.values()) if run.config.train.ema_decay is not None else 0
+    weights, gradients, extra = step.peak.weights, step.peak.gradients, footprint.WORKSPACE * device.gpu
+    if run.config.train.shard == "full" and run.mesh.world > 1:
+        parts = sharded.held_by_each(model, run.mesh.world)
+        weights, gradients, extra = parts.weights, parts.gradients, extra + parts.together
+        state, average = -(-state // run.mesh.world), -(-average // run.mesh.world)
+    kept = min(step.kept, step.peak.others)
+    working = step.peak.others - kept + extra
+    total = weights + gradients + state + average + kept + working
+    return Demand(keep, weights, gradients, state, average, kept, working, fits(total, device.available), step.whole)
+
+
+def evaluation_of(run: Run, model: Model, objective: Whole, data: Prepared, demand: Demand, device: Device) -> int:
+    """Bytes that an evaluation holds at most."""
+    config = run.config
+    micro = config.eval.micro_batch or config.train.micro_batch
+    tokens = min(micro * run.max_length, int(data.validation.lengths.sum()) if data.validation is not None else 0)
+    most = max(
+        footprint.count_evaluation(model, objective, trial(max(1, tokens)), gpu=device.gpu)
+        for trial in trials(run, model, objective, data)
+    )
+    return most + demand.optimizer + demand.average
+
+
+def largest(
+    run: Run,
+    model: Model,
+    objective: Whole,
+    data: Prepared,
+    demands: Sequence[Demand],
+    chosen: Keep,
+    device: Device,
+) -> dict[Keep, int]:
+    """Full-length samples of a micro-batch: memory grows along a line; what it says is tried where that is quick."""
+    unit = run.max_length if run.config.data.packing else longest(run, data)
+    made = trials(run, model, objective, data)
+    found: dict[Keep, int] = {}
+    ways: list[Keep] = [chosen, demands[-1].keep]
+    for keep in ways[: 1 + (ways[0] != ways[1])]:
+        one, two = (demand_of(run, model, objective, made, n * unit, keep, device) for n in (1, 2))
+        line = _Line(one.total, max(1, two.total - one.total))
+        count = line.most(device) if one.fits else 0
+        while model.runs_by_hand and count > 1 and count * unit <= _TRIED:
+            tried = demand_of(run, model, objective, made, count * unit, keep, device)
+            if tried.fits:
+                break
+            line = _Line(one.total, -(-(tried.total - one.total) // (count - 1)))
+            count = min(count - 1, line.most(device))
+        found[keep] = count
+    return found
+
+
+_TRIED = 2**17
+"""Tokens of the largest micro-batch that is tried; of larger ones the line is believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """Memory by samples: so much with one, and so much more with each further one."""
+
+    one: int
+    more: int
+
+    def most(self, device: Device) -> int:
+        """Samples that fit."""
+        return 1 + max(0, room(device.available) - self.one) // self.more
