@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from encoders import save_encoder
 
 from luthier.base.config import validate
@@ -17,8 +18,10 @@ from luthier.base.errors import ConfigError, DataError
 from luthier.cli.app import main
 from luthier.evaluate.config import EvalConfig
 from luthier.model.config import ModelConfig
+from luthier.model.heads import CLASSES
 from luthier.run.evaluation import Evaluated, evaluate
 from luthier.run.result import find
+from luthier.run.soup import average
 from luthier.run.specialist import skill_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -231,3 +234,31 @@ def test_other_questions_are_refused_before_anything_is_loaded(
         judged(reranker, pairs, tmp_path)
     assert main(["infer", "--model", str(reranker)]) == 2
     assert "luthier deploy serves it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["pairs", "seq_cls", "token_cls", "reranker"])
+def test_a_soup_of_what_does_not_talk_opens_as_what_it_was_made_of(
+    task: str, runs: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """Half-way from the base to the tuned model; a head that the base has not is the tuned one's."""
+    import transformers
+
+    run, _ = runs(task)
+    base, half = run.parents[1] / "base", tmp_path / "half"
+    head = average(ModelConfig(path=str(base)), [str(run)], [2.0], 0.5, half)
+    of_base = dict(transformers.AutoModel.from_pretrained(base).named_parameters())
+    opened = getattr(transformers, CLASSES[head.kind]).from_pretrained(half)
+    tuned = getattr(transformers, CLASSES[head.kind]).from_pretrained(find(ModelConfig(path=str(run))).model.path)
+    wanted = dict(tuned.named_parameters())
+    moved = 0
+    for name, value in opened.named_parameters():
+        before = of_base.get(name.removeprefix("bert."))
+        if before is None or "pooler" in name:  # the base fills gaps: its pooler was never trained
+            torch.testing.assert_close(value, wanted[name])
+        else:
+            torch.testing.assert_close(value, (before + wanted[name]) / 2)
+            moved += not torch.equal(before, wanted[name])
+    assert moved > 10
+    skill = skill_of(find(ModelConfig(path=str(half))))
+    assert skill.kind == skill_of(find(ModelConfig(path=str(run)))).kind
+    assert (half / "modules.json").exists() == (task == "pairs")

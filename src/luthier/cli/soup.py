@@ -47,6 +47,9 @@ def soup(options: SoupConfig, console: Console) -> None:
     from luthier.run.soup import average
 
     weights = options.weights or (1.0,) * len(options.tuned)
-    average(options.model, options.tuned, weights, options.share, folder)
-    console.say(f"Talk to it:\n  luthier infer --model {folder}")
+    head = average(options.model, options.tuned, weights, options.share, folder)
+    if head.kind == "causal":
+        console.say(f"Talk to it:\n  luthier infer --model {folder}")
+    else:
+        console.say(f"Judge it:\n  luthier eval --model {folder} --eval_dataset ROWS.jsonl")
     console.result(str(folder), path=str(folder))

@@ -140,7 +140,7 @@ def open_embedder(usable: Usable, device: torch.device) -> Embedder:
     """Open a model that makes vectors.  Raises ModelError."""
     tokenizer = load_tokenizer(usable.tokenizer)
     model = _open(usable, device, Head("none"))
-    folder = _own_folder(usable)
+    folder = own_folder(usable)
     trained = usable.trained.objective if usable.trained else None
     file = folder / _SENTENCES
     named = (read_json(file) if file.exists() else {}).get("prompts") or {}
@@ -160,7 +160,7 @@ def open_ranker(usable: Usable, device: torch.device) -> Ranker:
     assert head is not None, "only models that score pairs are opened"
     model = _open(usable, device, head)
     data = (usable.trained.data if usable.trained else DataConfig()).model_copy(update={"overlong": "truncate"})
-    longest = _longest(usable, model, _own_folder(usable))
+    longest = _longest(usable, model, own_folder(usable))
     setting = Setting(load_tokenizer(usable.tokenizer), usable.model, data, longest)
     if isinstance(trained, GenerativeRerank):
         return Ranker(model, yes_or_no(trained, setting).judge)
@@ -175,7 +175,7 @@ def _open(usable: Usable, device: torch.device, head: Head) -> Model:
     return model
 
 
-def _own_folder(usable: Usable) -> Path:
+def own_folder(usable: Usable) -> Path:
     """The folder of the artefact: the last adapter's, or the model's."""
     adapters = usable.model.adapters
     return Path(adapters[-1]).expanduser() if adapters else model_folder(usable.model)
