@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -111,11 +112,12 @@ def test_the_way_that_is_chosen_is_the_fastest_that_fits(tmp_path: Path) -> None
     assert plan_of(tmp_path, between, train=train, data={"max_length": 512}).chosen == "some"
 
 
-def test_several_devices_hold_parts_or_copies(tmp_path: Path) -> None:
-    one = plan_of(tmp_path, DEVICES["4090"], method={"type": "lora", "rank": 16})
-    copies = plan_of(tmp_path, DEVICES["4090"], 4, method={"type": "lora", "rank": 16})
+def test_several_devices_hold_parts_or_copies(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    more: dict[str, Any] = {"model": {"path": str(tiny_model_dir())}, "method": {"type": "lora", "rank": 16}}
+    one = plan_of(tmp_path, DEVICES["4090"], **more)
+    copies = plan_of(tmp_path, DEVICES["4090"], 4, **more)
     assert copies.data.per_step == 4 * one.data.per_step and copies.demand.weights == one.demand.weights
-    parts = plan_of(tmp_path, DEVICES["4090"], 4, method={"type": "lora", "rank": 16}, train={"shard": "full"})
+    parts = plan_of(tmp_path, DEVICES["4090"], 4, train={"shard": "full"}, **more)
     assert parts.shard == "full" and parts.demand.weights < one.demand.weights / 3
     assert parts.demand.optimizer == pytest.approx(one.demand.optimizer / 4, rel=0.01)
     assert [demand.keep for demand in parts.demands] == ["input"]
@@ -129,13 +131,15 @@ def test_several_devices_hold_parts_or_copies(tmp_path: Path) -> None:
         ("embedding", {"query": "what is {n}", "pos": ["it is {n}"], "neg": ["it is not"]}),
     ],
 )
-def test_other_tasks_are_counted_too(tmp_path: Path, objective: str, line: dict[str, Any]) -> None:
+def test_other_tasks_are_counted_too(
+    tiny_model_dir: Callable[..., Path], tmp_path: Path, objective: str, line: dict[str, Any]
+) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(
         "\n".join(json.dumps(line).replace("{n}", str(n)).replace("odd", "odd" if n % 2 else "even") for n in range(20))
     )
     more: dict[str, Any] = {"objective": {"type": objective}, "data": {"datasets": [str(file)]}}
-    plan = plan_of(tmp_path, DEVICES["L4"], **more)
+    plan = plan_of(tmp_path, DEVICES["L4"], model={"path": str(tiny_model_dir())}, **more)
     assert plan.fits and plan.demand.activations > 0 and plan.objective == objective
     # Losses that choose rows by their numbers are left out, and that is said.
     assert plan.demand.whole == (objective != "embedding") == (not plan.notes)
@@ -148,10 +152,11 @@ def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
     assert told.value.code == "cannot_plan"
 
 
-def test_plain_layers_and_old_devices(tmp_path: Path) -> None:
-    plain = plan_of(tmp_path, DEVICES["A100-80"], model={"layers": "plain"})
+def test_plain_layers_and_old_devices(tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
+    small = str(tiny_model_dir())
+    plain = plan_of(tmp_path, DEVICES["A100-80"], model={"path": small, "layers": "plain"})
     assert [demand.keep for demand in plain.demands] == ["most", "input"] and plain.layers == "transformers"
-    old = plan_of(tmp_path, DEVICES["T4"])
+    old = plan_of(tmp_path, DEVICES["T4"], model={"path": small})
     assert old.dtype == "float32" and "older" in old.layers and isinstance(old.pace, str)
 
 
