@@ -68,10 +68,14 @@ class Spill:
 
     def all(self) -> NDArray[Any]:
         """All values at once."""
-        blocks = list(self.blocks())
-        if len(blocks) == 1:
-            return blocks[0]
-        return np.concatenate(blocks) if blocks else self._shaped(np.empty(0, self.dtype))
+        if self._file is None and len(self._held) == 1:
+            return self._held[0]
+        values = self._shaped(np.empty(self.rows * max(1, self.width), self.dtype))
+        start = 0
+        for block in self.blocks():
+            values[start : start + len(block)] = block
+            start += len(block)
+        return values
 
     def take(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> NDArray[Any]:
         """Values [start, end) of plain numbers for each pair of places, joined."""
