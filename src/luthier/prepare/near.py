@@ -123,7 +123,8 @@ def alike(frames: Sequence[Frame], likeness: Likeness, scratch: Path) -> Alike:
     first = first_of_equals(keys)
     keys.close()
     alone = (first == np.arange(len(first))) & np.concatenate(shingled)
-    rows = np.flatnonzero(alone)[_in_company(alone, bands)]
+    company = _in_company(alone, bands)
+    rows = np.flatnonzero(alone)[company]
     sets = _Sets(scratch / "shingles")
     wanted = np.zeros(len(first), bool)
     wanted[rows] = True
@@ -155,7 +156,7 @@ def _in_company(rows: NDArray[np.bool_], bands: Sequence[Spill]) -> NDArray[np.b
     """
     found = np.zeros(int(rows.sum()), bool)
     for band in bands:
-        keys = band.all()[rows]
+        keys = _of(band, rows, len(found))
         ordered = np.sort(keys)
         shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
         del ordered
@@ -164,6 +165,17 @@ def _in_company(rows: NDArray[np.bool_], bands: Sequence[Spill]) -> NDArray[np.b
             at = np.minimum(np.searchsorted(shared, some), len(shared) - 1)
             found[start : start + _KEYS_AT_ONCE] |= shared[at] == some
     return found
+
+
+def _of(band: Spill, rows: NDArray[np.bool_], count: int) -> NDArray[np.uint64]:
+    """The keys of some rows, never beside those of all."""
+    keys = np.empty(count, np.uint64)
+    start = at = 0
+    for block in band.blocks():
+        some = block[rows[start : start + len(block)]]
+        keys[at : at + len(some)] = some
+        start, at = start + len(block), at + len(some)
+    return keys
 
 
 class _Sets:
