@@ -16,6 +16,7 @@ from processes import Job, fork
 
 from luthier.base.errors import ConfigError
 from luthier.base.leaves import leaves
+from luthier.base.signals import tied
 from luthier.cli.app import main
 from luthier.cli.search import read_dimension, read_space
 from luthier.run.config import RunConfig
@@ -30,6 +31,9 @@ class Forked:
     """In place of `subprocess.Popen`: the same command in a fork of a process that has loaded everything."""
 
     def __init__(self, words: list[str], **_: Any):
+        tie = tied()
+        assert words[: len(tie)] == tie
+        words = words[len(tie) :]
         assert words[:3] == [sys.executable, "-m", "luthier"]
         self.pid = fork(words[3:], Path(words[4]).parent / "output.jsonl").pid
         self.returncode: int | None = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import orjson
@@ -223,11 +223,24 @@ def _table(title: str, rows: Sequence[Mapping[str, Json]]) -> Table:
     for name, value in rows[0].items():
         table.add_column(Text(name), justify="right" if isinstance(value, int | float) else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*(Text(cell(value)) for value in row.values()))
     return table
 
 
-def _cell(value: Json) -> str:
+def cell(value: Json) -> str:
+    """A value in a table: thousands apart, nothing for None."""
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def told_error(out: str) -> LuthierError | None:
+    """The error that a command with --json printed, the last one; None where it printed none."""
+    for line in reversed(out.splitlines()):
+        with suppress(orjson.JSONDecodeError):
+            row = orjson.loads(line)
+            if isinstance(row, dict) and row.get("type") == "error":
+                return LuthierError(
+                    str(row.get("what")), where=row.get("where"), fix=row.get("fix"), code=row.get("code")
+                )
+    return None

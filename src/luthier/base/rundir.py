@@ -257,6 +257,12 @@ def run_number(path: Path) -> int | None:
     return int(found[1]) if found else None
 
 
+def runs_in(output_dir: Path) -> list[Path]:
+    """The run directories of an output directory, oldest first; none where it does not exist."""
+    runs = [child for child in output_dir.glob("v*") if run_number(child)]
+    return sorted(runs, key=lambda child: run_number(child) or 0)
+
+
 def _make_next(output_dir: Path) -> Path:
     number = 1 + max((run_number(path) or 0 for path in output_dir.iterdir()), default=0)
     path = output_dir / f"v{number}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -42,3 +43,12 @@ def stop_requests(then: str) -> Generator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+_TIE = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])"
+"""Becomes another program, which the system sends SIGTERM when its parent dies (1 is PR_SET_PDEATHSIG)."""
+
+
+def tied() -> list[str]:
+    """Words before a command that end it when we are killed and cannot, where the system can do that (Linux)."""
+    return [sys.executable, "-I", "-S", "-c", _TIE] if sys.platform == "linux" else []

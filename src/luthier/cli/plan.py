@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.cli.help import Command, page
 from luthier.cli.train import read_config, take_switches
 from luthier.run.config import RunConfig
-
-if TYPE_CHECKING:
-    pass
 
 PLAN = Command(
     "plan",

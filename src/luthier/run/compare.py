@@ -15,11 +15,13 @@ from typing import Any
 import orjson
 
 from luthier.base.config import nearest
+from luthier.base.console import cell
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
 from luthier.base.rundir import write_atomic
 from luthier.evaluate.compare import Change, changes
 from luthier.evaluate.report import change_table
+from luthier.run import webpage
 from luthier.run.plan import count
 from luthier.run.plots import curve, draw_runs
 from luthier.run.report import markdown_table
@@ -315,7 +317,7 @@ def markdown(found: Comparison) -> str:
     parts = [f"# {' | '.join(found.names)}".replace("|", "and")]
     parts += [f"- {warning}" for warning in found.warnings]
     for title, rows in tables(found).items():
-        lines = markdown_table([*rows[0]], [[_shown(value) for value in row.values()] for row in rows])
+        lines = markdown_table([*rows[0]], [[cell(value) for value in row.values()] for row in rows])
         parts += [f"## {title}", "\n".join(lines)]
     parts += [f"![{name.removesuffix('.png')}](plots/{name})" for name in found.pictures]
     return "\n\n".join(parts) + "\n"
@@ -325,28 +327,11 @@ def html(found: Comparison) -> str:
     """A page that needs nothing else and no network."""
     body = ["<h1>Comparison</h1>", *(f"<p class='warn'>{escape(warning)}</p>" for warning in found.warnings)]
     for title, rows in tables(found).items():
-        head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
-        lines = ("".join(f"<td>{escape(_shown(value))}</td>" for value in row.values()) for row in rows)
-        body.append(
-            f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-        )
+        body.append(f"<h2>{escape(title)}</h2>{webpage.table(rows)}")
     for name, picture in found.pictures.items():
         coded = base64.b64encode(picture).decode()
         body.append(f"<img alt='{escape(name)}' src='data:image/png;base64,{coded}'>")
-    return _PAGE.replace("{body}", "\n".join(body))
+    return webpage.page("Comparison", body, _STYLE)
 
 
-def _shown(value: Json) -> str:
-    if value is None:
-        return ""
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Comparison</title><style>
-body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-table{border-collapse:collapse;margin:.5rem 0;display:block;overflow-x:auto}
-td,th{padding:.2rem .9rem .2rem 0;text-align:left;vertical-align:top}th{border-bottom:1px solid #ccc}
-.warn{padding:.5rem .8rem;border-left:5px solid #edae49;background:#fdf8ee;margin:.4rem 0}img{max-width:100%}
-</style>{body}</html>
-"""
+_STYLE = ".warn{padding:.5rem .8rem;border-left:5px solid #edae49;background:#fdf8ee;margin:.4rem 0}"

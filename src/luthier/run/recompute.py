@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from luthier.data.batch import Batch, Group, Tokens, collate
-from luthier.engine import statesize
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
 from luthier.engine.objective import Objective
 from luthier.model.layer import Keep
 from luthier.model.load import Model
+from luthier.run import statesize
 
 KEEPS: tuple[Keep, ...] = ("all", "most", "some", "input")
 """Fastest first."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from luthier.base.config import read_yaml, validate
 from luthier.base.errors import ConfigError, ModelError
-from luthier.base.rundir import run_number
+from luthier.base.rundir import runs_in
 from luthier.base.sealed import verify
 from luthier.engine.checkpoint import Checkpoints
 from luthier.model.config import ModelConfig
@@ -84,7 +84,7 @@ def _checkpoint(named: str) -> Path | str:
         if not finished:
             raise ConfigError("no stage is finished yet", where=named, code="no_checkpoint")
         return Path(finished[-1]["artefact"])
-    runs = sorted((child for child in path.glob("v*") if run_number(child)), key=lambda child: run_number(child) or 0)
+    runs = runs_in(path)
     if runs:  # an output directory stands for its newest run
         return _checkpoint(str(runs[-1]))
     if not (path / "checkpoints").is_dir():

@@ -12,7 +12,7 @@ import torch
 
 from luthier.base.config import flat, read_yaml
 from luthier.base.errors import ConfigError
-from luthier.base.rundir import run_number
+from luthier.base.rundir import runs_in
 from luthier.base.sealed import MANIFEST
 from luthier.engine.checkpoint import Checkpoints
 from luthier.model import lowbit
@@ -61,7 +61,7 @@ def find_resume(config: RunConfig, report: Callable[[str], None]) -> Resume | No
         return Resume(path, newest=path == published[-1])
     if not path.exists():
         raise ConfigError("no such run or checkpoint", where=str(path), code="no_checkpoint", fix="Give its directory")
-    runs = sorted((child for child in path.glob("v*") if run_number(child)), key=lambda child: run_number(child) or 0)
+    runs = runs_in(path)
     for run in [path] if (path / "checkpoints").is_dir() else reversed(runs):
         good = Checkpoints(run / "checkpoints", None).latest(report)
         if good is not None:

@@ -17,9 +17,8 @@ from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder, read_json
 from luthier.model.heads import CAUSAL, Head, learned_head
 from luthier.model.load import Model, load_model, load_tokenizer
-from luthier.objectives.config import Mlm
 from luthier.run.result import Usable, find
-from luthier.run.specialist import own_folder, skill_of
+from luthier.run.specialist import KINDS, own_folder, skill_of
 
 _OF_VECTORS = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json", "[0-9]_*")
 """What sentence-transformers wants to know of a model that makes vectors."""
@@ -97,14 +96,14 @@ def _head_of(usable: Usable) -> Head:
     learned = learned_head(usable.model)
     if learned is not None:
         return learned
+    if usable.trained is not None and usable.trained.objective.type in KINDS:
+        return Head(KINDS[usable.trained.objective.type])
     match skill_of(usable).kind:
         case "targets":
             return Head("seq2seq")
         case "vectors":
             names: list[str] = read_json(model_folder(usable.model) / "config.json").get("architectures") or []
-            objective = usable.trained.objective if usable.trained else None
-            fills = isinstance(objective, Mlm) if objective else any(name.endswith("ForMaskedLM") for name in names)
-            return Head("masked" if fills else "none")
+            return Head("masked" if any(name.endswith("ForMaskedLM") for name in names) else "none")
         case _:
             return CAUSAL
 

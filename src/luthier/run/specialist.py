@@ -21,7 +21,7 @@ from luthier.generate.embed import embed
 from luthier.generate.passes import AT_ONCE, each, rows
 from luthier.model import methods
 from luthier.model.folder import model_folder, read_json
-from luthier.model.heads import Head, Pooling, learned_head
+from luthier.model.heads import Head, Kind, Pooling, learned_head
 from luthier.model.load import Model, load_model, load_tokenizer
 from luthier.model.vectors import pooling_of
 from luthier.objectives.config import Embed, GenerativeRerank, Mlm, Rerank, SeqCls
@@ -32,6 +32,8 @@ from luthier.run.predict import open_predictor, predict_records, problem_of
 from luthier.run.result import Usable
 from luthier.run.targets import open_writer
 
+KINDS: dict[str, Kind] = {"mlm": "masked", "seq2seq": "seq2seq", "span_corruption": "seq2seq", "embedding": "none"}
+"""The heads of objectives that neither classify nor write one token after the other."""
 _SENTENCES = "config_sentence_transformers.json"
 
 

@@ -24,12 +24,12 @@ import torch
 from luthier.base.config import read_yaml, to_yaml
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, Stopped
-from luthier.base.rundir import RunDir, run_number, write_atomic
+from luthier.base.rundir import RunDir, runs_in, write_atomic
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import open_mesh
 from luthier.model import methods
 from luthier.model.config import ModelConfig
-from luthier.model.heads import Head, Kind, learned_head
+from luthier.model.heads import Head, learned_head
 from luthier.model.load import load_model, load_tokenizer
 from luthier.model.method import Adapting
 from luthier.objectives.config import Multi
@@ -38,11 +38,10 @@ from luthier.run.report import markdown_table
 from luthier.run.resolve import resolve
 from luthier.run.resume import refuse_changes
 from luthier.run.retain import FILE
+from luthier.run.specialist import KINDS
 from luthier.run.train import train
 from luthier.run.usage import STAGES
 
-_KINDS: dict[str, Kind] = {"mlm": "masked", "seq2seq": "seq2seq", "span_corruption": "seq2seq", "embedding": "none"}
-"""The heads of objectives that neither classify nor write one token after the other."""
 _CAUSAL = ("pretrain", "sft", "distill", "generative_reranker")
 
 
@@ -99,7 +98,7 @@ def _open(config: RunConfig) -> RunDir:
         opened.write_json(STAGES, {})
         return opened
     path = Path(config.output_dir) if named.lower() in ("true", "last", "latest") else Path(named)
-    runs = sorted((child for child in path.glob("v*") if run_number(child)), key=lambda child: run_number(child) or 0)
+    runs = runs_in(path)
     found = next((run for run in (path, *reversed(runs)) if (run / STAGES).exists()), None)
     if found is None:
         fix = "Give the directory that holds stages.json, or start without resuming"
@@ -158,7 +157,7 @@ def _merge(model: ModelConfig, task: str, place: Path) -> None:
     making = place.with_name(f".{place.name}")
     shutil.rmtree(making, ignore_errors=True)
     tokenizer = load_tokenizer(model.model_copy(update={"path": model.adapters[-1], "revision": None}))
-    head = learned_head(model) or Head(_KINDS.get(task, "causal"))
+    head = learned_head(model) or Head(KINDS.get(task, "causal"))
     live = load_model(model, torch.device("cpu"), tokenizer=tokenizer, trained=False, head=head)
     methods.attach(live, model.adapters)
     methods.merge(live, making)

@@ -21,7 +21,7 @@ import psutil
 
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
-from luthier.base.rundir import Row, run_number
+from luthier.base.rundir import Row, runs_in
 from luthier.run.watch import EVENTS, METRICS
 
 Phase = Literal["preparing", "training", "stale", "finished", "stopped", "failed"]
@@ -211,7 +211,7 @@ def tail_rows(file: Path, most: int = _TAIL) -> list[Row]:
 
 def _is_at_work_on(run: Path, holder: Holder, updated: float) -> bool:
     """Whether a holder of the output directory is at work on this run of it: the one with the latest sign of life."""
-    others = [child for child in run.parent.glob("v*") if run_number(child) and child != run]
+    others = [child for child in runs_in(run.parent) if child != run]
     return updated >= holder.since - 1 and all(_last_sign(other) <= updated for other in others)
 
 

@@ -17,6 +17,7 @@ import httpx2
 
 from luthier.base.errors import MissingExtra, RunError
 from luthier.base.secrets import redact
+from luthier.base.signals import tied
 from luthier.serve.launch import Serving, command_line, environment
 
 POLL = 0.25
@@ -196,12 +197,6 @@ class MissingProgram(MissingExtra):
         super().__init__(peer, peer, what_for=f"--infer_backend {peer}")
         self.what = f"--infer_backend {peer} needs the program {program!r}, which is not installed"
         self.fix = f"Install {peer} in an environment of its own, and name its program with --engine_command"
-
-
-def tied() -> list[str]:
-    """Words before a command that end it when we are killed, where the system has them."""
-    tie = shutil.which("setpriv")
-    return [tie, "--pdeathsig", "TERM"] if tie else []
 
 
 def _free_port() -> int:

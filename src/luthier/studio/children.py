@@ -25,7 +25,8 @@ from pathlib import Path
 import orjson
 import psutil
 
-from luthier.base.errors import ConfigError, LuthierError
+from luthier.base.console import told_error
+from luthier.base.errors import ConfigError
 from luthier.base.rundir import write_atomic
 from luthier.base.secrets import redact
 
@@ -182,12 +183,8 @@ class Children:
 
 def error_in(out: str) -> str | None:
     """The error that a command with --json printed, as a person reads it."""
-    for line in reversed(out.splitlines()):
-        with suppress(orjson.JSONDecodeError):
-            row = orjson.loads(line)
-            if isinstance(row, dict) and row.get("type") == "error":
-                return redact(str(LuthierError(str(row.get("what")), where=row.get("where"), fix=row.get("fix"))))
-    return None
+    error = told_error(out)
+    return None if error is None else redact(str(error))
 
 
 async def ask(words: Sequence[str], root: Path, seconds: float = 120.0) -> tuple[int, str, str]:

@@ -19,7 +19,7 @@ from luthier.base.errors import ConfigError, RunError
 from luthier.base.records import Json
 from luthier.base.rundir import run_number
 from luthier.base.secrets import redact
-from luthier.serve.process import tied
+from luthier.base.signals import tied
 from luthier.studio.children import LUTHIER, error_in
 
 MOST = 4

@@ -13,9 +13,7 @@ import torch
 from transformers import Qwen2Config
 
 from luthier.data.render import Renderer
-from luthier.engine import statesize
 from luthier.engine.config import OptimConfig
-from luthier.engine.ledger import Ledger
 from luthier.model import methods, shadow
 from luthier.model.causal import Model
 from luthier.model.config import Full, Lora, Method, ModelConfig, Quant
@@ -23,7 +21,9 @@ from luthier.model.layer import Keep
 from luthier.model.load import load_model, load_tokenizer
 from luthier.objectives.config import Pretrain
 from luthier.objectives.language import Language
+from luthier.run import statesize
 from luthier.run.forecast.footprint import count_evaluation, count_step
+from luthier.run.forecast.ledger import Ledger
 from luthier.run.recompute import random_trial
 
 GIB = 2**30

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from luthier.data.dataset import Prepared
-from luthier.engine import statesize
 from luthier.model.layer import Keep
 from luthier.model.load import Model
 from luthier.objectives.setting import Whole
+from luthier.run import statesize
 from luthier.run.build import longest, trials
 from luthier.run.forecast import footprint, sharded
 from luthier.run.forecast.hardware import Device

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.engine import statesize
 from luthier.engine.checkpoint import EMA, OPTIMIZER, TRAINED
 from luthier.model.load import Model
 from luthier.model.tensorfile import file_size
+from luthier.run import statesize
 from luthier.run.config import RunConfig
 
 ARTEFACT = "model.safetensors"

@@ -2,7 +2,7 @@
 
 A formula for the bytes of activations goes wrong wherever the program is not what the formula thinks.  So the program
 itself is asked: the model without numbers (`model.shadow`) takes one step through the objective, its method, and the
-layers as they will be run, and every tensor that lives meanwhile is counted (`engine.ledger`).
+layers as they will be run, and every tensor that lives meanwhile is counted (`ledger`).
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from luthier.data.batch import Batch
 from luthier.data.pack import micro_batches
-from luthier.engine.ledger import Held, Ledger
 from luthier.engine.objective import Objective
 from luthier.model import shadow
 from luthier.model.counted import as_on_gpu
 from luthier.model.layer import Keep
 from luthier.model.load import Model
 from luthier.model.logprobs import chunk_rows
+from luthier.run.forecast.ledger import Held, Ledger
 
 _DEPENDS_ON_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 
 from luthier.base.records import Json
+from luthier.run import webpage
 from luthier.run.forecast.forecast import Forecast
 from luthier.run.forecast.hardware import GIB
 from luthier.run.forecast.pace import Pace
@@ -155,20 +156,12 @@ def html(plan: Forecast) -> str:
     """A page that needs nothing else and no network."""
     body = [f"<h1>{escape(plan.model)}</h1>", f"<p class='{'yes' if plan.fits else 'no'}'>{escape(verdict(plan))}</p>"]
     for section in sections(plan)[:-1]:
-        body.append(f"<h2>{escape(section.title)}</h2>" + _table(section.rows))
+        body.append(f"<h2>{escape(section.title)}</h2>" + webpage.table(section.rows))
         body += [f"<p>{escape(line)}</p>" for line in section.lines]
         if section.title.startswith("Memory"):
             body.append(_bars(plan))
     body += [f"<p>Note: {escape(note)}.</p>" for note in plan.notes]
-    return _PAGE.replace("{title}", escape(f"Plan: {plan.model}")).replace("{body}", "\n".join(body))
-
-
-def _table(rows: Sequence[Mapping[str, Json]]) -> str:
-    if not rows:
-        return ""
-    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
-    lines = ("<tr>" + "".join(f"<td>{escape(str(value))}</td>" for value in row.values()) + "</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    return webpage.page(f"Plan: {plan.model}", body, _STYLE)
 
 
 _COLOURS = {
@@ -195,12 +188,7 @@ def _bars(plan: Forecast) -> str:
     return f"<svg viewBox='0 0 704 {tall}' width='704' role='img'>{''.join(bars)}</svg><p class='legend'>{legend}</p>"
 
 
-_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>{title}</title><style>
-body{font:15px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
-table{border-collapse:collapse;margin:.5rem 0}td,th{padding:.2rem .8rem .2rem 0;text-align:left;vertical-align:top}
-th{border-bottom:1px solid #ccc}.yes,.no{padding:.6rem .8rem;border-left:5px solid #66a182;background:#f3f7f4}
-.no{border-color:#d1495b;background:#fbf1f2}svg{max-width:100%}.legend span{margin-right:1rem}
+_STYLE = """.yes,.no{padding:.6rem .8rem;border-left:5px solid #66a182;background:#f3f7f4}
+.no{border-color:#d1495b;background:#fbf1f2}.legend span{margin-right:1rem}
 .legend i{display:inline-block;width:.8em;height:.8em;margin-right:.3em}
-</style>{body}</html>
 """

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -17,14 +16,12 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 from typing import Protocol
 
-import orjson
-
 from luthier.base.config import to_yaml
-from luthier.base.rundir import Row, RunDir, run_number, write_atomic
+from luthier.base.console import told_error
+from luthier.base.rundir import Row, RunDir, runs_in, write_atomic
+from luthier.base.signals import tied
 from luthier.run.config import RunConfig
 from luthier.run.watch import METRICS
-
-_PARENT_DIED = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +59,7 @@ Start = Callable[[RunConfig, Path, Mapping[str, str]], Training]
 
 def run_of(folder: Path) -> Path | None:
     """The newest run directory in a trial's folder."""
-    runs = [child for child in folder.glob("v*") if run_number(child)]
-    return max(runs, key=lambda child: run_number(child) or 0, default=None)
+    return next(reversed(runs_in(folder)), None)
 
 
 def started(config: RunConfig, folder: Path, environment: Mapping[str, str]) -> Training:
@@ -84,7 +80,8 @@ class _Process:
     def __init__(self, folder: Path, environment: Mapping[str, str]):
         self._folder = folder
         self._size, self._rows = -1, list[Row]()
-        words = [sys.executable, "-m", "luthier", "train", str(folder / "config.yaml"), "--json"]
+        # The trial is asked to stop when the search dies without a word, so that none is left behind.
+        words = [*tied(), sys.executable, "-m", "luthier", "train", str(folder / "config.yaml"), "--json"]
         with (folder / "output.jsonl").open("wb") as output, (folder / "errors.txt").open("wb") as errors:
             # A session of its own: Ctrl-C reaches the search alone, which then stops its trials in order.
             self._process = Popen(
@@ -94,7 +91,6 @@ class _Process:
                 stderr=errors,
                 env={**os.environ, **environment},
                 start_new_session=True,
-                preexec_fn=_ends_with_parent(),
             )
 
     def ended(self) -> int | None:
@@ -118,19 +114,8 @@ class _Process:
         code = self._process.returncode
         if code < 0:
             return Fault(f"ended by {signal.Signals(-code).name}", code)
-        for line in reversed((self._folder / "output.jsonl").read_bytes().splitlines()):
-            with suppress(orjson.JSONDecodeError):
-                row = orjson.loads(line)
-                if row.get("type") == "error":
-                    words = f"{row['where']}: {row['what']}" if row["where"] else row["what"]
-                    return Fault(f"{words}. {row['fix']}" if row["fix"] else words, code, row["code"])
+        error = told_error((self._folder / "output.jsonl").read_text(encoding="utf-8", errors="replace"))
+        if error is not None:
+            return Fault(str(error), code, error.code)
         said = (self._folder / "errors.txt").read_text(encoding="utf-8", errors="replace").strip()
         return Fault(said.rpartition("\n")[2] or f"ended with exit code {code}", code)
-
-
-def _ends_with_parent() -> Callable[[], None] | None:
-    """On Linux, a trial is asked to stop when the search dies without a word, so that none is left behind."""
-    if sys.platform != "linux":
-        return None
-    libc = ctypes.CDLL(None)
-    return lambda: libc.prctl(_PARENT_DIED, signal.SIGTERM)

@@ -10,7 +10,7 @@ from torch import nn
 
 from luthier.engine.config import OptimConfig, OptimizerName
 from luthier.engine.optim import Optimizer
-from luthier.engine.statesize import sketch_state, state_bytes
+from luthier.run.statesize import sketch_state, state_bytes
 
 NAMES = [name for name in get_args(OptimizerName) if not name.startswith("paged")]  # those want a GPU
 

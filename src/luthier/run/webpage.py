@@ -1,0 +1,38 @@
+"""Pages of tables that need nothing else and no network: what a plan and a comparison have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from luthier.base.console import cell
+from luthier.base.records import Json
+
+
+def page(title: str, body: Sequence[str], style: str = "") -> str:
+    """A page around parts that are HTML already.
+
+    Args:
+        style: CSS besides that of text, tables and pictures.
+    """
+    # The body comes last: what stands in it is nobody's place.
+    return _PAGE.replace("{style}", style).replace("{title}", escape(title)).replace("{body}", "\n".join(body))
+
+
+def table(rows: Sequence[Mapping[str, Json]]) -> str:
+    """Rows with the same columns; nothing where there are none."""
+    if not rows:
+        return ""
+    head = "".join(f"<th>{escape(name)}</th>" for name in rows[0])
+    lines = ("".join(f"<td>{escape(cell(value))}</td>" for value in row.values()) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title><style>
+body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+table{border-collapse:collapse;margin:.5rem 0;display:block;overflow-x:auto}
+td,th{padding:.2rem .9rem .2rem 0;text-align:left;vertical-align:top}th{border-bottom:1px solid #ccc}
+img,svg{max-width:100%}
+{style}</style>{body}</html>
+"""
