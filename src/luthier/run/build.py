@@ -71,7 +71,7 @@ def build_data(run: Run, parts: Sequence[Part], tokenizer: PreTrainedTokenizerFa
     prepared = together(found)
     if run.mesh.leads:
         _show_data(run, prepared, tokenizer)
-    return learnable(run, parts, found, str(run.directory.path / "rejected.jsonl"))
+    return learnable(run, parts, found, prepared, str(run.directory.path / "rejected.jsonl"))
 
 
 def tokenise(run: Run, parts: Sequence[Part]) -> list[Prepared]:
@@ -85,14 +85,16 @@ def tokenise(run: Run, parts: Sequence[Part]) -> list[Prepared]:
     return found
 
 
-def learnable(run: Run, parts: Sequence[Part], found: Sequence[Prepared], rejected: str = "") -> Prepared:
-    """All parts' data as one, once it is known that something can be learned from each.
+def learnable(
+    run: Run, parts: Sequence[Part], found: Sequence[Prepared], prepared: Prepared, rejected: str = ""
+) -> Prepared:
+    """All parts' data as it is trained on, once it is known that something can be learned from each.
 
+    prepared: the data of all `found` together.
     rejected: where rows that were left out are listed.
     """
     for part, mine in zip(parts, found, strict=True):
         report.refuse(mine.report, part.data, mine.rejected, rejected)
-    prepared = together(found)
     return replace(prepared, train=Joined(prepared.train, run.max_length)) if run.config.data.combine else prepared
 
 

@@ -18,7 +18,7 @@ import torch
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError, LuthierError
 from luthier.base.rundir import RunDir
-from luthier.data.dataset import Prepared
+from luthier.data.dataset import Prepared, together
 from luthier.data.pack import epoch_packs
 from luthier.engine.mesh import Mesh
 from luthier.model import lowbit, methods, shadow, shared
@@ -138,7 +138,8 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     alone = Run(config, console, Mesh(device.kind), RunDir(Path()), max_length)
     parts = build_parts(alone, tokenizer)
     objective = whole(config.objective, parts)
-    data = learnable(alone, parts, tokenise(alone, parts))
+    found = tokenise(alone, parts)
+    data = learnable(alone, parts, found, together(found))
     if not len(data.train):
         raise DataError("there is no row to train on", where=" ".join(config.data.datasets), code="no_rows")
     objective.begin([data.train, *([] if data.validation is None else [data.validation])], console)
