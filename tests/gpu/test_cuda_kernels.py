@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from luthier.model.pointwise import Around, LowRank, Plain
+from luthier.model.pointwise import Around, Inward, LowRank, Plain, Rider
 
 pytestmark = [
     pytest.mark.gpu,
@@ -56,6 +56,10 @@ def test_norm_and_its_gradient(shape: tuple[int, ...], dtype: torch.dtype, moves
     for functions, out in zip((PLAIN, fused()), outs, strict=True):
         functions.norm(out, h, weight, 1e-6)
     close(outs[1], outs[0])
+    if len(shape) == 2:
+        out, also = poisoned(h), poisoned(strided(*shape, dtype=dtype, spare=3))
+        fused().norm(out, h, weight, 1e-6, also)
+        assert torch.equal(also, h) and torch.equal(out, outs[1])
     for with_x in (True, False):
         flat = len(shape) == 2
         seen: list[tuple[Tensor, Tensor, Tensor | None]] = []
@@ -122,7 +126,7 @@ def test_swiglu_and_its_gradient(tokens: int, width: int, rank: int, rank_down: 
     for functions in (PLAIN, fused()):
         out, act = (poisoned(strided(tokens, width, dtype=dtype)) for _ in range(2))
         dgate_up = poisoned(gate_up)
-        functions.swiglu(out, gate_up, lacks)
+        assert functions.swiglu(out, gate_up, lacks, None) is None
         functions.swiglu_gradient(dgate_up, act, dact, gate_up, lacks, dact_lacks, None)
         if lacks is dact_lacks is None:
             in_place = gate_up.clone(), dact.clone()
@@ -131,6 +135,53 @@ def test_swiglu_and_its_gradient(tokens: int, width: int, rank: int, rank_down: 
         results.append((out, act, dgate_up))
     for got, expected in zip(results[1], results[0], strict=True):
         assert apart(got, expected) < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("tokens", "width"), [(1, 8), (37, 4864), (300, 1000), (700, 200)])
+@pytest.mark.parametrize(("rank", "spare"), [(16, 64), (3, 64), (64, 64), (16, 0), (20, 0)])
+@pytest.mark.parametrize("lacking", [False, True])
+def test_what_the_next_adapter_takes_in(
+    tokens: int, width: int, rank: int, spare: int, lacking: bool, dtype: torch.dtype
+) -> None:
+    gate_up = strided(tokens, 2 * width, dtype=dtype, spare=8)
+    lacks = LowRank(strided(tokens, 32, dtype=dtype), strided(2 * width, 32, dtype=dtype) * 0.3) if lacking else None
+    a = strided(rank, width, dtype=dtype) * 0.3
+    found: list[tuple[Tensor, ...]] = []
+    for functions in (PLAIN, fused()):
+        room = poisoned(torch.empty(tokens, width + spare + 2, device="cuda", dtype=dtype))
+        beside = room[:, width : width + spare]
+        u = functions.swiglu(room[:, :width], gate_up, lacks, Inward(a, beside))
+        assert u is not None and u.shape == (tokens, rank)
+        assert room[:, width + spare :].isnan().all()
+        assert not spare or (torch.equal(beside[:, :rank], u) and not beside[:, rank:].any())
+        found.append((room[:, :width], u))
+    for got, expected in zip(found[1], found[0], strict=True):
+        assert apart(got, expected) < (1e-2 if dtype == torch.bfloat16 else 1e-5)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_adapters_go_to_their_seats(dtype: torch.dtype) -> None:
+    shapes = [(16, 3584), (3584, 16), (7, 100), (5000, 3)]
+    matrices = [torch.nn.Parameter(torch.randn(shape, device="cuda")) for shape in shapes]
+    rooms = [torch.zeros(rows + 1, columns + 9, device="cuda", dtype=dtype) for rows, columns in shapes]
+    scales = [1.0, 2.0, 0.3, 1.0]
+    riders = [
+        Rider(matrix, scale, room[: len(matrix), : matrix.shape[1]])
+        for matrix, scale, room in zip(matrices, scales, rooms, strict=True)
+    ]
+    board = fused().board(riders)
+    for again in range(3):
+        board()
+        for room, matrix, scale in zip(rooms, matrices, scales, strict=True):
+            expected = torch.zeros_like(room)
+            expected[: len(matrix), : matrix.shape[1]] = matrix.detach() * scale
+            assert torch.equal(room, expected)
+        with torch.no_grad():
+            for matrix in matrices:
+                matrix.neg_()  # an optimizer moves them where they lie
+        if again == 1:
+            matrices[0].data = matrices[0].data * 2  # and they may come to lie elsewhere
 
 
 def apart(got: Tensor, expected: Tensor) -> float:

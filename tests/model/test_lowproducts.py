@@ -10,7 +10,7 @@ from luthier.model.float8 import Float8
 from luthier.model.lowbit import LowBitLinear
 from luthier.model.lowproducts import Float8Product, LowBitProduct
 from luthier.model.pointwise import Plain
-from luthier.model.products import Linear, board
+from luthier.model.products import Linear
 
 TOKENS, INTO, SIZES, RANK = 37, 64, (48, 16), 3
 
@@ -51,11 +51,11 @@ def test_products_equal_the_written_out_weights(kind: str, worst: float) -> None
     assert Float8Product.fits(made)
     eight_bits = kind == "8-bit floats"
     product = Float8Product(made, torch.float32, Plain()) if eight_bits else LowBitProduct(made, torch.float32)
-    board(product.riders())
+    Plain().board(product.riders())()
     y_TO, u_TK = product.forward(x_TI)
     dx_TI, du_TK = product.input_gradient(dy_TO)
     assert error(y_TO, expected[0]) < worst and error(dx_TI, expected[1]) < worst
-    assert error(product.forward(x_TI, add_TO=dy_TO)[0], expected[0] + dy_TO) < worst
+    assert error(product.added(dy_TO, x_TI)[0], expected[0] + dy_TO) < worst
     found = [gradient for gradient in product.gradients(dy_TO, x_TI, u_TK, du_TK) if gradient is not None]
     for got, exact in zip(found, expected[2], strict=True):
         assert error(got, exact) < 1e-5, "adapters are computed in the arithmetic's type"

@@ -19,7 +19,7 @@ from luthier.model.layer import Keep, Layer, Place
 from luthier.model.lowbit import LowBitLinear
 from luthier.model.lowproducts import Float8Product, LowBitProduct
 from luthier.model.pointwise import Pointwise
-from luthier.model.products import Linear, Product, board, is_plain32
+from luthier.model.products import Linear, Product, is_plain32
 
 # Architectures of transformers whose layers are exactly what `model.layer` computes.  Told by name, since importing
 # them all would take seconds.
@@ -60,14 +60,15 @@ class Decoder:
         self.decoder, self.dtype, self.pointwise = decoder, dtype, pointwise
         self.final_norm = self._norm(decoder.norm)
         self.layers = [self._layer(module) for module in decoder.layers]
+        self.board = pointwise.board([rider for layer in self.layers for rider in layer.riders])
 
     def hidden(self, ids_T: Tensor, positions_T: Tensor, packing: Packing, keep: Keep) -> Tensor:
         """hidden_TD after the final norm."""
         h_TD = self._embedded(ids_T)
         cos_1TE, sin_1TE = self.decoder.rotary_emb(h_TD.new_empty(0, dtype=torch.float32), positions_T[None])
         place = Place(packing, cos_1TE[0], sin_1TE[0])
+        self.board()
         for layer in self.layers:
-            board(layer.riders)
             h_TD = layer(h_TD, place, keep)
         return _Norm.apply(h_TD, self.final_norm, self.decoder.norm.variance_epsilon, self.pointwise)
 

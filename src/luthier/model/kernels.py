@@ -13,6 +13,7 @@ Legend: see `model.pointwise`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ import triton
 from torch import Tensor
 
 from luthier.model import programs
-from luthier.model.pointwise import Around, AroundGradients, LowRank
+from luthier.model.pointwise import Around, AroundGradients, Inward, LowRank, Plain, Rider
 
 _PROGRAMS = 1024
 """Programs over which rows are dealt out where each adds up a weight's gradient."""
@@ -32,6 +33,12 @@ _TILE: dict[str, Any] = {"SPLITS": _SPLITS, "BLOCK_T": 16, "BLOCK_F": 64, "STAGE
 """How the feed-forward activation is cut up where adapters are met on the way: the fastest of 66 ways on an H200.
 Forward, where less is held at once, twice as many tokens are faster."""
 
+_ROWS: dict[str, Any] = {"BLOCK_T": 64, "BLOCK_F": 64, "STAGES": 3, "num_warps": 4}
+"""The same forward, where a program stays with some tokens."""
+
+_BOARDED = 4096
+"""Numbers of an adapter that a program takes to their seats."""
+
 _ROW_WARPS = 32
 """Warps that share a long row."""
 
@@ -39,11 +46,12 @@ _ROW_WARPS = 32
 class Fused:
     """One kernel each, on a CUDA device.  The last axis of every tensor is contiguous."""
 
-    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float) -> None:
+    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float, also: Tensor | None = None) -> None:
         heads, rows, block = _rows(h)
         programs.norm[(rows,)](
-            out, out.stride(0), out.stride(-2), h, h.stride(0), h.stride(-2), weight, heads, h.shape[-1], eps,
-            BLOCK=block, num_warps=_warps(block),
+            out, out.stride(0), out.stride(-2), h, h.stride(0), h.stride(-2), weight,
+            also if also is not None else out, also.stride(0) if also is not None else 0, heads, h.shape[-1], eps,
+            ALSO=also is not None, BLOCK=block, num_warps=_warps(block),
         )  # fmt: skip
 
     def norm_gradient(
@@ -97,17 +105,25 @@ class Fused:
             BLOCK_H=triton.next_power_of_2(heads), BLOCK_G=triton.next_power_of_2(groups),
         )  # fmt: skip
 
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None:
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, inward: Inward | None) -> Tensor | None:
         tokens, width = out_TF.shape
-        if lacks is None:
+        if lacks is inward is None:
             programs.swiglu[(tokens, triton.cdiv(width, 1024))](
                 out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), width, BLOCK=1024
             )
-        else:
-            programs.swiglu_lacking[_tiles(width)](
-                out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), *_pointers(lacks), tokens, width,
-                BLOCK_K=_block(lacks.left_TK.shape[1]), **{**_TILE, "BLOCK_T": 32},
-            )  # fmt: skip
+            return None
+        nothing = out_TF[:, :0]
+        inner = inward or Inward(nothing.t(), nothing)
+        rank, spare = len(inner.a_KI), inner.beside_TS.shape[1]
+        u_TK = out_TF.new_empty(tokens, rank)
+        part = lacks or LowRank(nothing, nothing)
+        programs.swiglu_adapted[(triton.cdiv(tokens, _ROWS["BLOCK_T"]),)](
+            out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), *_pointers(part), inner.a_KI,
+            inner.a_KI.stride(0), u_TK, rank, inner.beside_TS, inner.beside_TS.stride(0), spare, tokens, width,
+            LACKS=lacks is not None, INWARD=inward is not None, BLOCK_K=_block(part.left_TK.shape[1]),
+            BLOCK_R=_block(rank), BLOCK_S=_block(spare), **_ROWS,
+        )  # fmt: skip
+        return None if inward is None else u_TK
 
     def swiglu_gradient(
         self,
@@ -187,6 +203,24 @@ class Fused:
                 vocabulary, HAS_GRADIENT=dlogprobs_R is not None, BLOCK=4096, num_warps=8,
             )  # fmt: skip
 
+    def board(self, riders: Sequence[Rider]) -> Callable[[], None]:
+        if any(not rider.matrix.is_contiguous() or rider.matrix.dtype != riders[0].matrix.dtype for rider in riders):
+            return Plain().board(riders)
+        table, known = torch.empty(0), list[int]()
+        blocks = max((triton.cdiv(rider.seat.numel(), _BOARDED) for rider in riders), default=0)
+
+        def go() -> None:
+            nonlocal table, known
+            if not riders:
+                return
+            # Weights may be moved between steps.
+            places = [rider.matrix.data_ptr() for rider in riders]
+            if places != known:
+                known, table = places, _timetable(riders)
+            programs.board[(len(riders), blocks)](table, riders[0].matrix, riders[0].seat, BLOCK=_BOARDED)
+
+        return go
+
 
 def _rows(h: Tensor) -> tuple[int, int, int]:
     """Heads of a token (1 for [T, D]), rows to be normed, and a block that holds one."""
@@ -210,3 +244,14 @@ def _block(rank: int) -> int:
 
 def _warps(block: int) -> int:
     return max(1, min(16, block // 1024))
+
+
+def _timetable(riders: Sequence[Rider]) -> Tensor:
+    """For each rider where it comes from, its seat, how far apart the seat's rows are, their number and length, and
+    the bits of its scale.  int64 [N, 6]"""
+    scales = torch.tensor([rider.scale for rider in riders], dtype=torch.float64).view(torch.int64).tolist()
+    rows = [
+        [rider.matrix.data_ptr(), rider.seat.data_ptr(), rider.seat.stride(0), *rider.seat.shape, scale]
+        for rider, scale in zip(riders, scales, strict=True)
+    ]
+    return torch.tensor(rows).to(riders[0].seat.device)

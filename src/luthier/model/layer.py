@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from luthier.model.attention import Packing
-from luthier.model.pointwise import Around, LowRank, Pointwise
-from luthier.model.products import Product, Rider, written_out
+from luthier.model.pointwise import Around, LowRank, Pointwise, Rider
+from luthier.model.products import Product, written_out
 
 Keep = Literal["all", "most", "some", "input"]
 """What a layer keeps for its backward pass: everything; all but norms, activation and rounded weights; not the wide
@@ -126,10 +126,13 @@ class _Step(torch.autograd.Function):
     def forward(ctx: Any, h_TD: Tensor, layer: Layer, place: Place, keep: Keep, *parameters: Tensor) -> Tensor:
         with written_out(layer.products) as written:
             h2_TD, attention = _attend(layer, h_TD, place, keep)
-            feed = _widen(layer, h2_TD, keep)
+            h3_TD = _place_of_sum(layer.down, h2_TD)
+            feed = _widen(layer, h2_TD, keep, also=h3_TD)
             act_TF = layer.down.room(h_TD)
-            layer.pointwise.swiglu(act_TF[:, : layer.down.into], feed.gate_up_TF, feed.lacks)
-            h3_TD, u_down = layer.down.forward(act_TF, add_TO=h2_TD)
+            u_down = layer.pointwise.swiglu(
+                act_TF[:, : layer.down.into], feed.gate_up_TF, feed.lacks, layer.down.inward(act_TF)
+            )
+            h3_TD, u_down = layer.down.added(h2_TD if h3_TD is None else h3_TD, act_TF, u_down)
             if keep == "all" and not layer.adapts_around:
                 feed.act_TF = act_TF
             del act_TF
@@ -170,8 +173,8 @@ def _backward(ctx: Any, dh_TD: Tensor) -> tuple[Tensor | None, ...]:
 
 def _attend(layer: Layer, h_TD: Tensor, place: Place, keep: Keep) -> tuple[Tensor, _Attention]:
     """The residual stream after attention."""
-    x_TD = layer.qkv.room(h_TD)
-    layer.pointwise.norm(x_TD[:, : layer.qkv.into], h_TD, layer.input_norm, layer.eps)
+    x_TD, h2_TD = layer.qkv.room(h_TD), _place_of_sum(layer.output, h_TD)
+    layer.pointwise.norm(x_TD[:, : layer.qkv.into], h_TD, layer.input_norm, layer.eps, also=h2_TD)
     qkv_TN, u_qkv = layer.qkv.forward(x_TD)
     kept_TD = x_TD if keep == "all" else None
     del x_TD
@@ -193,15 +196,15 @@ def _attend(layer: Layer, h_TD: Tensor, place: Place, keep: Keep) -> tuple[Tenso
     if layer.output.spare:
         out_room = layer.output.room(h_TD)
         layer.pointwise.copy(out_room[:, : layer.output.into], out_TX.detach())
-    h2_TD, u_output = layer.output.forward(out_room, add_TO=h_TD)
+    h2_TD, u_output = layer.output.added(h_TD if h2_TD is None else h2_TD, out_room)
     raw = raw_TNE if layer.head_norms is not None else None
     return h2_TD, _Attention(kept_TD, u_qkv, raw, (q_THE, k_TGE, v_TGE), out_TX, u_output)
 
 
-def _widen(layer: Layer, h2_TD: Tensor, keep: Keep) -> _Feed:
-    """gate and up side by side."""
+def _widen(layer: Layer, h2_TD: Tensor, keep: Keep, also: Tensor | None = None) -> _Feed:
+    """gate and up side by side.  also: where h2_TD is copied on the way."""
     x_TD = layer.gate_up.room(h2_TD)
-    layer.pointwise.norm(x_TD[:, : layer.gate_up.into], h2_TD, layer.feed_norm, layer.eps)
+    layer.pointwise.norm(x_TD[:, : layer.gate_up.into], h2_TD, layer.feed_norm, layer.eps, also=also)
     return _Feed(x_TD if keep == "all" else None, *layer.gate_up.partly(x_TD))
 
 
@@ -279,6 +282,11 @@ def _attention_gradient(
             layer.pointwise.norm(again_TD, h_TD, layer.input_norm, layer.eps)
     qkv = layer.qkv.gradients(dqkv_TN, x_TD, kept.u_qkv, du)
     return dh_TD, [dnorm, *dhead_norms], [*qkv, *output]
+
+
+def _place_of_sum(product: Product, h_TD: Tensor) -> Tensor | None:
+    """Where the residual stream is copied to, for the product to add to; None where it wants no copy."""
+    return torch.empty_like(h_TD) if product.adds_in_place else None
 
 
 def _or_again(kept: Tensor | None, like: Tensor, *, in_place: bool = False) -> tuple[Tensor, Tensor | None]:

@@ -33,11 +33,15 @@ class LowBitProduct(Product):
     def _seats(self) -> tuple[Tensor, Tensor]:
         return self._a_KI, self._b_OK
 
-    def forward(self, x_TI: Tensor, add_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        u_TK = x_TI @ self._a_KI.t()
-        y_TO = self.times(x_TI, self._bias())
-        if add_TO is not None:
-            y_TO += add_TO
+    adds_in_place = False
+
+    def forward(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+        u_TK, y_TO = x_TI @ self._a_KI.t(), self.times(x_TI, self._bias())
+        return y_TO.addmm_(u_TK, self._b_OK.t()) if self.rank else y_TO, u_TK
+
+    def added(self, h_TO: Tensor, x_TI: Tensor, u_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        u_TK = x_TI @ self._a_KI.t() if u_TK is None else u_TK
+        y_TO = self.times(x_TI, self._bias()).add_(h_TO)
         return y_TO.addmm_(u_TK, self._b_OK.t()) if self.rank else y_TO, u_TK
 
     def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,14 +9,23 @@ G key/value heads, E head width, R rows, V vocabulary, O outputs of a product, K
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.model.float8 import round_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Rider:
+    """One matrix of an adapter, and its seat beside a frozen weight, of the arithmetic's type."""
+
+    matrix: nn.Parameter
+    scale: float
+    seat: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +38,15 @@ class LowRank:
     def dense(self) -> Tensor:
         """float32 [T, O]"""
         return self.left_TK.float() @ self.right_OK.float().t()
+
+
+@dataclass(frozen=True, slots=True)
+class Inward:
+    """The low-rank adapter of the next product, whose u = x A^T is found by whoever writes x."""
+
+    a_KI: Tensor
+    beside_TS: Tensor
+    """spare columns beside x: u, then zeros; S may be 0"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +74,7 @@ class AroundGradients:
 class Pointwise(Protocol):
     """The functions of this module, wherever they run."""
 
-    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float) -> None: ...
+    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float, also: Tensor | None = None) -> None: ...
     def norm_gradient(
         self,
         dh: Tensor,
@@ -74,7 +92,9 @@ class Pointwise(Protocol):
     def rotate_back(
         self, out_TNE: Tensor, dq_THE: Tensor, dk_TGE: Tensor, dv_TGE: Tensor, cos_TE: Tensor, sin_TE: Tensor
     ) -> None: ...
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None: ...
+    def swiglu(
+        self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, inward: Inward | None
+    ) -> Tensor | None: ...
     def swiglu_gradient(
         self,
         dgate_up_TF: Tensor,
@@ -91,15 +111,21 @@ class Pointwise(Protocol):
     def score_gradient(
         self, logits_RV: Tensor, targets_R: Tensor, norm_R: Tensor, dlogprobs_R: Tensor | None
     ) -> None: ...
+    def board(self, riders: Sequence[Rider]) -> Callable[[], None]: ...
 
 
 class Plain:
     """In plain PyTorch, on any device."""
 
-    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float) -> None:
-        """out = h / rms(h) * weight over the last axis (Zhang & Sennrich 2019).  h: [T, D] or [T, N, E]"""
+    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float, also: Tensor | None = None) -> None:
+        """out = h / rms(h) * weight over the last axis (Zhang & Sennrich 2019).  h: [T, D] or [T, N, E]
+
+        also: where h itself is copied on the way, [T, D].
+        """
         h32 = h.float()
         out.copy_(h32 * torch.rsqrt(h32.square().mean(-1, keepdim=True) + eps) * weight.float())
+        if also is not None:
+            also.copy_(h)
 
     def norm_gradient(
         self,
@@ -145,10 +171,21 @@ class Plain:
         """The derivative of `rotate` (a rotation back) for queries and keys side by side, and the values' as it is."""
         out_TNE.copy_(torch.cat((_rotated(dq_THE, cos_TE, -sin_TE), _rotated(dk_TGE, cos_TE, -sin_TE), dv_TGE), dim=1))
 
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None:
-        """silu(gate) * up (Shazeer 2020), of gate and up side by side with what they lack.  [T, 2F] -> [T, F]"""
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, inward: Inward | None) -> Tensor | None:
+        """silu(gate) * up (Shazeer 2020), of gate and up side by side with what they lack.  [T, 2F] -> [T, F]
+
+        Returns:
+            u_TK of the adapter that goes `inward`, which is written beside the output as well.
+        """
         gate, up = _whole(gate_up_TF, lacks).chunk(2, dim=-1)
         out_TF.copy_(torch.nn.functional.silu(gate) * up)
+        if inward is None:
+            return None
+        u_TK = out_TF @ inward.a_KI.t()
+        beside_TS = inward.beside_TS
+        beside_TS[:, : u_TK.shape[1]] = u_TK[:, : beside_TS.shape[1]]
+        beside_TS[:, u_TK.shape[1] :] = 0
+        return u_TK
 
     def swiglu_gradient(
         self,
@@ -202,6 +239,20 @@ class Plain:
         gradient = torch.exp(logits_RV.float() - norm_R[:, None]).neg_()
         gradient.scatter_add_(1, targets_R[:, None], torch.ones_like(gradient[:, :1]))
         logits_RV.copy_(gradient if dlogprobs_R is None else gradient * dlogprobs_R[:, None])
+
+    def board(self, riders: Sequence[Rider]) -> Callable[[], None]:
+        """What puts the adapters' present values, scaled, into their seats; to be called before a forward pass."""
+        matrices: list[Tensor] = [rider.matrix for rider in riders]
+        seats = [rider.seat for rider in riders]
+        scales = [rider.scale for rider in riders]
+
+        @torch.no_grad()
+        def go() -> None:
+            if riders:
+                scaled = torch._foreach_mul(matrices, scales)  # pyright: ignore[reportPrivateUsage]
+                torch._foreach_copy_(seats, scaled)  # pyright: ignore[reportPrivateUsage]
+
+        return go
 
 
 def _whole(product_TO: Tensor, lacks: LowRank | None) -> Tensor:

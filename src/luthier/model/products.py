@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from luthier.model.counted import counting
 from luthier.model.lowbit import LowBitLinear
-from luthier.model.pointwise import LowRank
+from luthier.model.pointwise import Inward, LowRank, Rider
 
 _ALIGN = 64
 """Columns that adapters take come in multiples of this: 128 bytes in bfloat16, the tile of a matrix kernel."""
@@ -77,23 +77,6 @@ class Linear:
         return [*weight, *([] if self.bias is None else [self.bias]), *(self.adapter or ())]
 
 
-@dataclass(frozen=True, slots=True)
-class Rider:
-    """One matrix of an adapter, and its seat beside the frozen weight."""
-
-    matrix: nn.Parameter
-    scale: float
-    seat: Tensor
-
-
-@torch.no_grad()
-def board(riders: Sequence[Rider]) -> None:
-    """Take the adapters' present values; to be called before a forward pass."""
-    if riders:
-        scaled = torch._foreach_mul([rider.matrix for rider in riders], [rider.scale for rider in riders])  # pyright: ignore[reportPrivateUsage]
-        torch._foreach_copy_([rider.seat for rider in riders], scaled)  # pyright: ignore[reportPrivateUsage]
-
-
 class Product:
     """Several linear layers of one input, their outputs side by side.
 
@@ -114,6 +97,9 @@ class Product:
         self._written: Tensor | None = None
         fixed = all(linear.bias is None or not linear.bias.requires_grad for linear in linears)
         self._fixed_bias = self._join_biases() if fixed else None
+
+    adds_in_place = True
+    """Whether `added` wants a copy of what it adds to: the norm that reads the residual stream can make one."""
 
     @property
     def lends(self) -> bool:
@@ -158,19 +144,28 @@ class Product:
         """Memory for the output's gradient and what rides beside it.  [T, O + K]"""
         return x_T.new_empty(len(x_T), self.out + self.spare)
 
-    def forward(self, x_TI: Tensor, add_TO: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """y_TO (added to `add_TO`, if given), and u_TK, which the backward pass wants again.
+    def forward(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+        """y_TO, and u_TK, which the backward pass wants again.
 
         x_TI: from `room`, its first I columns filled.
         """
         u_TK = self._inner(x_TI)
-        weight = self._weight()[: self.out]
+        return torch.nn.functional.linear(x_TI, self._weight()[: self.out], self._bias()), u_TK
+
+    def added(self, h_TO: Tensor, x_TI: Tensor, u_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """h_TO + y_TO, which take h's memory where the product `adds_in_place`, and u_TK.
+
+        x_TI: from `room`, its first I columns filled, and the others too where u_TK is known.
+        """
+        u_TK = self._inner(x_TI) if u_TK is None else u_TK
         bias = self._bias()
-        if add_TO is None:
-            y_TO = torch.nn.functional.linear(x_TI, weight, bias)
-        else:
-            y_TO = torch.addmm(add_TO if bias is None else add_TO + bias, x_TI, weight.t())
-        return y_TO, u_TK
+        if bias is not None:
+            h_TO += bias
+        return h_TO.addmm_(x_TI, self._weight()[: self.out].t()), u_TK
+
+    def inward(self, x_TI: Tensor) -> Inward | None:
+        """What whoever fills x_TI, from `room`, is asked to compute on the way: u_TK for `added`."""
+        return Inward(self._riding()[0], x_TI[:, self.into :]) if self.lends else None
 
     def partly(self, x_TI: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:
         """`forward`, and what y_TO still lacks."""

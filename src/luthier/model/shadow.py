@@ -8,7 +8,7 @@ Legend: see `model.pointwise`.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,7 +26,7 @@ from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
 from luthier.model.heads import CAUSAL, Head
 from luthier.model.load import quiet, read_settings
-from luthier.model.pointwise import Around, AroundGradients, LowRank
+from luthier.model.pointwise import Around, AroundGradients, Inward, LowRank, Rider
 
 META = torch.device("meta")
 
@@ -124,7 +124,7 @@ PROGRAMS, SPLITS, LEAST_RANKS = 1024, 8, 16
 class Sizes:
     """`model.kernels.Fused` without its programs: what they write to beside the memory they are given."""
 
-    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float) -> None:
+    def norm(self, out: Tensor, h: Tensor, weight: Tensor, eps: float, also: Tensor | None = None) -> None:
         """Nothing."""
 
     def norm_gradient(
@@ -156,8 +156,9 @@ class Sizes:
     ) -> None:
         """Nothing."""
 
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None:
-        """Nothing."""
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, inward: Inward | None) -> Tensor | None:
+        """What the next product's adapter takes in."""
+        return None if inward is None else out_TF.new_empty(len(out_TF), len(inward.a_KI))
 
     def swiglu_gradient(
         self,
@@ -193,3 +194,7 @@ class Sizes:
 
     def score_gradient(self, logits_RV: Tensor, targets_R: Tensor, norm_R: Tensor, dlogprobs_R: Tensor | None) -> None:
         """Nothing: it is written over the logits."""
+
+    def board(self, riders: Sequence[Rider]) -> Callable[[], None]:
+        """Nothing worth counting."""
+        return lambda: None
