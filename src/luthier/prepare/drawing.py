@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.prepare.groups import Rows
+
 Numbers = NDArray[np.int64]
-Positions = NDArray[np.signedinteger[Any]]
-"""Of rows; narrow ones where there are many, since this is what large inputs take in memory."""
 Floats = NDArray[np.float64]
 Weighting = Literal["balanced", "sqrt", "effective"]
 
@@ -54,7 +54,7 @@ def class_weights(counts: Numbers, weighting: Weighting, beta: float) -> Floats:
     return raw * counts.sum() / max(float((raw * counts).sum()), 1e-300)
 
 
-def draw(rows: Positions, wanted: int, generator: np.random.Generator) -> Positions:
+def draw(rows: Rows, wanted: int, generator: np.random.Generator) -> Rows:
     """`wanted` of the rows: each as often as every other or once more, which ones is drawn; ascending, [M]."""
     if not len(rows) or wanted <= 0:
         return rows[:0]
@@ -64,11 +64,6 @@ def draw(rows: Positions, wanted: int, generator: np.random.Generator) -> Positi
     drawn = np.concatenate([*[rows] * times, shuffled[:rest]])
     drawn.sort()
     return drawn
-
-
-def positions(which: NDArray[np.bool_]) -> Positions:
-    """Where something is true, in numbers no wider than they need be."""
-    return np.flatnonzero(which).astype(np.int32 if len(which) < 2**31 else np.int64)
 
 
 def draw_within(rows: Numbers, sizes: Numbers, budget: int, generator: np.random.Generator) -> Numbers:

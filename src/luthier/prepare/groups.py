@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from luthier.prepare.spill import Spill
 
-Numbers = NDArray[np.int64]
+Rows = NDArray[np.signedinteger[Any]]
+"""Numbers of rows, no wider than they need be."""
 _MOST_AT_ONCE = 2_000_000
 """Keys that are sorted at a time; more are sorted share by share, so that memory stays bounded."""
 _COMPARED_AT_ONCE = 1_000_000
 
 
-def first_of_equals(keys: Spill) -> Numbers:
-    """For every row the first row with the same key; int64 [N].
+def width(rows: int) -> type[np.signedinteger[Any]]:
+    """What the numbers of so many rows fit into: four bytes, until there are more than two thousand million."""
+    return np.int32 if rows <= 2**31 else np.int64
+
+
+def positions(which: NDArray[np.bool_]) -> Rows:
+    """The rows for which something is true."""
+    return np.flatnonzero(which).astype(width(len(which)))
+
+
+def first_of_equals(keys: Spill) -> Rows:
+    """For every row the first row with the same key; [N].
 
     Args:
         keys: uint64 [N, 2], both halves of a 128-bit hash.
     """
-    first = np.arange(keys.rows, dtype=np.int64)
+    first = np.arange(keys.rows, dtype=width(keys.rows))
     shares = -(-keys.rows // _MOST_AT_ONCE)
     for share in range(shares):
         numbers, wanted = _share(keys, share, shares)
@@ -32,9 +45,9 @@ def first_of_equals(keys: Spill) -> Numbers:
     return first
 
 
-def _share(keys: Spill, share: int, shares: int) -> tuple[Numbers, NDArray[np.uint64]]:
+def _share(keys: Spill, share: int, shares: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """Numbers and keys of the rows whose key falls into one share."""
-    numbers: list[Numbers] = []
+    numbers: list[NDArray[np.int64]] = []
     found: list[NDArray[np.uint64]] = []
     start = 0
     for block in keys.blocks():
@@ -45,7 +58,7 @@ def _share(keys: Spill, share: int, shares: int) -> tuple[Numbers, NDArray[np.ui
     return np.concatenate(numbers), np.concatenate(found)
 
 
-def stand_alone(first: Numbers, start: int = 0) -> NDArray[np.bool_]:
+def stand_alone(first: Rows, start: int = 0) -> NDArray[np.bool_]:
     """Which rows are the first of their group, bool [rows]; a few at a time, so that their numbers take no memory.
 
     Args:
@@ -58,15 +71,29 @@ def stand_alone(first: Numbers, start: int = 0) -> NDArray[np.bool_]:
     return alone
 
 
-def join(first: Numbers, pairs: Numbers) -> Numbers:
-    """Join groups by pairs of rows: for every row the first row of its group; int64 [N].
+def shared(groups: Rows) -> NDArray[np.bool_]:
+    """Which rows are in a group with others, bool [N].
+
+    Args:
+        groups: the number of every row's group, 0 to N - 1.
+    """
+    seen, again = np.zeros(len(groups), bool), np.zeros(len(groups), bool)
+    for at in range(0, len(groups), _COMPARED_AT_ONCE):
+        some, counts = np.unique(groups[at : at + _COMPARED_AT_ONCE], return_counts=True)
+        again[some[seen[some] | (counts > 1)]] = True
+        seen[some] = True
+    return again[groups]
+
+
+def join(first: Rows, pairs: Rows) -> Rows:
+    """Join groups by pairs of rows: for every row the first row of its group; [N].
 
     Every row takes the smallest number it is connected with, and pointers are shortened by half in each turn, so the
     number of turns grows with the logarithm of the longest chain.
 
     Args:
-        first: for every row the first row of its group so far, int64 [N]; `arange(N)` when all are alone.
-        pairs: rows that belong together, int64 [P, 2].
+        first: for every row the first row of its group so far, [N]; `arange(N)` when all are alone.
+        pairs: rows that belong together, [P, 2].
     """
     first = first.copy()
     one, other = pairs[:, 0], pairs[:, 1]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from luthier.base.records import Json
 from luthier.prepare.frame import Frame
-from luthier.prepare.groups import Numbers, first_of_equals, join
+from luthier.prepare.groups import Rows, first_of_equals, join, positions, stand_alone, width
 from luthier.prepare.identity import keys_of
 from luthier.prepare.minhash import Bands, band_keys
 from luthier.prepare.parcel import Batch, Item, Parcel
@@ -88,7 +88,7 @@ class _Shingles:
 class Alike:
     """Rows in groups.  All arrays have one value for each row of all frames, in order."""
 
-    first: Numbers
+    first: Rows
     """The first row of the group."""
     similarity: NDArray[np.float32]
     """To the row it was joined with; 1 for equal texts, NaN for rows that stay alone."""
@@ -122,27 +122,25 @@ def alike(frames: Sequence[Frame], likeness: Likeness, scratch: Path) -> Alike:
         sizes.append(len(frame))
     first = first_of_equals(keys)
     keys.close()
-    alone = (first == np.arange(len(first))) & np.concatenate(shingled)
-    company = _in_company(alone, bands)
-    rows = np.flatnonzero(alone)[company]
-    sets = _Sets(scratch / "shingles")
+    alone = stand_alone(first)
+    alone &= np.concatenate(shingled)
     wanted = np.zeros(len(first), bool)
-    wanted[rows] = True
+    wanted[alone] = _in_company(alone, bands)
+    rows = positions(wanted)
+    sets = _Sets(scratch / "shingles", len(rows))
     start = 0
     for frame, size in zip(frames, sizes, strict=True):
         for parcel in frame.scan(_Shingles(likeness), "Reading candidates", {"wanted": wanted[start : start + size]}):
             sets.add(ShingleSets(parcel.columns["hashes"], parcel.columns["counts"]))
         start += size
-    root, similarity, compared = _join_pairs(rows, bands, sets, likeness.threshold)
+    root, similarity, compared = _join_pairs(wanted, bands, sets, likeness.threshold)
     for spill in (*bands, sets.hashes):
         spill.close()
-    leader = np.arange(len(first), dtype=np.int64)
-    leader[rows] = rows[root]
     likest = np.full(len(first), np.nan, np.float32)
     likest[rows] = similarity
-    equal = first != np.arange(len(first))
-    likest[equal] = 1.0
-    return Alike(leader[first], likest, compared)
+    likest[~stand_alone(first)] = 1.0
+    first[rows] = rows[root]
+    return Alike(first[first], likest, compared)
 
 
 def _in_company(rows: NDArray[np.bool_], bands: Sequence[Spill]) -> NDArray[np.bool_]:
@@ -181,39 +179,41 @@ def _of(band: Spill, rows: NDArray[np.bool_], count: int) -> NDArray[np.uint64]:
 class _Sets:
     """The shingles of the candidates, by their number."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, number: int):
         self.hashes = Spill(path, np.uint64)
-        self._counts: list[Numbers] = []
-        self._ends: Numbers | None = None
+        self.counts = np.empty(number, np.int64)
+        self._added = 0
 
     def add(self, sets: ShingleSets) -> None:
         self.hashes.append(sets.hashes)
-        self._counts.append(sets.counts)
+        self.counts[self._added : self._added + len(sets.counts)] = sets.counts
+        self._added += len(sets.counts)
 
-    @property
-    def counts(self) -> Numbers:
-        return np.concatenate([np.empty(0, np.int64), *self._counts])
-
-    def of(self, numbers: Numbers, counts: Numbers, ends: Numbers) -> ShingleSets:
-        return ShingleSets(self.hashes.take(ends[numbers] - counts[numbers], ends[numbers]), counts[numbers])
+    def of(self, numbers: Rows, ends: NDArray[np.int64]) -> ShingleSets:
+        counts = self.counts[numbers]
+        return ShingleSets(self.hashes.take(ends[numbers] - counts, ends[numbers]), counts)
 
 
 def _join_pairs(
-    rows: Numbers, bands: Sequence[Spill], sets: _Sets, threshold: float
-) -> tuple[Numbers, NDArray[np.float32], int]:
+    rows: NDArray[np.bool_], bands: Sequence[Spill], sets: _Sets, threshold: float
+) -> tuple[Rows, NDArray[np.float32], int]:
     """Groups of candidates by their numbers, the similarity that joined each one, and the pairs compared.
 
     Rows that are in one group already need no comparing: the pair could not change the groups.
+
+    Args:
+        rows: which rows are candidates, [all rows].
     """
-    root = np.arange(len(rows), dtype=np.int64)
-    likest = np.full(len(rows), np.nan, np.float32)
     counts = sets.counts
     ends = np.cumsum(counts)
+    root = np.arange(len(counts), dtype=width(len(counts)))
+    likest = np.full(len(counts), np.nan, np.float32)
     compared = 0
     for band in bands:
-        keys = band.all()[rows]
+        keys = _of(band, rows, len(counts))
         order = np.argsort(keys, kind="stable")
         ordered = keys[order]
+        del keys
         for distance in range(1, WINDOW + 1):
             same = np.flatnonzero(ordered[distance:] == ordered[:-distance])
             if not len(same):
@@ -223,16 +223,20 @@ def _join_pairs(
             many = np.maximum(counts[pairs[:, 0]], counts[pairs[:, 1]])
             pairs = pairs[(root[pairs[:, 0]] != root[pairs[:, 1]]) & (few >= threshold * many)]
             compared += len(pairs)
+            good = np.zeros(len(pairs), bool)
+            start = 0
             for some in _blocks(pairs, counts):
-                value = jaccard(sets.of(some[:, 0], counts, ends), sets.of(some[:, 1], counts, ends))
-                good = value >= threshold
-                root = join(root, some[good])
+                value = jaccard(sets.of(some[:, 0], ends), sets.of(some[:, 1], ends))
+                near = value >= threshold
+                good[start : start + len(some)] = near
+                start += len(some)
                 for side in (0, 1):
-                    np.fmax.at(likest, some[good][:, side], value[good].astype(np.float32))
+                    np.fmax.at(likest, some[near][:, side], value[near].astype(np.float32))
+            root = join(root, pairs[good])
     return root, likest, compared
 
 
-def _blocks(pairs: Numbers, counts: Numbers) -> list[Numbers]:
+def _blocks(pairs: NDArray[np.int64], counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Pairs in blocks that are small enough to compare at once."""
     sizes = np.cumsum(counts[pairs].sum(axis=1))
     cuts = (

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.prepare.groups import Rows, positions, shared
+
 Numbers = NDArray[np.int64]
-Integers = NDArray[np.int64] | NDArray[np.int32]
 
 
-def split_groups(groups: Integers, strata: Integers, ratios: Sequence[float], seed: int) -> NDArray[np.int8]:
+def split_groups(groups: Rows, strata: Rows, ratios: Sequence[float], seed: int) -> NDArray[np.int8]:
     """The part of every row, int8 [N], so that no group is torn and every stratum is divided by the ratios.
 
     Groups of several rows are dealt out in random order, the large ones first, each to the part that lacks most of
@@ -30,9 +31,9 @@ def split_groups(groups: Integers, strata: Integers, ratios: Sequence[float], se
     kinds = int(kind.max(initial=-1)) + 1
     lacking = _wanted(np.bincount(kind, minlength=kinds), ratios)
     parts = np.zeros(len(groups), np.int8)
-    together = (np.bincount(groups) > 1)[groups]
+    together = shared(groups)
     _deal(parts, groups, kind, np.flatnonzero(together), lacking, rng)
-    alone = np.flatnonzero(~together).astype(np.int32 if len(groups) < 2**31 else np.int64)
+    alone = positions(~together)
     rng.shuffle(alone)
     if kinds > 1:
         alone = alone[np.argsort(kind[alone], kind="stable")]
@@ -46,7 +47,7 @@ def split_groups(groups: Integers, strata: Integers, ratios: Sequence[float], se
     return parts
 
 
-def _dense(strata: Integers) -> NDArray[np.int32]:
+def _dense(strata: Rows) -> NDArray[np.int32]:
     """The classes by their rank, without gaps."""
     low = int(strata.min(initial=0))
     there = np.bincount(strata - low) > 0
@@ -55,8 +56,8 @@ def _dense(strata: Integers) -> NDArray[np.int32]:
 
 def _deal(
     parts: NDArray[np.int8],
-    of: Integers,
-    kind: Integers,
+    of: Rows,
+    kind: Rows,
     rows: Numbers,
     lacking: NDArray[np.float64],
     rng: np.random.Generator,
@@ -95,7 +96,7 @@ def _rounded(exact: NDArray[np.float64], total: int) -> Numbers:
     return given
 
 
-def split_by_time(times: NDArray[np.float64], groups: Numbers, ratios: Sequence[float]) -> NDArray[np.int8]:
+def split_by_time(times: NDArray[np.float64], groups: Rows, ratios: Sequence[float]) -> NDArray[np.int8]:
     """The part of every row, int8 [N], the earliest in the first part; rows of one group go with its latest row.
 
     Args:

@@ -13,8 +13,9 @@ from pydantic import Field, model_validator
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
-from luthier.prepare.drawing import Weighting, class_weights, draw, positions, shared_out, tempered
+from luthier.prepare.drawing import Weighting, class_weights, draw, shared_out, tempered
 from luthier.prepare.frame import Frame
+from luthier.prepare.groups import positions, width
 from luthier.prepare.labels import Labels, read_labels
 from luthier.prepare.order import reordered
 from luthier.prepare.parcel import Batch, Parcel
@@ -136,7 +137,7 @@ def balance(rows: Frame, config: BalanceConfig, job: Job) -> Outcome:
     wanted = _wanted(labels.counts, shares, config)
     generator = np.random.default_rng([job.seed, 1])
     kept = int((labels.codes < 0).sum()) if config.unlabelled == "keep" else 0
-    order = np.empty(int(wanted.sum()) + kept, np.int32 if len(rows) < 2**31 else np.int64)
+    order = np.empty(int(wanted.sum()) + kept, width(len(rows)))
     filled = 0
     for code, count in enumerate(wanted.tolist()):
         drawn = draw(positions(labels.codes == code), count, generator)

@@ -13,7 +13,7 @@ from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
-from luthier.prepare.groups import Numbers, first_of_equals, stand_alone
+from luthier.prepare.groups import Rows, first_of_equals, stand_alone
 from luthier.prepare.identity import RowKeys
 from luthier.prepare.minhash import bands_for
 from luthier.prepare.near import Alike, Likeness, alike
@@ -151,7 +151,7 @@ class _Places:
         return f"{self.names[self.file[row]]}:{self.line[row]}"
 
 
-def _describe(report: Report, first: Numbers, places: _Places) -> None:
+def _describe(report: Report, first: Rows, places: _Places) -> None:
     """How large the groups are, and the largest ones."""
     leaders, sizes = np.unique(first[~stand_alone(first)], return_counts=True)
     sizes += 1

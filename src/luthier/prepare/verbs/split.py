@@ -17,7 +17,7 @@ from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
-from luthier.prepare.groups import Numbers, first_of_equals, join
+from luthier.prepare.groups import Rows, first_of_equals, join, shared, width
 from luthier.prepare.identity import RowKeys, keys_of
 from luthier.prepare.labels import Labels, read_labels
 from luthier.prepare.parcel import Batch, Parcel
@@ -152,30 +152,31 @@ def split(rows: Frame, config: SplitConfig, job: Job) -> Outcome:
     return Outcome(report, rows.scan(_Send(config.parts), "Writing", {"part": parts}))
 
 
-def _groups(rows: Frame, config: SplitConfig, job: Job) -> Numbers:
-    """Rows that must stay together, by the number of the first of them; int64 [N]."""
+def _groups(rows: Frame, config: SplitConfig, job: Job) -> Rows:
+    """Rows that must stay together, by the number of the first of them; [N]."""
     works: list[Any] = [RowKeys(config.group)] if config.group else []
     works += [_Texts()] if config.same_text else []
-    first: Numbers | None = None
+    first: Rows | None = None
     for work in works:
         keys = Spill(job.scratch / "keys", np.uint64, 2)
         for parcel in rows.scan(work, "Hashing rows"):
             keys.append(parcel.columns["key"])
         found = first_of_equals(keys)
         keys.close()
-        first = found if first is None else join(first, np.stack([np.arange(len(found)), found], axis=1))
+        itself = np.arange(len(found), dtype=found.dtype)
+        first = found if first is None else join(first, np.stack([itself, found], axis=1))
     if first is not None:
         return first
     for _ in rows.scan(_count, "Reading rows"):
         pass
-    return np.arange(len(rows), dtype=np.int64)
+    return np.arange(len(rows), dtype=width(len(rows)))
 
 
 def _count(_: Batch) -> Parcel:
     return Parcel()
 
 
-def _report(config: SplitConfig, parts: NDArray[np.int8], groups: Numbers, labels: Labels | None) -> Report:
+def _report(config: SplitConfig, parts: NDArray[np.int8], groups: Rows, labels: Labels | None) -> Report:
     report = Report()
     counts = np.bincount(parts, minlength=len(config.parts)).tolist()
     wanted = [share / sum(config.ratio) for share in config.ratio]
@@ -189,9 +190,8 @@ def _report(config: SplitConfig, parts: NDArray[np.int8], groups: Numbers, label
             ],
         )
     )
-    several = np.bincount(groups)
-    kept = int(several[several > 1].sum())
-    report.summary = {"groups kept whole": int((several > 1).sum()), "rows in them": kept}
+    several = groups[shared(groups)]
+    report.summary = {"groups kept whole": len(np.unique(several)), "rows in them": len(several)}
     report.charts.append(Chart("Rows of each part", list(config.parts), [float(n) for n in counts], x="part"))
     off = max(abs(rows / total - share) for rows, share in zip(counts, wanted, strict=True))
     if off > 0.02:
