@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from workshop import run, write_rows
 
-from luthier.prepare.groups import first_of_equals, join
+from luthier.prepare.groups import first_of_equals, join, shared
 from luthier.prepare.identity import keys_of
 from luthier.prepare.minhash import bands_for, signatures
 from luthier.prepare.shingles import Sizes, jaccard, shingle_sets, tokenise
@@ -234,6 +234,14 @@ def test_first_of_equals_in_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert np.array_equal(first_of_equals(keys), expected)
         keys.close()
         assert not (tmp_path / "keys").exists()
+
+
+def test_rows_that_share_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = np.random.default_rng(2).integers(0, 900, 900, dtype=np.int32)
+    expected = np.bincount(groups)[groups] > 1
+    for at_once in (10**6, 64):
+        monkeypatch.setattr("luthier.prepare.groups._COMPARED_AT_ONCE", at_once)
+        assert np.array_equal(shared(groups), expected)
 
 
 def test_join_finds_connected_rows() -> None:

@@ -9,12 +9,14 @@ import codecs
 import gzip
 import json
 import socket
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
-from workshop import run, write_rows
+from workshop import command, run, write_rows
 
 from luthier.prepare import chunks, engine, verbs
 
@@ -355,7 +357,6 @@ def _no_network(*_: Any, **__: Any) -> Any:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_d3_a_line_beyond_all_measure_is_never_held(verb: str, tmp_path: Path, capsys: Any) -> None:
-    # a small cap; with the one there is otherwise, docs/performance.md has what 200 MiB take
     long, nested = b'{"text": "' + b"x" * (24 * 2**20) + b'"}', b'{"text": ' + b"[" * 1_000_000
     bad = spoilt(tmp_path / "bad.jsonl", 7, long)
     bad.write_bytes(bad.read_bytes() + nested + b"\n")
@@ -368,6 +369,36 @@ def test_d3_a_line_beyond_all_measure_is_never_held(verb: str, tmp_path: Path, c
     assert done.code == 0, done.said
     assert {(row["line"], row["code"]) for row in done.rejected} == {(7, "too_long"), (25, "too_deep")}
     assert most < 12 * 2**20
+
+
+ALONE = """
+import sys
+from luthier.cli.app import main
+code = main(sys.argv[1:])
+peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(code, int(peak.split()[1]) // 1024)
+"""
+
+
+@pytest.fixture(scope="module")
+def endless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of chats, its seventh line 200 MiB long, with a million brackets behind them."""
+    path = spoilt(tmp_path_factory.mktemp("endless") / "bad.jsonl", 7, b'{"text": "' + b"x" * (200 * 2**20) + b'"}')
+    with path.open("ab") as stream:
+        stream.write(b'{"text": ' + b"[" * 1_000_000 + b"\n")
+    return path
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="a process's peak is read from /proc")
+@pytest.mark.parametrize("verb", VERBS)
+def test_d3_200_mib_in_a_line_take_less_than_300(verb: str, endless: Path, tmp_path: Path) -> None:
+    words = command(verbs.load(verb), tmp_path / "out", endless, flags=[*_sample(verb), "--workers", "1"])
+    done = subprocess.run([sys.executable, "-c", ALONE, *words], capture_output=True, text=True, timeout=120)
+    code, most = map(int, done.stdout.splitlines()[-1].split())
+    assert code == 0, done.stdout + done.stderr
+    rejected = next((tmp_path / "out").glob("*.rejected.jsonl")).read_text(encoding="utf-8").splitlines()
+    assert {(row["line"], row["code"]) for row in map(json.loads, rejected)} == {(7, "too_long"), (25, "too_deep")}
+    assert most < 300
 
 
 @pytest.mark.parametrize("verb", VERBS)

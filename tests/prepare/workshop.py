@@ -47,18 +47,26 @@ def flags_of(verb: Verb) -> list[str]:
     return words
 
 
-def run(verb: str, capsys: Any, folder: Path, *inputs: Path | str, flags: list[str] | None = None, **more: Any) -> Done:
-    """`luthier --json data <verb> ...` with an output and a report in `folder`; without `flags`, the verb's sample."""
-    known = verbs.load(verb)
+def command(
+    known: Verb, folder: Path, *inputs: Path | str, flags: list[str] | None = None, name: str = "out.jsonl"
+) -> list[str]:
+    """`--json data <verb> ...` with an output and a report in `folder`; without `flags`, the verb's sample."""
     folder.mkdir(exist_ok=True)
-    output, report = folder / more.get("name", "out.jsonl"), folder / "report.json"
-    words = ["--json", "data", verb, *(str(path) for path in inputs), "--report", str(report)]
+    words = ["--json", "data", known.name, *(str(path) for path in inputs), "--report", str(folder / "report.json")]
     if known.writes:
-        words += ["--output", str(output)]
+        words += ["--output", str(folder / name)]
     words += flags_of(known) if flags is None else flags
     if "{other}" in words:
         other = write_rows(folder.parent / "other.jsonl", [{"text": OTHER}])
         words = [str(other) if word == "{other}" else word for word in words]
+    return words
+
+
+def run(verb: str, capsys: Any, folder: Path, *inputs: Path | str, name: str = "out.jsonl", **more: Any) -> Done:
+    """Runs `command`."""
+    known = verbs.load(verb)
+    words = command(known, folder, *inputs, name=name, **more)
+    output, report = folder / name, folder / "report.json"
     capsys.readouterr()
     code = cli.main(words)
     said = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -16,6 +16,7 @@ from luthier.prepare.frame import Frame
 from luthier.prepare.labels import label_of
 from luthier.prepare.parcel import Batch, Parcel
 from luthier.prepare.report import Chart, Report, Table
+from luthier.prepare.segment import forget
 from luthier.prepare.verb import Job, Outcome, Verb
 from luthier.prepare.view import column, text_of
 
@@ -143,6 +144,7 @@ def features(rows: Frame, config: FeaturesConfig, job: Job) -> Outcome:
         config.max_features,
         config.remove_stop_words,
     )
+    forget()  # so that the dictionary and scikit-learn, the two largest things here, are never there together
     scores: list[Scored] = []
     with job.console.progress("Scoring") as bar:
         for kind in config.classifiers:
