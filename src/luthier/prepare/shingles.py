@@ -35,6 +35,8 @@ _REMEMBERED = 200_000
 
 
 _UNSEEN, _SEPARATOR, _LETTER, _ALONE, _BETWEEN = range(5)
+_WIDE, _WIDE_SPACE = range(0xFF01, 0xFF5F), 0x3000
+"""Full-width forms of ASCII from ! to ~, and the space of that width."""
 _END = "\x1e"
 """Stands between texts that are treated as one; a separator inside of them."""
 
@@ -89,15 +91,17 @@ def _as_one(texts: Sequence[str]) -> str:
     return joined
 
 
-_ASCII = {code: code if chr(code).isalnum() or chr(code) == _END else " " for code in range(128)}
+_ASCII = "".join(c.lower() if c.isalnum() or c == _END else " " for c in map(chr, range(128))).encode().ljust(256)
 
 
 def _words(texts: Sequence[str], sizes: Sizes) -> list[Tokens]:
     """The tokens of texts in ASCII, where every character is a letter, a digit or a separator."""
-    joined = _as_one(texts).lower().translate(_ASCII)
-    while "  " in joined:
-        joined = joined.replace("  ", " ")
-    pieces = [text.strip(" ") for text in joined.split(_END)] if texts else []
+    if not texts:
+        return []
+    written = np.frombuffer(_as_one(texts).encode().translate(_ASCII), np.uint8)
+    kept = np.ones(len(written), bool)
+    kept[1:] = (written[1:] != ord(" ")) | (written[:-1] != ord(" "))
+    pieces = [text.strip(" ") for text in written[kept].tobytes().decode().split(_END)]
     return [Tokens(text, text.count(" ") + 1 if text else 0, sizes.words) for text in pieces]
 
 
@@ -105,8 +109,7 @@ def _mixed(texts: Sequence[str], sizes: Sizes) -> list[Tokens]:
     """The tokens of any texts."""
     if not texts:
         return []
-    joined = unicodedata.normalize("NFKC", _as_one(texts))
-    codes = np.frombuffer(joined.lower().encode("utf-32-le", "surrogatepass"), np.uint32)
+    codes = _codes(_composed(_as_one(texts)).lower())
     kinds = _kinds_of(codes)
     kept = np.flatnonzero(kinds != _SEPARATOR)
     codes, kinds = codes[kept], kinds[kept]
@@ -121,12 +124,30 @@ def _mixed(texts: Sequence[str], sizes: Sizes) -> list[Tokens]:
     places = np.arange(len(kept)) + np.cumsum(spaced)
     written = np.full(len(kept) + int(spaced.sum()), ord(" "), np.uint32)
     written[places] = codes
-    pieces = written.tobytes().decode("utf-32-le", "surrogatepass").split(_END)
+    pieces = _text(written).split(_END)
     owner = np.cumsum(ends)
     numbers = np.bincount(owner[begins], minlength=len(texts))
     alone = np.bincount(owner[kinds == _ALONE], minlength=len(texts))
     each = np.where(2 * alone > numbers, sizes.characters, sizes.words)
     return list(map(Tokens, pieces, numbers.tolist(), each.tolist()))
+
+
+def _composed(joined: str) -> str:
+    """Texts in NFKC.  Normalising takes longer than all else here, so it is for the few that still need it once
+    full-width forms, which hardly a Chinese text lacks, have become plain ones."""
+    codes = _codes(joined).copy()
+    codes[codes - _WIDE.start < len(_WIDE)] -= _WIDE.start - ord("!")
+    codes[codes == _WIDE_SPACE] = ord(" ")
+    normal, put = unicodedata.is_normalized, unicodedata.normalize
+    return _END.join([text if normal("NFKC", text) else put("NFKC", text) for text in _text(codes).split(_END)])
+
+
+def _codes(text: str) -> NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def _text(codes: NDArray[np.uint32]) -> str:
+    return codes.tobytes().decode("utf-32-le", "surrogatepass")
 
 
 def _kinds_of(codes: NDArray[np.uint32]) -> NDArray[np.uint8]:
