@@ -85,6 +85,13 @@ def test_progress_reports_its_end_in_plain_lines_and_json(capsys):
     assert lines(out) == [{"type": "progress", "description": "Tokenising", "done": 1000, "total": 1000}]
 
 
+def test_progress_tells_nothing_twice(capsys, monkeypatch):
+    monkeypatch.setattr("luthier.base.console._REPORT", {"plain": 0.0, "json": 0.0})
+    with Console().progress("Tokenising") as bar:
+        bar.advance(10)
+    assert re.fullmatch(r"Tokenising: 10  0 s\n", capsys.readouterr().err)
+
+
 def test_quiet_speaks_only_of_errors(capsys):
     console = Console(quiet=True)
     console.say("a")

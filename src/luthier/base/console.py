@@ -50,6 +50,7 @@ class Progress:
         self.description, self.total, self.done = description, total, 0
         self._console, self._line = console, line
         self._start = self._reported = time.monotonic()
+        self._told = -1
 
     def advance(self, n: int = 1) -> None:
         """Count `n` more done."""
@@ -68,9 +69,9 @@ class Progress:
     def _report(self, *, finished: bool) -> None:
         now = time.monotonic()
         every = _REPORT["json" if self._console.json else "plain"]
-        if not finished and now - self._reported < every:
+        if self.done == self._told or (not finished and now - self._reported < every):
             return
-        self._reported = now
+        self._reported, self._told = now, self.done
         if self._console.json:
             self._console.emit("progress", description=self.description, done=self.done, total=self.total)
         elif not self._console.paints:

@@ -225,10 +225,10 @@ def augment(rows: Frame, config: AugmentConfig, job: Job) -> Outcome:
     work = _Augment(config, job.seed, pool)
     if {"synonym", "insert"} & set(config.methods):
         report.notes.append("Synonyms are those of a word's commonest sense; look at the examples before training")
-    return Outcome(report, _written(rows.scan(work, "Augmenting", attached or None), report))
+    return Outcome(report, _written(rows.scan(work, "Augmenting", attached or None), report, asked=bool(attached)))
 
 
-def _written(stream: Iterator[Parcel], report: Report) -> Iterator[Parcel]:
+def _written(stream: Iterator[Parcel], report: Report, *, asked: bool) -> Iterator[Parcel]:
     """The stream, and in the end how many copies there are, and how many there are not."""
     copies = missing = 0
     for parcel in stream:
@@ -237,7 +237,8 @@ def _written(stream: Iterator[Parcel], report: Report) -> Iterator[Parcel]:
         report.summary["copies"] = copies
         yield parcel
     if missing:
-        why = "nothing in a row could be changed, or the endpoint gave no answer that can be used"
+        why = "nothing in a row could be changed"
+        why += ", or the endpoint gave no answer that can be used" if asked else ""
         report.notes.append(f"{missing:,} {'copy was' if missing == 1 else 'copies were'} not made: {why}.")
 
 
