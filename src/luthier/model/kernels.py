@@ -21,7 +21,7 @@ import triton
 from torch import Tensor
 
 from luthier.model import programs
-from luthier.model.pointwise import Around, AroundGradients, Inward, LowRank, Plain, Rider
+from luthier.model.pointwise import Around, AroundGradients, LowRank, Plain, Rider
 
 _PROGRAMS = 1024
 """Programs over which rows are dealt out where each adds up a weight's gradient."""
@@ -32,9 +32,6 @@ _SPLITS = 8
 _TILE: dict[str, Any] = {"SPLITS": _SPLITS, "BLOCK_T": 16, "BLOCK_F": 64, "STAGES": 3, "num_warps": 4}
 """How the feed-forward activation is cut up where adapters are met on the way: the fastest of 66 ways on an H200.
 Forward, where less is held at once, twice as many tokens are faster."""
-
-_ROWS: dict[str, Any] = {"BLOCK_T": 64, "BLOCK_F": 64, "STAGES": 3, "num_warps": 4}
-"""The same forward, where a program stays with some tokens."""
 
 _BOARDED = 4096
 """Numbers of an adapter that a program takes to their seats."""
@@ -105,25 +102,17 @@ class Fused:
             BLOCK_H=triton.next_power_of_2(heads), BLOCK_G=triton.next_power_of_2(groups),
         )  # fmt: skip
 
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, inward: Inward | None) -> Tensor | None:
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None:
         tokens, width = out_TF.shape
-        if lacks is inward is None:
+        if lacks is None:
             programs.swiglu[(tokens, triton.cdiv(width, 1024))](
                 out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), width, BLOCK=1024
             )
-            return None
-        nothing = out_TF[:, :0]
-        inner = inward or Inward(nothing.t(), nothing)
-        rank, spare = len(inner.a_KI), inner.beside_TS.shape[1]
-        u_TK = out_TF.new_empty(tokens, rank)
-        part = lacks or LowRank(nothing, nothing)
-        programs.swiglu_adapted[(triton.cdiv(tokens, _ROWS["BLOCK_T"]),)](
-            out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), *_pointers(part), inner.a_KI,
-            inner.a_KI.stride(0), u_TK, rank, inner.beside_TS, inner.beside_TS.stride(0), spare, tokens, width,
-            LACKS=lacks is not None, INWARD=inward is not None, BLOCK_K=_block(part.left_TK.shape[1]),
-            BLOCK_R=_block(rank), BLOCK_S=_block(spare), **_ROWS,
-        )  # fmt: skip
-        return None if inward is None else u_TK
+        else:
+            programs.swiglu_lacking[_tiles(width)](
+                out_TF, out_TF.stride(0), gate_up_TF, gate_up_TF.stride(0), *_pointers(lacks), tokens, width,
+                BLOCK_K=_block(lacks.left_TK.shape[1]), **{**_TILE, "BLOCK_T": 32},
+            )  # fmt: skip
 
     def swiglu_gradient(
         self,

@@ -129,10 +129,8 @@ class _Step(torch.autograd.Function):
             h3_TD = _place_of_sum(layer.down, h2_TD)
             feed = _widen(layer, h2_TD, keep, also=h3_TD)
             act_TF = layer.down.room(h_TD)
-            u_down = layer.pointwise.swiglu(
-                act_TF[:, : layer.down.into], feed.gate_up_TF, feed.lacks, layer.down.inward(act_TF)
-            )
-            h3_TD, u_down = layer.down.added(h2_TD if h3_TD is None else h3_TD, act_TF, u_down)
+            layer.pointwise.swiglu(act_TF[:, : layer.down.into], feed.gate_up_TF, feed.lacks)
+            h3_TD, u_down = layer.down.added(h2_TD if h3_TD is None else h3_TD, act_TF)
             if keep == "all" and not layer.adapts_around:
                 feed.act_TF = act_TF
             del act_TF

@@ -20,6 +20,8 @@ from luthier.model.products import Linear, Product, joined
 class LowBitProduct(Product):
     """Weights are written out for the moment of each product."""
 
+    adds_in_place = False
+
     def __init__(self, linears: Sequence[Linear], dtype: torch.dtype):
         super().__init__(linears, dtype)
         self.spare = 0
@@ -33,15 +35,12 @@ class LowBitProduct(Product):
     def _seats(self) -> tuple[Tensor, Tensor]:
         return self._a_KI, self._b_OK
 
-    adds_in_place = False
-
     def forward(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
         u_TK, y_TO = x_TI @ self._a_KI.t(), self.times(x_TI, self._bias())
         return y_TO.addmm_(u_TK, self._b_OK.t()) if self.rank else y_TO, u_TK
 
-    def added(self, h_TO: Tensor, x_TI: Tensor, u_TK: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        u_TK = x_TI @ self._a_KI.t() if u_TK is None else u_TK
-        y_TO = self.times(x_TI, self._bias()).add_(h_TO)
+    def added(self, h_TO: Tensor, x_TI: Tensor) -> tuple[Tensor, Tensor]:
+        u_TK, y_TO = x_TI @ self._a_KI.t(), self.times(x_TI, self._bias()).add_(h_TO)
         return y_TO.addmm_(u_TK, self._b_OK.t()) if self.rank else y_TO, u_TK
 
     def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:

@@ -41,15 +41,6 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
-class Inward:
-    """The low-rank adapter of the next product, whose u = x A^T is found by whoever writes x."""
-
-    a_KI: Tensor
-    beside_TS: Tensor
-    """spare columns beside x: u, then zeros; S may be 0"""
-
-
-@dataclass(frozen=True, slots=True)
 class Around:
     """The adapters on both sides of the activation, whose gradients are sums over what passes there."""
 
@@ -92,9 +83,7 @@ class Pointwise(Protocol):
     def rotate_back(
         self, out_TNE: Tensor, dq_THE: Tensor, dk_TGE: Tensor, dv_TGE: Tensor, cos_TE: Tensor, sin_TE: Tensor
     ) -> None: ...
-    def swiglu(
-        self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, inward: Inward | None
-    ) -> Tensor | None: ...
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None: ...
     def swiglu_gradient(
         self,
         dgate_up_TF: Tensor,
@@ -171,21 +160,10 @@ class Plain:
         """The derivative of `rotate` (a rotation back) for queries and keys side by side, and the values' as it is."""
         out_TNE.copy_(torch.cat((_rotated(dq_THE, cos_TE, -sin_TE), _rotated(dk_TGE, cos_TE, -sin_TE), dv_TGE), dim=1))
 
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, inward: Inward | None) -> Tensor | None:
-        """silu(gate) * up (Shazeer 2020), of gate and up side by side with what they lack.  [T, 2F] -> [T, F]
-
-        Returns:
-            u_TK of the adapter that goes `inward`, which is written beside the output as well.
-        """
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None:
+        """silu(gate) * up (Shazeer 2020), of gate and up side by side with what they lack.  [T, 2F] -> [T, F]"""
         gate, up = _whole(gate_up_TF, lacks).chunk(2, dim=-1)
         out_TF.copy_(torch.nn.functional.silu(gate) * up)
-        if inward is None:
-            return None
-        u_TK = out_TF @ inward.a_KI.t()
-        beside_TS = inward.beside_TS
-        beside_TS[:, : u_TK.shape[1]] = u_TK[:, : beside_TS.shape[1]]
-        beside_TS[:, u_TK.shape[1] :] = 0
-        return u_TK
 
     def swiglu_gradient(
         self,

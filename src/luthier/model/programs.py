@@ -151,44 +151,26 @@ def _outer(right, right_o, right_k, f, k, inside):
 
 
 @triton.jit
-def swiglu_adapted(
-    out, out_t, gate_up, gate_up_t, left, left_t, right, right_o, right_k, rank, a, a_k, u, inner_rank,
-    beside, beside_t, spare, tokens, width,
-    LACKS: tl.constexpr, INWARD: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_R: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
+def swiglu_lacking(
+    out, out_t, gate_up, gate_up_t, left, left_t, right, right_o, right_k, rank, tokens, width,
+    SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_F: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    t = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)[:, None]
+    f = tl.program_id(0) * BLOCK_F + tl.arange(0, BLOCK_F)
     k = tl.arange(0, BLOCK_K)
-    r = tl.arange(0, BLOCK_R)
-    rows = t < tokens
-    if LACKS:
-        lacks = _beside(left, left_t, t, k[None, :], rows & (k[None, :] < rank))
-    # A program stays with its tokens, and adds up what the next adapter takes in while it walks over the outputs.
-    taken = tl.zeros([BLOCK_T, BLOCK_R], dtype=tl.float32)
-    for start in tl.range(0, width, BLOCK_F, num_stages=STAGES):
-        f = start + tl.arange(0, BLOCK_F)
-        columns = f[None, :] < width
-        inside = rows & columns
-        place = gate_up + t * gate_up_t + f[None, :]
+    columns = f[None, :] < width
+    of_gate = _outer(right, right_o, right_k, f, k, columns & (k[:, None] < rank))
+    of_up = _outer(right, right_o, right_k, width + f, k, columns & (k[:, None] < rank))
+    # A program stays with its outputs, whose part of the adapter it holds, and walks over the tokens.
+    for start in tl.range(tl.program_id(1) * BLOCK_T, tokens, SPLITS * BLOCK_T, num_stages=STAGES):
+        t = (start + tl.arange(0, BLOCK_T)).to(tl.int64)
+        inside = (t[:, None] < tokens) & columns
+        place = gate_up + t[:, None] * gate_up_t + f[None, :]
         gate = tl.load(place, mask=inside, other=0.0).to(tl.float32)
         up = tl.load(place + width, mask=inside, other=0.0).to(tl.float32)
-        if LACKS:
-            seen = columns & (k[:, None] < rank)
-            gate = tl.dot(lacks, _outer(right, right_o, right_k, f, k, seen), gate, input_precision="ieee")
-            up = tl.dot(lacks, _outer(right, right_o, right_k, width + f, k, seen), up, input_precision="ieee")
-        value = (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty)
-        tl.store(out + t * out_t + f[None, :], value, mask=inside)
-        if INWARD:
-            onto = (f[:, None] < width) & (r[None, :] < inner_rank)
-            a_FR = tl.load(a + r[None, :].to(tl.int64) * a_k + f[:, None], mask=onto, other=0.0)
-            taken = tl.dot(value, a_FR, taken, input_precision="ieee")
-    if INWARD:
-        found = rows & (r[None, :] < inner_rank)
-        tl.store(u + t * inner_rank + r[None, :], taken, mask=found)
-        tl.store(beside + t * beside_t + r[None, :], taken, mask=found & (r[None, :] < spare))
-        s = tl.arange(0, BLOCK_S)[None, :]
-        tl.store(beside + t * beside_t + s, tl.zeros([BLOCK_T, BLOCK_S], dtype=tl.float32),
-                 mask=rows & (s >= inner_rank) & (s < spare))  # fmt: skip
+        u = _beside(left, left_t, t[:, None], k[None, :], (t[:, None] < tokens) & (k[None, :] < rank))
+        gate = tl.dot(u, of_gate, gate, input_precision="ieee")
+        up = tl.dot(u, of_up, up, input_precision="ieee")
+        tl.store(out + t[:, None] * out_t + f[None, :], gate * tl.sigmoid(gate) * up, mask=inside)
 
 
 @triton.jit

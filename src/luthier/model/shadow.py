@@ -26,7 +26,7 @@ from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
 from luthier.model.heads import CAUSAL, Head
 from luthier.model.load import quiet, read_settings
-from luthier.model.pointwise import Around, AroundGradients, Inward, LowRank, Rider
+from luthier.model.pointwise import Around, AroundGradients, LowRank, Rider
 
 META = torch.device("meta")
 
@@ -156,9 +156,8 @@ class Sizes:
     ) -> None:
         """Nothing."""
 
-    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None, inward: Inward | None) -> Tensor | None:
-        """What the next product's adapter takes in."""
-        return None if inward is None else out_TF.new_empty(len(out_TF), len(inward.a_KI))
+    def swiglu(self, out_TF: Tensor, gate_up_TF: Tensor, lacks: LowRank | None) -> None:
+        """Nothing."""
 
     def swiglu_gradient(
         self,
