@@ -194,7 +194,7 @@ def test_a_report_survives_json_and_its_page_hides_nothing_dangerous() -> None:
     report = Report(
         {"rows": 5},
         tally,
-        [Table("T", [{"a": 1, "b": "x"}] * 60)],
+        [Table("T", [{"a": 1, "b": "x", "c": None}, *[{"a": 1, "b": "x", "c": 2}] * 59])],
         [Chart("C", ["a", "b"], [1, 2]), Chart("L", [1.0, 2.0], [3, 4], kind="line")],
         ["a note"],
     )
@@ -205,6 +205,7 @@ def test_a_report_survives_json_and_its_page_hides_nothing_dangerous() -> None:
     html = page([finished, again], "Report")
     assert "<script>" not in html and "\u202e" not in html and html.count("<svg") == 4
     assert "10 more rows" in html and "f:9" in html
+    assert "None" not in html and "<th class=number>c</th>" in html, "a cell without a number is empty"
 
 
 def test_sigterm_clears_up(tmp_path: Path) -> None:

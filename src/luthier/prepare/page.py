@@ -9,6 +9,7 @@ from luthier.base.records import Json
 from luthier.prepare.report import MOST_LISTED, Chart, Finished, Table
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 640, 200, 56, 34
+_LETTER = 6  # as wide as one under a bar
 _UNFOLDED = 3
 """Things counted whose examples lie open; of more, each is opened by whoever wants to see it."""
 _STEERING = (*range(9), *range(11, 32), 0x7F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
@@ -77,9 +78,8 @@ def _example(row: Mapping[str, Json]) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(
-        f"<th{' class=number' if _is_number(value) else ''}>{_safe(name)}</th>" for name, value in table.rows[0].items()
-    )
+    counted = {name for row in table.rows for name, value in row.items() if _is_number(value)}
+    head = "".join(f"<th{' class=number' if name in counted else ''}>{_safe(name)}</th>" for name in table.rows[0])
     rows = "".join(f"<tr>{''.join(_cell(value) for value in row.values())}</tr>" for row in table.rows[:MOST_LISTED])
     more = len(table.rows) - MOST_LISTED
     rest = f"<p class='note'>and {more:,} more rows, in the JSON report</p>" if more > 0 else ""
@@ -87,7 +87,8 @@ def _table(table: Table) -> str:
 
 
 def _cell(value: Json) -> str:
-    return f"<td{' class=number' if _is_number(value) else ''}>{_safe(_number(value))}</td>"
+    shown = "" if value is None else _safe(_number(value))
+    return f"<td{' class=number' if _is_number(value) else ''}>{shown}</td>"
 
 
 def _is_number(value: Json) -> bool:
@@ -114,8 +115,9 @@ def _chart(chart: Chart) -> str:
         )
         shapes.append(f"<polyline points='{points}'/>")
     every = max(1, -(-len(values) // 12))
+    most = max(4, min(12, int(every * step / _LETTER)))
     for i in range(0, len(values), every):
-        text = labels[i] if len(labels[i]) <= 12 else labels[i][:11] + "…"
+        text = labels[i] if len(labels[i]) <= most else labels[i][: most - 1] + "…"
         shapes.append(f"<text x='{_LEFT + (i + 0.5) * step:.1f}' y='{_HEIGHT - 18}' class='mid'>{_safe(text)}</text>")
     axis = (
         f"<line x1='{_LEFT}' x2='{_WIDTH - 8}' y1='{8 + high}' y2='{8 + high}'/>"
@@ -158,6 +160,7 @@ h2 { margin: 2.5rem 0 0; } h3 { font-size: 1rem; margin: 1.6rem 0 .4rem; }
 .tiles b { display: block; font-size: 1.25rem; }
 table { border-collapse: collapse; width: 100%; } th, td { text-align: left; vertical-align: top; padding: .15rem .6rem;
        border-bottom: 1px solid var(--line); font-size: .9rem; } .data .number { text-align: right; }
+.data td.number { white-space: nowrap; font-variant-numeric: tabular-nums; }
 th { font-weight: 600; white-space: nowrap; } td { overflow-wrap: anywhere; }
 pre { font: 13px/1.5 ui-monospace, Menlo, Consolas, "Noto Sans Mono CJK SC", monospace; white-space: pre-wrap;
       margin: 0; unicode-bidi: isolate; }

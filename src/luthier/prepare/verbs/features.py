@@ -146,7 +146,7 @@ def features(rows: Frame, config: FeaturesConfig, job: Job) -> Outcome:
     )
     forget()  # so that the dictionary and scikit-learn, the two largest things here, are never there together
     scores: list[Scored] = []
-    with job.console.progress("Scoring") as bar:
+    with job.console.progress("Scoring", len(config.classifiers)) as bar:
         for kind in config.classifiers:
             scores.append(_score(kind, bag, seen.texts, codes, held.texts, truth, job.seed, where))
             bar.advance(1)
