@@ -2,13 +2,14 @@
 
     python benchmarks/outcomes_vectors.py retrieval --model PATH/all-MiniLM-L6-v2 --set xquad-zh
     python benchmarks/outcomes_vectors.py retrieval --model PATH/all-MiniLM-L6-v2 --set xquad-en \
-        --rates 1e-5 3e-5 --negatives 2 --shares 0.5 1
+        --epochs 3 --negatives 2 --rates 1e-5 2e-5 5e-5 --shares 0.5 1
     python benchmarks/outcomes_vectors.py mlm
     python benchmarks/outcomes_vectors.py t5
 
 `retrieval` trains on the questions of half the documents and asks those of the other half, over all documents, before
-and after.  With several `--rates` or `--shares` (how far to go from the untuned weights to the tuned), the questions of
-a quarter of the first half are kept from training and choose; the other half is still asked once.
+and after, with the interval of the difference (95 %, questions drawn again with replacement).  With several `--rates`
+or `--shares` (how far to go from the untuned weights to the tuned), the first half chooses: each of its `--folds` is
+asked of a model that learned from the others.  The other half is asked once, of one that learned from the whole first.
 
 `mlm` and `t5` pretrain a small model from nothing on bilingual-lm, and run transformers' own model over the
 same batches, padded, with torch's own AdamW: the losses must be the same, step by step.
@@ -25,21 +26,23 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from luthier.base.console import Console
-from luthier.data.batch import collate
+from luthier.data.config import DataConfig
 from luthier.data.dataset import encoding_of, prepare
 from luthier.data.loader import Cursor, Shuffled
+from luthier.generate.embed import embed
 from luthier.model.config import Full, ModelConfig, Shape
+from luthier.model.heads import Head
 from luthier.model.load import load_model, load_tokenizer
 from luthier.objectives import config as kinds
 from luthier.objectives.registry import build
@@ -47,12 +50,13 @@ from luthier.objectives.setting import Setting
 from luthier.run.config import RunConfig
 from luthier.run.init import make_untrained
 from luthier.run.resolve import resolve
+from luthier.run.soup import average
 from luthier.run.train import train
-from luthier.score.ranking import retrieval
 
 DATA = Path(os.environ.get("LUTHIER_TEST_DATA", Path(__file__).parents[1] / "../shared/data")).resolve()
-CPU = torch.device("cpu")
 SEED = 42
+LENGTH = 256
+"""What all-MiniLM-L6-v2 reads of a text, in tokens."""
 TEXTS = (f"{DATA}/bilingual-lm/zh_train.jsonl#2000", f"{DATA}/bilingual-lm/en_train.jsonl#150")
 
 
@@ -79,51 +83,19 @@ def rows(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def vectors(folder: Path, texts: list[str]) -> Tensor:
-    """Unit vectors of texts, by the mean of their hidden states."""
-    config = ModelConfig(path=str(folder))
-    setting = Setting(load_tokenizer(config), config, settings_of_data(), 256)
-    objective = build(kinds.Embed(loss="infonce"), setting)
-    model = load_model(config, CPU, tokenizer=setting.tokenizer, trained=False, head=objective.head)
-    found: list[Tensor] = []
-    from luthier.base.records import Similar, Where
-
-    for start in range(0, len(texts), 32):
-        part = texts[start : start + 32]
-        # two texts in each record, which are embedded alike
-        pairs = zip(part[::2], [*part[1::2], part[-1]], strict=False)
-        records = [Similar(one, (two,), (), Where("", 1)) for one, two in pairs]
-        groups = [group for record in records if (group := objective.encode(record)) is not None]
-        batch = collate(groups, range(len(groups)))
-        with torch.no_grad():
-            embedded: Tensor = objective.embed(model, batch)  # pyright: ignore[reportAttributeAccessIssue]
-        found.append(F.normalize(embedded, dim=1)[: len(part)])
-    return torch.cat(found)
-
-
-def settings_of_data() -> Any:
-    from luthier.data.config import DataConfig
-
-    return DataConfig(datasets=("none",), overlong="truncate")
-
-
-def found(folder: Path, queries: dict[str, str], corpus: dict[str, str], judged: dict[str, dict[str, float]]) -> Any:
-    cosines = vectors(folder, list(queries.values())) @ vectors(folder, list(corpus.values())).T
-    names = list(corpus)
-    run = {query: dict(zip(names, row.tolist(), strict=True)) for query, row in zip(queries, cosines, strict=True)}
-    return retrieval(run, judged, (10,))
-
-
 @dataclass(frozen=True)
 class Tuning:
     """How an embedder is tuned for one set."""
 
     rates: tuple[float, ...]
     shares: tuple[float, ...]
+    folds: int
     epochs: float
     negatives: int
     temperature: float
     dtype: str
+    device: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -141,82 +113,125 @@ class Questions:
         answers = dict(line.split("\t")[:2] for line in (folder / "qrels.tsv").read_text().splitlines()[1:])
         return cls(corpus, texts, answers)
 
-    def of(self, documents: set[str]) -> dict[str, str]:
+    def of(self, documents: Sequence[str]) -> dict[str, str]:
         """The questions that these documents answer."""
-        return {query: self.texts[query] for query, document in self.answers.items() if document in documents}
+        wanted = set(documents)
+        return {query: self.texts[query] for query, document in self.answers.items() if document in wanted}
 
-    def judge(self, model: Path, documents: set[str]) -> Any:
-        """How well the questions of some documents find them among all."""
+    def near(self, model: Path, documents: Sequence[str], among: Sequence[str], device: str) -> dict[str, list[str]]:
+        """For each question of some documents, those of `among`, the nearest first."""
         asked = self.of(documents)
-        return found(model, asked, self.corpus, {query: {self.answers[query]: 1.0} for query in asked})
+        texts = [*asked.values(), *(self.corpus[name] for name in among)]
+        found = vectors(model, texts, device)
+        order = np.argsort(-(found[: len(asked)] @ found[len(asked) :].T), axis=1, kind="stable").tolist()
+        return {query: [among[place] for place in places] for query, places in zip(asked, order, strict=True)}
+
+    def judge(self, model: Path, documents: Sequence[str], device: str) -> dict[str, NDArray[np.float64]]:
+        """How well each question of some documents finds its own among all."""
+        found = self.near(model, documents, list(self.corpus), device)
+        place = np.array([1 + names.index(self.answers[query]) for query, names in found.items()])
+        within = place <= 10
+        return {"ndcg@10": within / np.log2(place + 1), "recall@10": within.astype(float), "mrr@10": within / place}
 
 
-def hard_negatives(model: Path, data: Questions, documents: set[str], count: int) -> dict[str, list[str]]:
-    """For each question of some documents, those others of them that the model takes for nearest."""
-    asked, named = data.of(documents), sorted(documents)
-    texts = vectors(model, [data.corpus[name] for name in named])
-    order = (vectors(model, list(asked.values())) @ texts.T).argsort(1, descending=True).tolist()
-    return {
-        query: [data.corpus[named[at]] for at in near if named[at] != data.answers[query]][:count]
-        for query, near in zip(asked, order, strict=True)
-    }
+def vectors(folder: Path, texts: list[str], device: str) -> NDArray[np.float32]:
+    """Unit vectors of texts, by the mean of their hidden states."""
+    config = ModelConfig(path=str(folder))
+    tokenizer = load_tokenizer(config)
+    plain = Setting(tokenizer, config, DataConfig(datasets=("none",), overlong="truncate"), LENGTH).plain
+    model = load_model(config, torch.device(device), tokenizer=tokenizer, trained=False, head=Head("none"))
+    return embed(model, [plain.words(text).ids for text in texts], "mean")
 
 
-def between(untuned: Path, tuned: Path, share: float, folder: Path) -> None:
-    """Write an encoder with `share` of the way from its untuned weights to the tuned ones (WiSE-FT)."""
-    shutil.copytree(tuned, folder)
-    start, end = (load_file(part / "model.safetensors") for part in (untuned, tuned))
-    between = {name: torch.lerp(start[name].float(), weight.float(), share) for name, weight in end.items()}
-    save_file(between, folder / "model.safetensors", {"format": "pt"})
+def tune(model: Path, data: Questions, documents: Sequence[str], rate: float, tuning: Tuning, out: Path) -> Path:
+    """Teach the model the questions of some documents; hard negatives are those it takes for nearest among them."""
+    out.mkdir(parents=True)
+    near = data.near(model, documents, documents, tuning.device) if tuning.negatives else {}
+    with (out / "pairs.jsonl").open("w", encoding="utf-8") as file:
+        for query, text in data.of(documents).items():
+            wrong = [name for name in near.get(query, []) if name != data.answers[query]][: tuning.negatives]
+            row = {
+                "query": text,
+                "pos": [data.corpus[data.answers[query]]],
+                "neg": [data.corpus[name] for name in wrong],
+            }
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    config = settings(
+        model,
+        kinds.Embed(loss="infonce", temperature=tuning.temperature),
+        (str(out / "pairs.jsonl"),),
+        out,
+        data={"max_length": LENGTH},
+        train={"epochs": tuning.epochs, "micro_batch": 32, "accumulation": 1},
+        optim={"learning_rate": rate, "warmup_ratio": 0.1},
+        dtype=tuning.dtype,
+        device=tuning.device,
+        seed=tuning.seed,
+    )
+    return newest(train(config, Console(quiet=True)))
+
+
+def between(model: Path, tuned: Path, share: float, folder: Path) -> Path:
+    """The model that is `share` of the way from the untuned weights to the tuned ones (WiSE-FT)."""
+    if share == 1:
+        return tuned
+    average(ModelConfig(path=str(model)), [str(tuned)], [1.0], share, folder)
+    return folder
+
+
+def choose(
+    model: Path, data: Questions, learned: list[str], tuning: Tuning, out: Path
+) -> dict[tuple[float, float], float]:
+    """nDCG@10 of each rate and share over the learned half, every question asked of a model that never saw its fold."""
+    found: dict[tuple[float, float], list[NDArray[np.float64]]] = {}
+    for fold in range(tuning.folds):
+        held = learned[fold :: tuning.folds]
+        rest = [name for name in learned if name not in held]
+        found.setdefault((0.0, 0.0), []).append(data.judge(model, held, tuning.device)["ndcg@10"])
+        for rate in tuning.rates:
+            here = out / f"{fold}-{rate:g}"
+            tuned = tune(model, data, rest, rate, tuning, here)
+            for share in tuning.shares:
+                made = between(model, tuned, share, here / f"share-{share:g}")
+                found.setdefault((rate, share), []).append(data.judge(made, held, tuning.device)["ndcg@10"])
+            shutil.rmtree(here)
+    return {key: float(np.concatenate(parts).mean()) for key, parts in found.items()}
 
 
 def search(model: Path, name: str, tuning: Tuning, out: Path) -> dict[str, Any]:
     data = Questions.read(DATA / "retrieval-derived" / name)
     names = list(data.corpus)
-    learned, asked = set(names[::2]), set(names[1::2])
-    choice = len(tuning.rates) * len(tuning.shares) > 1
-    choosing = set(names[::8]) if choice else set[str]()
-    learned -= choosing
-    bad = hard_negatives(model, data, learned, tuning.negatives) if tuning.negatives else {}
-    pairs = out / "pairs.jsonl"
-    with pairs.open("w", encoding="utf-8") as file:
-        for query, text in data.of(learned).items():
-            row = {"query": text, "pos": [data.corpus[data.answers[query]]], "neg": bad.get(query, [])}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    learned, asked = names[::2], names[1::2]
+    rate, share, chosen_by = tuning.rates[0], tuning.shares[0], dict[tuple[float, float], float]()
+    if len(tuning.rates) * len(tuning.shares) > 1:
+        chosen_by = choose(model, data, learned, tuning, out)
+        rate, share = max((key for key in chosen_by if any(key)), key=lambda key: chosen_by[key])
     start = time.process_time()
-    models: dict[tuple[float, float], Path] = {}
-    for rate in tuning.rates:
-        config = settings(
-            model,
-            kinds.Embed(loss="infonce", temperature=tuning.temperature),
-            (str(pairs),),
-            out / f"{rate:g}",
-            data={"max_length": 256},
-            train={"epochs": tuning.epochs, "micro_batch": 32, "accumulation": 1},
-            optim={"learning_rate": rate, "warmup_ratio": 0.1},
-            dtype=tuning.dtype,
-        )
-        tuned = newest(train(config, Console(quiet=True)))
-        for share in tuning.shares:
-            models[rate, share] = tuned if share == 1 else out / f"{rate:g}-{share:g}"
-            if share != 1:
-                between(model, tuned, share, models[rate, share])
+    made = between(model, tune(model, data, learned, rate, tuning, out / "whole"), share, out / "between")
     spent = time.process_time() - start
-    chosen_by = {key: data.judge(made, choosing)["ndcg@10"] for key, made in models.items()} if choice else {}
-    rate, share = max(chosen_by, key=lambda key: chosen_by[key]) if choice else next(iter(models))
+    before, after = (data.judge(path, asked, tuning.device) for path in (model, made))
     return {
         "set": name,
         **asdict(tuning),
         "chosen": {"rate": rate, "share": share},
         "chosen_by": {
-            **{f"rate {rate:g}, share {share:g}": value for (rate, share), value in chosen_by.items()},
-            **({"untuned": data.judge(model, choosing)["ndcg@10"]} if choice else {}),
+            f"rate {rate:g}, share {share:g}" if rate else "untuned": value
+            for (rate, share), value in chosen_by.items()
         },
         "questions": len(data.of(asked)),
-        "before": data.judge(model, asked),
-        "after": data.judge(models[rate, share], asked),
+        "before": {metric: float(values.mean()) for metric, values in before.items()},
+        "after": {metric: float(values.mean()) for metric, values in after.items()},
+        "difference": {metric: interval(after[metric] - before[metric]) for metric in before},
         "train_seconds": spent,
     }
+
+
+def interval(changes_N: NDArray[np.float64]) -> dict[str, float]:
+    """The mean change, its middle 95 % over questions drawn again with replacement, and how many changed either way."""
+    drawn = np.random.default_rng(SEED).integers(len(changes_N), size=(10_000, len(changes_N)))
+    low, high = np.percentile(changes_N[drawn].mean(1), [2.5, 97.5])
+    better, worse = (int((sign * changes_N > 1e-9).sum()) for sign in (1, -1))
+    return {"mean": float(changes_N.mean()), "low": low, "high": high, "better": better, "worse": worse}
 
 
 def pretrain(kind: str, steps: int, out: Path) -> dict[str, Any]:
@@ -226,8 +241,6 @@ def pretrain(kind: str, steps: int, out: Path) -> dict[str, Any]:
     )  # fmt: skip
     texts = {"datasets": (f"{DATA}/bilingual-lm/zh_train.jsonl#1000", f"{DATA}/bilingual-lm/en_train.jsonl#60")}
     model = out / "base"
-    from luthier.data.config import DataConfig
-
     make_untrained(DataConfig(**texts, cache_dir=str(out / "cache")), shape, model, SEED, Console(quiet=True))
     without_dropout(model)
     objective: kinds.Objective = kinds.Mlm() if kind == "mlm" else kinds.SpanCorruption()
@@ -308,6 +321,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path)
     parser.add_argument("--set", default="xquad-en")
     parser.add_argument("--epochs", type=float, default=2)
+    parser.add_argument("--folds", type=int, default=4)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-5])
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0], help="of the way to the tuned weights")
     parser.add_argument("--negatives", type=int, default=0, help="hard negatives of each question")
@@ -320,13 +336,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if given.what == "retrieval":
             tuning = Tuning(
-                tuple(given.rates), tuple(given.shares), given.epochs, given.negatives, given.temperature, given.dtype
-            )
+                tuple(given.rates), tuple(given.shares), given.folds, given.epochs, given.negatives,
+                given.temperature, given.dtype, given.device, given.seed,
+            )  # fmt: skip
             result = search(given.model, given.set, tuning, Path(folder))
         else:
             result = pretrain(given.what, given.steps, Path(folder))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({**result, "seed": SEED, "peak_gib": round(peak, 2)}, indent=1))
+    print(json.dumps({"seed": SEED, **result, "peak_gib": round(peak, 2)}, indent=1))
 
 
 if __name__ == "__main__":

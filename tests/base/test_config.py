@@ -58,7 +58,8 @@ def test_assign_makes_the_levels_between():
     [
         ({"modl": {}}, "modl: unknown setting (did you mean 'model'?)"),
         ({"method": {"type": "lora", "rnk": 8}}, "method.rnk: unknown setting (did you mean 'rank'?)"),
-        ({"method": {"type": "full", "rank": 8}}, "method.rank: not a setting of 'full'"),
+        ({"method": {"type": "full", "rank": 8}}, "method.rank: not a setting of 'full'; it has none"),
+        ({"objective": {"type": "mlm", "loss": "x"}}, "objective.loss: not a setting of 'mlm'; its settings are proba"),
         ({"method": {"type": "lora", "rank": "x"}}, "method.rank: "),
         ({"optim": {"learning_rate": -1}}, "optim.learning_rate: "),
         ({"method": {"type": "freeze"}}, "method: freeze leaves nothing to train"),

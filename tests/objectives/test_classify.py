@@ -26,6 +26,7 @@ from luthier.objectives.classify import Classification
 from luthier.objectives.config import SeqCls
 from luthier.objectives.registry import build
 from luthier.objectives.setting import Setting
+from luthier.objectives.weights import class_weights
 
 CPU = Mesh(torch.device("cpu"))
 HERE = Where("test", 1)
@@ -270,6 +271,37 @@ def test_a_run_is_judged_used_and_opened_by_plain_libraries(
         inputs = AutoTokenizer.from_pretrained(checkpoint)(YES_OR_NO, padding=True, return_tensors="pt")
         shares = network(**inputs).logits.softmax(1)
     assert [row["probabilities"]["yes"] for row in told[:-1]] == pytest.approx(shares[:, 1].tolist(), abs=1e-5)
+
+
+def test_what_became_of_classes_that_do_not_exclude_each_other_is_a_table_and_a_picture(
+    folder_of: Callable[[str], Path], tmp_path: Path
+):
+    rows = tmp_path / "rows.jsonl"
+    given = [[answer, "even"] if n % 2 == 0 else [] for n, answer in enumerate(ANSWERS)]
+    rows.write_text("\n".join(json.dumps({"text": t, "labels": own}) for t, own in zip(YES_OR_NO, given, strict=True)))
+    run = trained(folder_of("bert"), tmp_path, rows, max_steps=2).parents[1]
+    header, *lines = [line.split(",") for line in (run / "confusion.csv").read_text().splitlines()]
+    assert header == ["class", "found rightly", "found wrongly", "missed", "left rightly"]
+    counts = {name: [int(number) for number in numbers] for name, *numbers in lines}
+    assert {name: (sum(row), row[0] + row[2]) for name, row in counts.items()} == {"even": (24, 12), "yes": (24, 12)}
+    picture = (run / "plots/confusion.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 1000
+    assert "![confusion](plots/confusion.png)" in (run / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("maybe=2",), "there is no class 'maybe'. The classes are no, yes"),
+        (("yes=two",), "'yes=two' is not understood"),
+        (("heavy",), "'heavy' is not understood"),
+        (("1", "nan"), "2 weights of at least 0"),
+        (("1",), "2 weights of at least 0"),
+    ],
+)
+def test_weights_that_fit_no_class_are_refused(given: tuple[str, ...], message: str):
+    with pytest.raises(ConfigError, match=message):
+        class_weights(given, ("no", "yes"), lambda: ({}, 0), several=False)
 
 
 def test_columns_that_were_renamed_in_training_are_renamed_in_use(

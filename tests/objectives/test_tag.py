@@ -60,6 +60,7 @@ def made(folder: Path, rows: Path, **settings: Any) -> tuple[Tagging, Setting]:
 WEIGHTED: list[tuple[str, dict[str, Any]]] = [
     *((shape, {}) for shape in ("bert", "roberta", "deberta", "qwen2")),
     ("bert", {"class_weights": ("1", "3", "2", "0.5"), "label_smoothing": 0.1}),
+    ("bert", {"class_weights": ("B-name=0.5", "B-job=3", "I-job=2")}),
     ("bert", {"class_weights": ("balanced",)}),
 ]
 

@@ -110,22 +110,25 @@ def _explain(kind: type[Config], problem: Mapping[str, Any]) -> str:
     name = path.rpartition(".")[2]
     known = known_names(kind)
     if member is not None and name in known:
-        return f"{path}: not a setting of {member!r}"
+        has = [field for field in member.model_fields if field != "type"]
+        told = f"its settings are {', '.join(has)}" if has else "it has none"
+        return f"{path}: not a setting of {member.model_fields['type'].default!r}; {told}"
     hint = nearest(name, known - {name})
     return f"{path}: unknown setting" + (f" (did you mean {hint!r}?)" if hint else "")
 
 
-def _dotted(kind: type[Config], location: list[str]) -> tuple[str, str | None]:
-    """An error's place as a dotted path, without the union tags pydantic puts in; and the last such tag."""
-    classes, path, tag = [kind], list[str](), None
+def _dotted(kind: type[Config], location: list[str]) -> tuple[str, type[Config] | None]:
+    """An error's place as a dotted path, without the union tags pydantic puts in; and the class of the last tag."""
+    classes, path, chosen = [kind], list[str](), None
     for part in location:
         if len(classes) > 1:
-            tag, classes = part, [member for member in classes if member.model_fields["type"].default == part]
+            classes = [member for member in classes if member.model_fields["type"].default == part]
+            chosen = classes[0] if classes else None
             continue
         path.append(part)
         field = classes[0].model_fields.get(part) if classes else None
         classes = config_classes(field.annotation) if field else []
-    return ".".join(path), tag
+    return ".".join(path), chosen
 
 
 def known_names(kind: type[Config]) -> set[str]:

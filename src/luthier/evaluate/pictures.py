@@ -111,25 +111,36 @@ def _taken(result: Result) -> list[tuple[str, str]]:
 
 def matrix(counts_CC: NDArray[np.int64], names: Sequence[str]) -> bytes:
     """Counts of classes: rows are what was wanted, columns what was predicted, shades shares of the row."""
+    return _shaded(counts_CC, names, names, "predicted")
+
+
+def verdicts(counts_CK: NDArray[np.int64], names: Sequence[str], kinds: Sequence[str]) -> bytes:
+    """Counts of classes that do not exclude each other: a row each, its columns what became of it in every text."""
+    return _shaded(counts_CK, names, kinds, "")
+
+
+def _shaded(counts_CK: NDArray[np.int64], names: Sequence[str], columns: Sequence[str], below: str) -> bytes:
     from matplotlib.figure import Figure
 
-    classes = len(names)
-    side = min(24.0, 3.0 + 0.45 * classes)
-    figure = Figure(figsize=(side, side), dpi=100, layout="constrained", facecolor="white")
+    wide, high = (min(24.0, 3.0 + 0.45 * number) for number in (len(columns), len(names)))
+    figure = Figure(figsize=(wide, high), dpi=100, layout="constrained", facecolor="white")
     axes = figure.subplots()
-    totals_C1 = counts_CC.sum(1, keepdims=True)
-    axes.imshow(counts_CC / np.maximum(totals_C1, 1), cmap="Blues", vmin=0, vmax=1)
-    shown = [name if len(name) < 25 else name[:23] + "…" for name in names]
-    axes.set_xticks(range(classes), shown, rotation=90)
-    axes.set_yticks(range(classes), shown)
-    axes.set_xlabel("predicted", color=_INK)
-    axes.set_ylabel("wanted", color=_INK)
-    if classes <= 30:
-        for row, column in np.argwhere(counts_CC > 0).tolist():
-            dark = counts_CC[row, column] * 2 > totals_C1[row, 0]
-            text = str(counts_CC[row, column])
+    totals_C1 = counts_CK.sum(1, keepdims=True)
+    axes.imshow(counts_CK / np.maximum(totals_C1, 1), cmap="Blues", vmin=0, vmax=1)
+    axes.set_xticks(range(len(columns)), [_short(name) for name in columns], rotation=90)
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.set_xlabel(below, color=_INK)
+    axes.set_ylabel("wanted" if below else "", color=_INK)
+    if len(columns) <= 30:
+        for row, column in np.argwhere(counts_CK > 0).tolist():
+            dark = counts_CK[row, column] * 2 > totals_C1[row, 0]
+            text = str(counts_CK[row, column])
             axes.text(column, row, text, ha="center", va="center", color="white" if dark else _INK, fontsize=8)
     return _png(figure)
+
+
+def _short(name: str) -> str:
+    return name if len(name) < 25 else name[:23] + "…"
 
 
 def _name(dataset: str, subset: str, metric: str) -> str:

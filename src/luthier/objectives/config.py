@@ -36,7 +36,7 @@ class SeqCls(Config):
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     """One class, several, or a number. Unset: what the labels look like."""
     class_weights: tuple[str, ...] = ()
-    """Weight of each class in the loss, or 'balanced': rare classes count more."""
+    """Weight of each class in the loss, in order or as name=number; or 'balanced': rare classes count more."""
     focal_gamma: float = Field(default=0.0, ge=0.0)
     """Focal loss (Lin et al. 2017): what is already right counts less, the more the higher this is."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -52,7 +52,7 @@ class TokenCls(Config):
     labels: tuple[str, ...] = ()
     """Names of the tags, in order. Unset: the model's own if they fit, else those found in the data."""
     class_weights: tuple[str, ...] = ()
-    """Weight of each tag in the loss, or 'balanced': rare tags count more."""
+    """Weight of each tag in the loss, in order or as name=number; or 'balanced': rare tags count more."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of each target that is spread over all tags."""
 

@@ -24,12 +24,12 @@ def class_weights(
     `balanced` is scikit-learn's: examples / (classes * examples of the class).
 
     Args:
-        given: `balanced`, or a number for each class.
+        given: `balanced`, or a number for each class in order, or `name=number`, where a class not named counts 1.
         survey: how many examples of each class there are, and how many in all; called only where that matters.
         several: examples have several classes; `balanced` then weighs what is to be found by negatives / positives.
 
     Raises:
-        ConfigError: neither of both, or not as many numbers as classes.
+        ConfigError: none of these, not as many numbers as classes, or a class that is not there.
     """
     if not given:
         return None
@@ -37,11 +37,25 @@ def class_weights(
         counts, total = survey()
         seen = np.array([max(1, counts.get(name, 0)) for name in names], dtype=np.float64)
         return torch.tensor((total - seen) / seen if several else total / (len(names) * seen)).float()
+    numbers = _by_name(given, names) if any("=" in word for word in given) else given
     try:
-        weights = torch.tensor([float(word) for word in given])
+        weights = torch.tensor([float(word) for word in numbers])
     except ValueError:
-        raise ConfigError("expected 'balanced' or a number for each class", where=WHERE, code="bad_value") from None
-    if len(weights) != len(names) or bool((weights < 0).any()):
+        fix = "Give 'balanced', a number for each class in order, or name=number (a class not named counts 1)"
+        raise ConfigError(f"{' '.join(given)!r} is not understood", where=WHERE, fix=fix, code="bad_value") from None
+    if len(weights) != len(names) or not bool((weights >= 0).all()):
         fix = f"The classes are {', '.join(names[:12])}"
         raise ConfigError(f"{len(names)} weights of at least 0 are needed, one for each class", where=WHERE, fix=fix)
     return weights
+
+
+def _by_name(given: Sequence[str], names: Sequence[str]) -> list[str]:
+    """The number of each class, from `name=number`."""
+    told: dict[str, str] = {}
+    for word in given:
+        name, _, number = word.rpartition("=")
+        if name not in names:
+            fix = f"The classes are {', '.join(names[:12])}"
+            raise ConfigError(f"there is no class {name!r}", where=WHERE, fix=fix, code="bad_value")
+        told[name] = number
+    return [told.get(name, "1") for name in names]

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from luthier.base.records import Where
 from luthier.base.rundir import RunDir, write_atomic
 from luthier.data.tokens import Groups
-from luthier.evaluate.pictures import matrix
+from luthier.evaluate.pictures import matrix, verdicts
 from luthier.objectives.findings import Findings
 from luthier.objectives.setting import Whole
 
@@ -72,8 +72,10 @@ def _write(run: RunDir, task: str, found: Findings, judged: Judged, tokenizer: P
             write_atomic(run.file(f"plots/{task}confusion.png"), matrix(table, names))
         run.write_text(task + CONFUSION, _csv(["wanted \\ predicted", *names], names, table))
     if found.verdicts_C4 is not None:
-        verdicts = ["class", "found rightly", "found wrongly", "missed", "left rightly"]
-        run.write_text(task + CONFUSION, _csv(verdicts, names, found.verdicts_C4))
+        kinds = ["found rightly", "found wrongly", "missed", "left rightly"]
+        if len(names) <= _DRAWN:
+            write_atomic(run.file(f"plots/{task}confusion.png"), verdicts(found.verdicts_C4, names, kinds))
+        run.write_text(task + CONFUSION, _csv(["class", *kinds], names, found.verdicts_C4))
     write_atomic(run.file(task + CLASSES), orjson.dumps(written))
 
 
