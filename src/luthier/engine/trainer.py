@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from luthier.base.errors import ConfigError, DoesNotFit, RunError
 from luthier.base.signals import StopRequest, stop_requests
+from luthier.data.batch import Batch
 from luthier.data.loader import Cursor, Share, Source, Step, evaluation_batches, load
 from luthier.data.tokens import Groups
 from luthier.engine.attempt import NoRoom
@@ -144,9 +145,12 @@ class Trainer:
         """Steps until there is a reason to end; None asks for another run from the restored state."""
         self.model.train_mode(self.settings.keep)
         self._clock = Clock()
+        coming = self._fetch(steps)
         while self.state.step < self.settings.total_steps:
-            step = next(steps)
-            pending = self._begin(step)
+            step, batches = coming
+            pending = self._begin(batches)
+            if self.state.step + 1 < self.settings.total_steps:
+                coming = self._fetch(steps)  # while the device computes
             # Where the device itself can tell whether to move, it need not wait for the host to say so.
             ahead = self.optimizer.can_hold_still and not pending.failed
             if ahead:
@@ -183,13 +187,17 @@ class Trainer:
             self._evaluate()
         return "finished"
 
-    def _begin(self, step: Step) -> Pending:
+    def _fetch(self, steps: Iterator[Step]) -> tuple[Step, list[Batch]]:
+        """The next step, and its micro-batches on the device."""
+        step = next(steps)
+        return step, [batch.to(self.mesh.device) for batch in step.batches]
+
+    def _begin(self, batches: Sequence[Batch]) -> Pending:
         # Every random number of a step is a function of (seed, step, rank), so a resumed step repeats itself.
         torch.manual_seed((self.settings.seed * 1_000_003 + self.state.step) * 1_009 + self.mesh.rank)
         self.optimizer.zero_grad()
         if self.turns.before(self.state.step):
             self.optimizer.forget_resting()
-        batches = [batch.to(self.mesh.device) for batch in step.batches]
         return begin(self.model, self.objective, batches, self.mesh, max_norm=self.settings.optim.max_grad_norm)
 
     def _move(self, *, unless: Tensor | None = None) -> None:
