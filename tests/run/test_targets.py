@@ -30,6 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = {
         "task_type": "seq2seq", "model": folder / "t5", "dataset": folder / "rows.jsonl", "train_type": "full",
+        "val_dataset": folder / "rows.jsonl",
         "objective.prefix": "turn: ", "objective.max_new_tokens": 9, "max_steps": 3, "learning_rate": 0.01,
         "output_dir": folder / "out", "cache_dir": folder / "cache", "report_to": "none", "device": "cpu",
     }  # fmt: skip
@@ -39,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def theirs(run: Path, text: str, tokens: int) -> str:
     """What plain transformers writes."""
-    checkpoint = max((run / "checkpoints").glob("step-*"))
+    checkpoint = run / "checkpoints" / (run / "checkpoints/BEST").read_text().strip()
     tokenizer: Any = AutoTokenizer.from_pretrained(checkpoint)
     model: Any = AutoModelForSeq2SeqLM.from_pretrained(checkpoint, dtype=torch.float32)
     inputs = tokenizer("turn: " + text, return_tensors="pt")
@@ -67,6 +68,15 @@ def test_rows_of_a_file_are_written_for_as_transformers_does(run: Path, tmp_path
     assert infer(run, tmp_path)[:2] == lines[:2], "a second run writes nothing again"
     (tmp_path / "result.jsonl").unlink()
     assert infer(run, tmp_path, "--max_new_tokens", "3")[0]["response"] == theirs(run, ASKED[0], 3)
+
+
+def test_a_run_keeps_what_was_written_for_its_validation_rows(run: Path) -> None:
+    kept = [json.loads(line) for line in (run / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["line"] for row in kept] == list(range(1, len(LINES) + 1))
+    assert [row["response"] for row in kept] == [theirs(run, text, 9) for text in LINES]
+    assert all(row["text"].startswith("turn: ") for row in kept)
+    assert len({row["reference"] for row in kept}) == len(LINES)
+    assert "each row's prediction is in predictions.jsonl" in (run / "report.md").read_text()
 
 
 def test_what_is_written_is_judged(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,7 @@ from luthier.model.calling import padded, within
 from luthier.model.heads import Head
 from luthier.model.load import Model
 from luthier.objectives.config import Seq2Seq
+from luthier.objectives.findings import Findings
 from luthier.objectives.predicted import token_terms
 from luthier.objectives.setting import Plainly, Setting
 from luthier.objectives.spans import source_and_target, start_token
@@ -110,16 +111,17 @@ class Translation(Plainly):
         return replace(terms, outputs=self._written(model, batch)) if judged else terms
 
     def _written(self, model: Model, batch: Batch) -> dict[str, Tensor]:
-        """What the model writes for each source, and what was wanted.  [G, N] each"""
+        """What the model writes for each source, and what was wanted, [G, N] each; and which samples these are, [G]."""
+        samples_G = torch.tensor(batch.samples, dtype=torch.int64)
         wanted_GN = torch.full((len(batch.groups), self._target_room), NOTHING, dtype=torch.int64)
         written_GN = torch.full((len(batch.groups), self.config.max_new_tokens), NOTHING, dtype=torch.int64)
         if not batch.groups:
-            return {"written": written_GN, "wanted": wanted_GN}
+            return {"sample": samples_G, "written": written_GN, "wanted": wanted_GN}
         made_GN = self._made(model, batch)
         written_GN[:, : made_GN.shape[1]] = made_GN
         for row, target in enumerate(batch.ids_T.split(batch.lengths)[1::2]):
             wanted_GN[row, : len(target) - 1] = target[1:].cpu()
-        return {"written": written_GN, "wanted": wanted_GN}
+        return {"sample": samples_G, "written": written_GN, "wanted": wanted_GN}
 
     def _made(self, model: Model, batch: Batch) -> Tensor:
         """int64 [G, N] on the host: what is written behind the token that the decoder begins with."""
@@ -140,9 +142,20 @@ class Translation(Plainly):
         """The texts that the model writes for the sources of a batch."""
         return self._texts(self._made(model, batch))
 
+    def findings(self, outputs: Mapping[str, Tensor]) -> dict[str, Findings]:
+        """What was written for each row beside what was wanted; nothing where nothing was written."""
+        if not outputs:
+            return {}
+        pairs = sorted(zip(outputs["sample"].tolist(), *self._pairs(outputs), strict=True))
+        return {"": Findings({sample: {"reference": wanted, "response": made} for sample, made, wanted in pairs})}
+
+    def _pairs(self, outputs: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+        """The texts that were written, and those that were wanted."""
+        return self._texts(outputs["written"]), self._texts(outputs["wanted"])
+
     def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         """Means over the set: exact match, F1 of words, ROUGE-L and BLEU-4."""
-        pairs = list(zip(self._texts(outputs["written"]), self._texts(outputs["wanted"]), strict=True))
+        pairs = list(zip(*self._pairs(outputs), strict=True))
         scores: dict[str, float] = {}
         for written, wanted in pairs:
             found = {

@@ -191,10 +191,14 @@ def _forgotten(facts: Facts) -> list[str]:
 
 
 def _classes(facts: Facts) -> list[str]:
-    """The scores of each class, and a picture of which is taken for which."""
+    """Where each row's prediction is, the scores of each class, and a picture of which is taken for which."""
     lines: list[str] = []
     for task in facts.config.sets:
         before, of = (f"{task}-", f" of {task}") if task else ("", "")
+        where = f"{before}predictions.jsonl"
+        if not (facts.run / where).exists():
+            continue
+        lines += [f"On the evaluation set{of}, by the best checkpoint; each row's prediction is in {where}.", ""]
         told: Any = _read_json(facts.run / f"{before}classes.json")
         if not told:
             continue
@@ -202,8 +206,6 @@ def _classes(facts: Facts) -> list[str]:
             (row["name"], *(f"{row[name]:.3f}" for name in ("precision", "recall", "f1")), str(row["support"]))
             for row in (*told["classes"], *told["averages"])
         ]
-        where = f"{before}predictions.jsonl"
-        lines += [f"On the evaluation set{of}, by the best checkpoint; each row's prediction is in {where}.", ""]
         lines += [*markdown_table(("class", "precision", "recall", "F1", "rows"), rows), ""]
         if (facts.run / f"{before}confusion.csv").exists():
             lines += [f"[{before}confusion.csv]({before}confusion.csv) has the counts of the confusion matrix.", ""]
