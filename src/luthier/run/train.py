@@ -23,6 +23,7 @@ from luthier.run.build import build_data, build_general, build_model, build_part
 from luthier.run.config import RunConfig
 from luthier.run.environment import environment, measured_memory
 from luthier.run.findings import Judged, write_findings
+from luthier.run.forecast.refusal import refuse_what_cannot_fit
 from luthier.run.grow import with_vocabulary
 from luthier.run.memory import within_memory
 from luthier.run.parts import Run
@@ -63,6 +64,7 @@ def train(config: RunConfig, console: Console) -> Path:
         stack.callback(directory.close)
         run = Run(config, voice, mesh, directory, max_length)
         parts = build_parts(run, tokenizer)
+        refuse_what_cannot_fit(run, parts)
         objective = whole(config.objective, parts)
         data = build_data(run, parts, tokenizer)
         objective.begin([data.train, *([] if data.validation is None else [data.validation])], voice)

@@ -49,24 +49,57 @@ def demand_of(
     run: Run, model: Model, objective: Whole, made: Sequence[Trial], tokens: int, keep: Keep, device: Device
 ) -> Demand:
     """The micro-batch that takes the most."""
-    several = run.config.train.accumulation > 1 or run.config.train.micro_batch * run.max_length > tokens
+    bare, several = (
+        bare_of(run, model),
+        run.config.train.accumulation > 1 or run.config.train.micro_batch * run.max_length > tokens,
+    )
     steps = [
         footprint.count_step(model, objective, trial(tokens), keep, accumulates=several, gpu=device.gpu)
         for trial in made
     ]
     step = max(steps, key=lambda step: step.total)
+    weights, gradients, extra = step.peak.weights, step.peak.gradients, footprint.WORKSPACE * device.gpu
+    if _is_split(run):
+        weights, gradients, extra = bare.weights, bare.gradients, extra + bare.together
+    kept = min(step.kept, step.peak.others)
+    working = step.peak.others - kept + extra
+    total = weights + gradients + bare.optimizer + bare.average + kept + working
+    room = fits(total, device.available)
+    return Demand(keep, weights, gradients, bare.optimizer, bare.average, kept, working, room, step.whole)
+
+
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """What one device holds whatever a step is like, in bytes."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    together: int = 0
+    """Of weights that are split over devices: those that are whole for a moment."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.average + self.together
+
+
+def bare_of(run: Run, model: Model) -> Bare:
+    """Counted from the weights alone, of which all that are trained move in every step."""
     trained = model.trained()
     state = statesize.state_bytes(trained, run.config.optim, tied=model.tied)
     average = 4 * sum(w.numel() for w in trained.values()) if run.config.train.ema_decay is not None else 0
-    weights, gradients, extra = step.peak.weights, step.peak.gradients, footprint.WORKSPACE * device.gpu
-    if run.config.train.shard == "full" and run.mesh.world > 1:
-        parts = sharded.held_by_each(model, run.mesh.world)
-        weights, gradients, extra = parts.weights, parts.gradients, extra + parts.together
-        state, average = -(-state // run.mesh.world), -(-average // run.mesh.world)
-    kept = min(step.kept, step.peak.others)
-    working = step.peak.others - kept + extra
-    total = weights + gradients + state + average + kept + working
-    return Demand(keep, weights, gradients, state, average, kept, working, fits(total, device.available), step.whole)
+    if _is_split(run):
+        parts, world = sharded.held_by_each(model, run.mesh.world), run.mesh.world
+        return Bare(parts.weights, parts.gradients, -(-state // world), -(-average // world), parts.together)
+    held = {weight.untyped_storage()._cdata: weight.untyped_storage() for weight in footprint.weights_of(model)}  # pyright: ignore[reportPrivateUsage]
+    gradients = sum(weight.nbytes for weight in trained.values())
+    return Bare(sum(storage.nbytes() for storage in held.values()), gradients, state, average)
+
+
+def _is_split(run: Run) -> bool:
+    return run.config.train.shard == "full" and run.mesh.world > 1
 
 
 def evaluation_of(run: Run, model: Model, objective: Whole, data: Prepared, demand: Demand, device: Device) -> int:

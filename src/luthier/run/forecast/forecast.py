@@ -21,11 +21,10 @@ from luthier.base.rundir import RunDir
 from luthier.data.dataset import Prepared, together
 from luthier.data.pack import epoch_packs
 from luthier.engine.mesh import Mesh
-from luthier.model import lowbit, methods, shadow, shared
-from luthier.model.config import Lora
+from luthier.model import lowbit
 from luthier.model.folder import first_line, model_folder
 from luthier.model.layer import Keep
-from luthier.model.load import Model, arithmetic_dtype, context_length, load_tokenizer
+from luthier.model.load import Model, context_length, load_tokenizer
 from luthier.model.method import virtual_tokens
 from luthier.objectives.registry import whole
 from luthier.objectives.setting import Part, Whole
@@ -36,6 +35,7 @@ from luthier.run.forecast.demand import Demand, demand_of, evaluation_of, larges
 from luthier.run.forecast.disk import checkpoint_files
 from luthier.run.forecast.hardware import Device
 from luthier.run.forecast.pace import Pace, Work, pace
+from luthier.run.forecast.sketch import arithmetic, without_numbers
 from luthier.run.memory import suggestions
 from luthier.run.parts import Run
 from luthier.run.recompute import fits, keeps_of
@@ -144,7 +144,7 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
         raise DataError("there is no row to train on", where=" ".join(config.data.datasets), code="no_rows")
     objective.begin([data.train, *([] if data.validation is None else [data.validation])], console)
     run = replace(alone, mesh=Mesh(device.kind, world=devices))
-    dtype = _arithmetic(config.model.dtype, device)
+    dtype = arithmetic(config.model.dtype, device)
     with _countable(config):
         return _counted(run, title, notes, dtype, device, parts, objective, data)
 
@@ -177,7 +177,7 @@ def _counted(
 ) -> Forecast:
     """The plan, once the data are read."""
     config, devices = run.config, run.mesh.world
-    model, layers = _model(run, dtype, device, parts)
+    model, layers = without_numbers(run, dtype, device, parts)
     keeps = _keeps(run, model)
     micro = fullest(run, data)
     made = trials(run, model, objective, data)
@@ -225,40 +225,6 @@ def _notes(config: RunConfig) -> list[str]:
     if config.retain.on:
         found.append("What is held on to against forgetting is not counted")
     return found
-
-
-def _arithmetic(name: str, device: Device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.bfloat16 else torch.float32
-    return arithmetic_dtype(name, device.kind)
-
-
-def _model(run: Run, dtype: torch.dtype, device: Device, parts: Sequence[Part]) -> tuple[Model, str]:
-    """The model without numbers, its method applied, and who runs its layers."""
-    config = run.config
-    tokenizer = load_tokenizer(config.model)
-    tasks = {part.name: part.objective.head for part in parts}
-    split = config.train.shard == "full" and run.mesh.world > 1
-    method = config.method
-    if isinstance(method, Lora) and method.init in ("pissa", "olora"):
-        method = method.model_copy(update={"init": "default"})  # there is no weight to start from
-    with shadow.META:
-        model = shared.load_shared(
-            config.model,
-            shadow.META,
-            tokenizer=tokenizer,
-            tasks=tasks,
-            open_model=lambda settings, head: shadow.shadow(settings, dtype, tokenizer=tokenizer, head=head),
-        )
-        methods.apply(model, method, (), widen=not split)
-    if not device.gpu:
-        return model, "transformers"
-    if split:
-        return model, "transformers: weights are split over the devices"
-    if config.model.layers == "plain" or not device.kernels:
-        return model, "transformers" + ("" if device.kernels else f": {device.name} is older than Luthier's kernels")
-    reason = model.by_hand(shadow.Sizes())
-    return model, "Luthier's kernels" if reason is None else f"transformers: {reason}"
 
 
 def _keeps(run: Run, model: Model) -> list[Keep]:

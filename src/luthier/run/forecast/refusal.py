@@ -1,0 +1,73 @@
+"""A training that cannot fit is refused before its weights are loaded.
+
+Refused is only what no step could do without: weights, gradients, optimizer state and averages.  How much activations
+take depends on how they are kept and how a step is cut up, which a run finds out by trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from luthier.base.errors import DoesNotFit, LuthierError
+from luthier.model.folder import model_folder
+from luthier.model.method import Gradual, Lisa
+from luthier.objectives.setting import Part
+from luthier.run.forecast.demand import Bare, bare_of
+from luthier.run.forecast.hardware import GIB, Device, device_named
+from luthier.run.forecast.sketch import arithmetic, without_numbers
+from luthier.run.memory import suggestions
+from luthier.run.parts import Run
+
+_AT_MOST = 12
+"""Times the size of its files that a training holds at most: from two bytes a weight to four each of the weight, its
+gradient, two numbers of optimizer state and an average, and something over.  What fits even so need not be counted."""
+
+
+def refuse_what_cannot_fit(run: Run, parts: Sequence[Part]) -> None:
+    """Count what a run holds whatever its steps are like.
+
+    Raises:
+        DoesNotFit: more than there is room for, with the estimate and what to change.
+    """
+    device = device_named(str(run.mesh.device), None)
+    processes = 1 if device.gpu else run.mesh.world  # those of a CPU share its memory
+    room = device.available // processes
+    folder = model_folder(run.config.model, weights=False)
+    if _AT_MOST * _file_bytes(folder) <= room and _file_bytes(folder):
+        return
+    bare = _counted(run, parts, folder, device)
+    if bare is None or bare.total <= room:
+        return
+    kinds = {
+        "weights": bare.weights + bare.together,
+        "gradients": bare.gradients,
+        "optimizer state": bare.optimizer,
+        "averages": bare.average,
+    }
+    told = ", ".join(f"{size / GIB:.1f} of {kind}" for kind, size in kinds.items() if size)
+    shared = f" for each of {processes} processes" if processes > 1 else ""
+    raise DoesNotFit(
+        f"this training holds {bare.total / GIB:.1f} GiB whatever its steps are like ({told}), and {device.name} has "
+        f"{room / GIB:.1f} GiB free{shared}",
+        where=run.config.model.path,
+        fix="Try " + ", or ".join(suggestions(run, "weights")[:3]),
+    )
+
+
+def _file_bytes(folder: Path) -> int:
+    """Of the weights that are here; 0 when they still have to be fetched."""
+    return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+
+
+def _counted(run: Run, parts: Sequence[Part], folder: Path, device: Device) -> Bare | None:
+    """None for what cannot be counted without numbers: loading will tell."""
+    if isinstance(run.config.method, Gradual | Lisa):
+        return None  # not all that is trained moves at once
+    settings = run.config.model.model_copy(update={"path": str(folder)})
+    local = Run(run.config.model_copy(update={"model": settings}), run.console, run.mesh, run.directory, run.max_length)
+    try:
+        model, _ = without_numbers(local, arithmetic(settings.dtype, device), device, parts)
+        return bare_of(local, model)
+    except (LuthierError, RuntimeError, NotImplementedError):
+        return None

@@ -1,0 +1,53 @@
+"""A run's model without numbers: what is counted before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from luthier.model import methods, shadow, shared
+from luthier.model.config import Lora
+from luthier.model.load import Model, arithmetic_dtype, load_tokenizer
+from luthier.objectives.setting import Part
+from luthier.run.forecast.hardware import Device
+from luthier.run.parts import Run
+
+
+def arithmetic(name: str, device: Device) -> torch.dtype:
+    """The type that a device would compute in."""
+    if name == "auto":
+        return torch.bfloat16 if device.bfloat16 else torch.float32
+    return arithmetic_dtype(name, device.kind)
+
+
+def without_numbers(run: Run, dtype: torch.dtype, device: Device, parts: Sequence[Part]) -> tuple[Model, str]:
+    """A run's model, its method applied, and who runs its layers.
+
+    Raises:
+        ConfigError, RuntimeError, NotImplementedError: a method that looks at numbers where it is put on.
+    """
+    config = run.config
+    tokenizer = load_tokenizer(config.model)
+    tasks = {part.name: part.objective.head for part in parts}
+    split = config.train.shard == "full" and run.mesh.world > 1
+    method = config.method
+    if isinstance(method, Lora) and method.init in ("pissa", "olora"):
+        method = method.model_copy(update={"init": "default"})  # there is no weight to start from
+    with shadow.META:
+        model = shared.load_shared(
+            config.model,
+            shadow.META,
+            tokenizer=tokenizer,
+            tasks=tasks,
+            open_model=lambda settings, head: shadow.shadow(settings, dtype, tokenizer=tokenizer, head=head),
+        )
+        methods.apply(model, method, (), widen=not split)
+    if not device.gpu:
+        return model, "transformers"
+    if split:
+        return model, "transformers: weights are split over the devices"
+    if config.model.layers == "plain" or not device.kernels:
+        return model, "transformers" + ("" if device.kernels else f": {device.name} is older than Luthier's kernels")
+    reason = model.by_hand(shadow.Sizes())
+    return model, "Luthier's kernels" if reason is None else f"transformers: {reason}"
