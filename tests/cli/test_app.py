@@ -8,7 +8,6 @@ import yaml
 
 from luthier.base.config import validate
 from luthier.cli import app as cli
-from luthier.cli.train import take_switches
 from luthier.run.config import RunConfig
 from luthier.run.resolve import resolve
 
@@ -193,11 +192,6 @@ def test_several_processes_are_started_by_torchrun(capsys, monkeypatch):
     assert words[1:6] == ["-m", "luthier.cli.torchrun", "--nproc_per_node", "2", "--standalone"]
     assert words[6:] == ["-m", "luthier", "sft", *GIVEN]
     assert " ".join(words) in err
-
-
-def test_switches_are_separated_from_settings():
-    switches, rest = take_switches(["r.yaml", "--dry_run", "--seed", "3"], takes_recipe=True)
-    assert (str(switches.recipe), switches.dry_run, rest) == ("r.yaml", True, ["--seed", "3"])
 
 
 def test_module_runs_as_the_command():

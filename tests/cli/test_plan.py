@@ -24,10 +24,10 @@ def test_own_words_are_told_from_the_trainings() -> None:
         ["sft", "--device", "4090", "--model", "m", "--devices=4", "--memory", "24GiB", "--html", "p.html"], {}
     )
     assert (asked.objective, asked.device, asked.devices, asked.memory) == ("sft", "4090", 4, 24.0)
-    assert asked.html == "p.html" and asked.rest == ["--model", "m"]
+    assert asked.html == "p.html" and asked.flags == ["--model", "m"]
     plain = read(["recipe.yaml", "--model", "m"], {"NPROC_PER_NODE": "2"})
     assert (plain.objective, plain.device, plain.devices) == (None, None, 2)
-    assert plain.rest == ["recipe.yaml", "--model", "m"]
+    assert str(plain.recipe) == "recipe.yaml" and plain.flags == ["--model", "m"]
     assert read(["pt", "--model", "m"], {}).objective == "pretrain"
     for words, told in (
         (["--device"], "expected the name of a device"),

@@ -17,8 +17,9 @@ from luthier.base.config import read_yaml, validate
 from luthier.cli import app as cli
 from luthier.cli import quickstart as command
 from luthier.cli.flags import parse
+from luthier.cli.own import take
 from luthier.cli.quickstart import Outcome, QuickstartConfig, next_commands
-from luthier.cli.train import take_switches
+from luthier.cli.train import CONFIG
 from luthier.model.nano import nano_folder
 from luthier.run import quickstart as parts
 from luthier.run.config import RunConfig
@@ -64,8 +65,7 @@ def test_the_next_commands_are_ones_that_exist():
     names = {app.name for app in cli.app.registered_commands}
     assert all(line.split()[0] == "luthier" and line.split()[1] in names for line in commands.values())
     resume = commands["Train on from where it ended"].split()[2:]
-    _, flags = take_switches(resume, takes_recipe=True)
-    tree = parse(flags, RunConfig).tree
+    tree = parse(take(resume, CONFIG, ()).rest, RunConfig).tree
     assert tree["train"]["max_steps"] == 2 * QuickstartConfig().steps
     assert tree["save"] == {"resume": "r", "allow_change": ("train.max_steps",)}
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.cli.help import Command, page
-from luthier.cli.train import read_config, take_switches
+from luthier.cli.own import take
+from luthier.cli.train import CONFIG, read_config
 from luthier.run.config import RunConfig
 
 PLAN = Command(
@@ -35,7 +37,13 @@ PLAN = Command(
         "-h, --help": "Print this page.",
     },
 )
-_OWN = ("device", "memory", "devices", "html")
+_TAKES = {
+    **CONFIG,
+    "device": "the name of a device",
+    "memory": "a number of GiB",
+    "devices": "a number",
+    "html": "a file",
+}
 _LIKE: dict[str, Literal["sft", "pretrain"] | None] = {
     "sft": "sft",
     "pretrain": "pretrain",
@@ -49,11 +57,12 @@ class Asked:
     """What of the words is for the plan, and what for the training."""
 
     objective: Literal["sft", "pretrain"] | None
+    recipe: Path | None
     device: str | None
     memory: float | None
     devices: int
     html: str | None
-    rest: list[str]
+    flags: list[str]
 
 
 def plan(argv: Sequence[str], console: Console, environ: dict[str, str]) -> int:
@@ -66,15 +75,14 @@ def plan(argv: Sequence[str], console: Console, environ: dict[str, str]) -> int:
         console.result(page(PLAN, RunConfig))
         return 0
     asked = read(argv, environ)
-    switches, flags = take_switches(asked.rest, takes_recipe=True)
-    if switches.recipe is None and not flags:
+    if asked.recipe is None and not asked.flags:
         raise ConfigError(
             "neither a recipe nor a model and data were named",
             where="luthier plan",
             fix="luthier plan RECIPE.yaml, or luthier plan --model MODEL --dataset DATA",
             code="bad_usage",
         )
-    config = read_config(switches.recipe, flags, asked.objective, console)
+    config = read_config(asked.recipe, asked.flags, asked.objective, console)
     from luthier.run.forecast.forecast import forecast
     from luthier.run.forecast.hardware import device_named
     from luthier.run.forecast.text import html, sections, to_json
@@ -95,8 +103,6 @@ def plan(argv: Sequence[str], console: Console, environ: dict[str, str]) -> int:
 
 
 def _write(file: str, text: str, console: Console) -> None:
-    from pathlib import Path
-
     from luthier.base.rundir import write_atomic
 
     path = Path(file).expanduser()
@@ -115,33 +121,14 @@ def read(argv: Sequence[str], environ: dict[str, str]) -> Asked:
     objective: Literal["sft", "pretrain"] | None = None
     if words and words[0] in _LIKE:
         objective = _LIKE[words.pop(0)]
-    given: dict[str, str] = {}
-    rest: list[str] = []
-    while words:
-        word = words.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name in _OWN:
-            if name in given:
-                raise ConfigError("given twice", where=f"--{name}", code="repeated_flag")
-            if not equals:
-                if not words or words[0].startswith("--"):
-                    raise ConfigError(f"expected {_EXPECTED[name]}, got nothing", where=f"--{name}", code="bad_value")
-                value = words.pop(0)
-            given[name] = value
-        else:
-            rest.append(word)
-    memory = (
-        None
-        if "memory" not in given
-        else _number("--memory", given["memory"].lower().removesuffix("gib").removesuffix("gb"))
-    )
+    own = take(words, _TAKES, ())
+    given, memory = own.values, None
+    if "memory" in given:
+        memory = _number("--memory", given["memory"].lower().removesuffix("gib").removesuffix("gb"))
     devices = _number("--devices", given.get("devices", environ.get("NPROC_PER_NODE", "1")))
     if devices != int(devices):
         raise ConfigError(f"expected a whole number, got {given.get('devices')!r}", where="--devices", code="bad_value")
-    return Asked(objective, given.get("device"), memory, int(devices), given.get("html"), rest)
-
-
-_EXPECTED = {"device": "the name of a device", "memory": "a number of GiB", "devices": "a number", "html": "a file"}
+    return Asked(objective, own.recipe, given.get("device"), memory, int(devices), given.get("html"), own.rest)
 
 
 def _number(flag: str, text: str) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,8 @@ from luthier.base.leaves import Leaf, leaves
 from luthier.base.rundir import Lock, write_atomic
 from luthier.cli.flags import choose_members, convert, parse, setting
 from luthier.cli.help import Command, page
-from luthier.cli.train import settled
+from luthier.cli.own import Own, take
+from luthier.cli.train import CONFIG, settled
 from luthier.run.config import RunConfig
 from luthier.run.search.space import Choices, Dimension, Range, SearchConfig, SearchRun, check, nested, values_of
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 RECIPE, OUTPUT = "search.yaml", "runs/search"
 _FREE = ("search.trials", "search.timeout", "search.parallel", "search.keep", "output_dir", "device")
 """Settings that may change when a search goes on."""
-_TAKES_FILE = ("--config", "--space", "--resume")
+_TAKES = {**CONFIG, "space": "a file", "resume": "the folder of a search"}
 
 SEARCH = Command(
     "search",
@@ -55,16 +56,6 @@ SEARCH = Command(
 )
 
 
-@dataclass(frozen=True)
-class Words:
-    """The command's words, sorted."""
-
-    files: Mapping[str, Path]
-    dry_run: bool
-    help: bool
-    flags: list[str]
-
-
 def search_command(argv: Sequence[str], console: Console) -> int:
     """Search, and say what was found.
 
@@ -73,11 +64,11 @@ def search_command(argv: Sequence[str], console: Console) -> int:
         Stopped: someone asked for it; every trial is kept and the search can go on.
         LuthierError: no trial could be made.
     """
-    words = sort_words(argv)
-    if words.help:
+    own = own_words(argv)
+    if "help" in own.switches:
         console.result(page(SEARCH, SearchRun))
         return 0
-    tree = read_tree(words, console)
+    tree = read_tree(own, console)
     settings = validate(SearchConfig, tree.get("search", {}))
     run = {name: below for name, below in tree.items() if name != "search"}
     run.setdefault("output_dir", OUTPUT)
@@ -89,7 +80,7 @@ def search_command(argv: Sequence[str], console: Console) -> int:
         console.warn(note)
     config, direction = check(run, settings, dimensions)
     recipe = yaml.safe_dump({"search": settings.model_dump(mode="json"), **run}, sort_keys=False, allow_unicode=True)
-    if words.dry_run:
+    if "dry_run" in own.switches:
         console.result(recipe.rstrip(), **yaml.safe_load(recipe))
         return 0
     from luthier.run.search.loop import Wanted
@@ -175,52 +166,42 @@ def _open(wanted: Wanted, recipe: Tree, console: Console) -> Lock:
     return lock
 
 
-def sort_words(argv: Sequence[str]) -> Words:
-    """The command's own words, and the flags of settings.
+def own_words(argv: Sequence[str]) -> Own:
+    """The command's own words.  --space takes a file here; its settings, a tree in braces, are flags like any other.
 
     Raises:
         ConfigError: no file after a flag that takes one.
     """
-    rest, files, given = list(argv), dict[str, Path](), set[str]()
-    if rest and not rest[0].startswith("-"):
-        files["--config"] = Path(rest.pop(0))
-    flags: list[str] = []
-    while rest:
-        word, equals, value = rest.pop(0).partition("=")
-        if word in _TAKES_FILE and not (word == "--space" and (value or (rest or [""])[0]).lstrip().startswith("{")):
-            value = value if equals else rest.pop(0) if rest and not rest[0].startswith("--") else ""
-            if not value:
-                raise ConfigError("expected a file", where=word, code="bad_value")
-            files[word] = Path(value)
-        elif word in ("-h", "--help", "--dry_run", "--dry-run"):
-            given.add(word)
-        else:
-            flags.append(f"{word}{equals}{value}")
-    return Words(files, bool(given & {"--dry_run", "--dry-run"}), bool(given & {"-h", "--help"}), flags)
+    own = take(argv, _TAKES, ("dry_run", "help"))
+    space = own.values.get("space", "")
+    if not space.lstrip().startswith("{"):
+        return own
+    values = {name: value for name, value in own.values.items() if name != "space"}
+    return replace(own, values=values, rest=[*own.rest, f"--space={space}"])
 
 
-def read_tree(words: Words, console: Console) -> Tree:
+def read_tree(own: Own, console: Console) -> Tree:
     """Recipe, space and flags as one tree, flags last.
 
     Raises:
         ConfigError: a file that cannot be read, an unknown flag, nothing to go on with.
     """
-    parsed = parse(words.flags, SearchRun)
+    parsed = parse(own.rest, SearchRun)
     for note in parsed.notes:
         console.warn(note)
     tree: Tree = {}
-    resumed, named = words.files.get("--resume"), words.files.get("--config")
+    resumed, named = own.values.get("resume"), own.recipe
     if resumed is not None:
         if named is not None:
             raise ConfigError("a search goes on with its own recipe", where="--resume", fix="Leave the recipe out")
-        if not (resumed / RECIPE).exists():
+        if not (Path(resumed) / RECIPE).exists():
             fix = "Give the --output_dir of a search"
-            raise ConfigError("there is no search to go on with", where=str(resumed), code="no_run", fix=fix)
-        tree = {**read_yaml(resumed / RECIPE), "output_dir": str(resumed)}
+            raise ConfigError("there is no search to go on with", where=resumed, code="no_run", fix=fix)
+        tree = {**read_yaml(Path(resumed) / RECIPE), "output_dir": resumed}
     elif named is not None:
         tree = read_yaml(named)
-    if "--space" in words.files:
-        tree = merge(tree, {"search": {"space": read_yaml(words.files["--space"])}})
+    if "space" in own.values:
+        tree = merge(tree, {"search": {"space": read_yaml(Path(own.values["space"]))}})
     return merge(tree, parsed.tree)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +15,7 @@ from luthier.base.errors import ConfigError
 from luthier.cli.flags import choose_members, members_with, parse
 from luthier.cli.help import Command, page
 from luthier.cli.launch import supervise, torchrun
+from luthier.cli.own import take
 from luthier.data.config import DataConfig
 from luthier.model.config import ModelConfig
 from luthier.objectives.config import Multi, Sft
@@ -70,39 +70,8 @@ TRAIN = Command(
 )
 
 
-@dataclass(frozen=True)
-class Switches:
-    """What a training command does besides training."""
-
-    recipe: Path | None = None
-    dry_run: bool = False
-    schema: bool = False
-    help: bool = False
-
-
-def take_switches(argv: Sequence[str], *, takes_recipe: bool) -> tuple[Switches, list[str]]:
-    """Separate the command's own switches from the flags of settings.
-
-    Raises:
-        ConfigError: no file after --config.
-    """
-    recipe: Path | None = None
-    rest = list(argv)
-    if takes_recipe and rest and not rest[0].startswith("-"):
-        recipe = Path(rest.pop(0))
-    given: set[str] = set()
-    for word in list(rest):
-        name = word.replace("-", "_").removeprefix("__")
-        if word in ("-h", "--help") or (word.startswith("--") and name in ("dry_run", "schema")):
-            rest.remove(word)
-            given.add("help" if word == "-h" else name)
-    if "--config" in rest:
-        at = rest.index("--config")
-        if at + 1 == len(rest):
-            raise ConfigError("expected a file", where="--config", code="bad_value")
-        recipe = Path(rest[at + 1])
-        del rest[at : at + 2]
-    return Switches(recipe, "dry_run" in given, "schema" in given, "help" in given), rest
+CONFIG = {"config": "a file"}
+"""What a training command takes besides settings, and what it is."""
 
 
 def read_config(
@@ -174,23 +143,23 @@ def run_command(
     Raises:
         LuthierError: see `luthier.run.train`.
     """
-    switches, flags = take_switches(argv, takes_recipe=objective is None)
-    if switches.help:
+    own = take(argv, CONFIG, ("dry_run", "schema", "help"), recipe_first=objective is None)
+    if "help" in own.switches:
         console.result(page(command, RunConfig))
         return 0
-    if switches.schema:
+    if "schema" in own.switches:
         schema = RunConfig.model_json_schema()
         console.result(orjson.dumps(schema, option=orjson.OPT_INDENT_2).decode(), **schema)
         return 0
-    if objective is None and switches.recipe is None and not flags:
+    if objective is None and own.recipe is None and not own.rest:
         raise ConfigError(
             "neither a recipe nor a model and data were named",
             where="luthier train",
             fix="luthier train RECIPE.yaml, or luthier train --model MODEL --dataset DATA",
             code="bad_usage",
         )
-    config = read_config(switches.recipe, flags, objective, console)
-    if switches.dry_run:
+    config = read_config(own.recipe, own.rest, objective, console)
+    if "dry_run" in own.switches:
         console.result(to_yaml(config).rstrip(), **config.model_dump(mode="json"))
         return 0
     json = ["--json"] if console.json else []
