@@ -191,29 +191,28 @@ def main() -> None:
     work, place, folder = WORKS[options.work], options.place.resolve(), options.folder.resolve()
     make(folder, place, work, options.steps)
     tokens = chats(folder, place, work, options.steps) if work.packed else work.length * work.rows
-    best: float | None = None
-    # Each is told as soon as it is there, so that a call that is cut short has not measured for nothing.
+    # Each is told as soon as it is there, ours first, so that a call that is cut short has not measured for nothing.
+    ours: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for mode in options.modes:
+        ours += tell(luthier(folder, place, work, mode, options.steps, tokens))
     for name in options.peers:
         if work.packed:
-            found = packed_peers(folder, place, work, [name], options.steps, tokens)
+            others += tell(packed_peers(folder, place, work, [name], options.steps, tokens))
         else:
-            found = peers(folder, place, work, [name], options.steps)
-        best = max([row["tok_per_s"] for row in found] + ([best] if best else []), default=None)
-        tell(found, None)
-    for mode in options.modes:
-        tell(luthier(folder, place, work, mode, options.steps, tokens), best)
+            others += tell(peers(folder, place, work, [name], options.steps))
+    if others:
+        best = max(others, key=lambda row: row["tok_per_s"])
+        for row in ours:
+            print(f"{row['name']}: {row['tok_per_s'] / best['tok_per_s']:.2f} times {best['name']}", flush=True)
 
 
-def tell(rows: Sequence[Mapping[str, Any]], best: float | None) -> None:
-    """A line for each, ours with its ratio to the best peer's."""
+def tell(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line for each."""
     for row in rows:
-        ratio = f"{row['tok_per_s'] / best:5.2f}x the best peer" if best else ""
-        peak = row["peak_alloc_GiB"]
-        print(
-            f"{row['name']:22} {row['tok_per_s']:10,.0f} tokens/s  {peak if peak is not None else '-':>7} GiB  {ratio}"
-            f"  {row['end']}",
-            flush=True,
-        )
+        peak = "-" if row["peak_alloc_GiB"] is None else row["peak_alloc_GiB"]
+        print(f"{row['name']:22} {row['tok_per_s']:10,.0f} tokens/s  {peak:>7} GiB  {row['end']}", flush=True)
+    return rows
 
 
 if __name__ == "__main__":
