@@ -334,4 +334,4 @@ def html(found: Comparison) -> str:
     return webpage.page("Comparison", body, _STYLE)
 
 
-_STYLE = ".warn{padding:.5rem .8rem;border-left:5px solid #edae49;background:#fdf8ee;margin:.4rem 0}"
+_STYLE = ".warn{padding:.5rem .8rem;border-left:5px solid #edae49;background:var(--soft);margin:.4rem 0}"

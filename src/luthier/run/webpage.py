@@ -13,7 +13,7 @@ def page(title: str, body: Sequence[str], style: str = "") -> str:
     """A page around parts that are HTML already.
 
     Args:
-        style: CSS besides that of text, tables and pictures.
+        style: CSS besides that of text, tables and pictures; --line and --soft are colours of light and dark pages.
     """
     # The body comes last: what stands in it is nobody's place.
     return _PAGE.replace("{style}", style).replace("{title}", escape(title)).replace("{body}", "\n".join(body))
@@ -30,9 +30,10 @@ def table(rows: Sequence[Mapping[str, Json]]) -> str:
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title><style>
-body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}
+:root{color-scheme:light dark;--line:light-dark(#ccc,#444);--soft:light-dark(#f5f5f3,#232323)}
+body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}
 table{border-collapse:collapse;margin:.5rem 0;display:block;overflow-x:auto}
-td,th{padding:.2rem .9rem .2rem 0;text-align:left;vertical-align:top}th{border-bottom:1px solid #ccc}
+td,th{padding:.2rem .9rem .2rem 0;text-align:left;vertical-align:top}th{border-bottom:1px solid var(--line)}
 img,svg{max-width:100%}
 {style}</style>{body}</html>
 """

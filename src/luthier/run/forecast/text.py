@@ -183,12 +183,13 @@ def _bars(plan: Forecast) -> str:
             bars.append(f"<rect {place} fill='{colour}'>{title}</rect>")
             left += width
     edge, tall = 700 * plan.device.available / widest, height * len(plan.demands)
-    bars.append(f"<line x1='{edge:.1f}' x2='{edge:.1f}' y1='0' y2='{tall}' stroke='#222' stroke-dasharray='4 3'/>")
+    ends = f"x1='{edge:.1f}' x2='{edge:.1f}' y1='0' y2='{tall}'"
+    bars.append(f"<line {ends} stroke='currentColor' stroke-dasharray='4 3'/>")
     legend = " ".join(f"<span><i style='background:{colour}'></i>{name}</span>" for name, colour in _COLOURS.items())
     return f"<svg viewBox='0 0 704 {tall}' width='704' role='img'>{''.join(bars)}</svg><p class='legend'>{legend}</p>"
 
 
-_STYLE = """.yes,.no{padding:.6rem .8rem;border-left:5px solid #66a182;background:#f3f7f4}
-.no{border-color:#d1495b;background:#fbf1f2}.legend span{margin-right:1rem}
+_STYLE = """.yes,.no{padding:.6rem .8rem;border-left:5px solid #66a182;background:var(--soft)}
+.no{border-color:#d1495b}.legend span{margin-right:1rem}
 .legend i{display:inline-block;width:.8em;height:.8em;margin-right:.3em}
 """
