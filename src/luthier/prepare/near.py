@@ -99,7 +99,7 @@ class Alike:
 def alike(frames: Sequence[Frame], likeness: Likeness, scratch: Path) -> Alike:
     """Find the rows of several frames that are nearly the same.
 
-    Memory grows by some twenty bytes a row, and by the shingles of those that share a band, up to a limit; the rest
+    Memory grows by about 35 bytes a row, and by the shingles of those that share a band, up to a limit; the rest
     goes to files in `scratch`.
 
     Raises:
@@ -107,7 +107,7 @@ def alike(frames: Sequence[Frame], likeness: Likeness, scratch: Path) -> Alike:
         RunError: code `disk_full` or `cannot_write`.
     """
     bands = [
-        Spill(scratch / f"band-{number}", np.uint64, limit=4 * IN_MEMORY // likeness.bands.count)
+        Spill(scratch / f"band-{number}", np.uint64, limit=IN_MEMORY // likeness.bands.count)
         for number in range(likeness.bands.count)
     ]
     keys = Spill(scratch / "keys", np.uint64, 2)
