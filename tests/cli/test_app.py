@@ -124,6 +124,8 @@ def test_schema_describes_a_recipe(capsys):
         (["train", "/nowhere.yaml"], "/nowhere.yaml"),
         (["sft", "--config"], "expected a file"),
         (["sft", *GIVEN, "--train_type", "full", "--lora_rank", "3"], "method.rank: not a setting of 'full'"),
+        (["sft", *GIVEN, "--replay_ratio", "0.3"], "Name sets with --replay_dataset"),
+        (["sft", *GIVEN, "--ewc", "10"], "name it with --general_dataset"),
         (["doctor", "--onlin"], "--online"),
     ],
 )

@@ -212,7 +212,7 @@ class Retain(Config):
     @model_validator(mode="after")
     def _ewc_has_data(self) -> Retain:
         if self.ewc and not self.general:
-            raise ValueError("ewc needs to know what must not be forgotten; set retain.general")
+            raise ValueError("ewc needs to know what must not be forgotten; name it with --general_dataset")
         return self
 
 

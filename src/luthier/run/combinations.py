@@ -52,6 +52,9 @@ def _data(config: RunConfig) -> None:
         raise ConfigError(
             "samples are joined once, before training", where="--combine", fix="Leave --order and --streaming out"
         )
+    asked = config.data.replay_ratio != type(config.data).model_fields["replay_ratio"].default
+    if asked and not config.data.replay and not config.stages:
+        raise ConfigError("there is nothing to replay", where="--replay_ratio", fix="Name sets with --replay_dataset")
     if config.data.combine and not isinstance(config.objective, Pretrain | Sft | Distill):
         raise ConfigError("only texts and chats can be joined", where="--combine", fix="Leave it out")
 
