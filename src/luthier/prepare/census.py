@@ -30,6 +30,8 @@ _SIGNS = "|".join(
     [*(repair.sign for repair in _REPAIRS if repair.sign), MARKUP_SIGN, DAMAGE_SIGN, *dict.fromkeys(SIGNS.values())]
 )
 _SHOWN, _BEFORE = 120, 30
+_AT_ONCE = 2**20
+"""Numbers that are put into bins at a time, of which there may be one for each of very many rows."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ def _kind(cell: Json) -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """Second look: the numbers in some columns [rows], NaN where there is none, and the tokens of the rows that the
-    attached `sampled` names [rows], 0 for the others."""
+    """Second look: the numbers in some columns [rows], NaN where there is none, and the `tokens` of those rows alone
+    that the attached `sampled` names."""
 
     numbers: tuple[str, ...]
     tokenizer: str
@@ -129,11 +131,8 @@ class Measure:
         for name in self.numbers:
             parcel.columns[f"number {name}"] = np.array([number_of(item.value.get(name)) for item in batch.items])
         encode = _tokenizer(self.tokenizer)
-        sampled = batch.attached["sampled"].tolist()
-        parcel.columns["tokens"] = np.array(
-            [tokens_of(item.value, encode) if wanted else 0 for item, wanted in zip(batch.items, sampled, strict=True)],
-            np.int32,
-        )
+        sampled = np.flatnonzero(batch.attached["sampled"]).tolist()
+        parcel.columns["tokens"] = np.array([tokens_of(batch.items[at].value, encode) for at in sampled], np.int32)
         return parcel
 
 
@@ -160,7 +159,12 @@ def bins(values: NDArray[Any]) -> tuple[list[str], list[int]]:
     """A histogram of lengths: each bin reaches to twice the end of the one before."""
     if not len(values) or not values.max():
         return [], []
-    powers = np.where(values > 0, np.ceil(np.log2(np.maximum(values, 1))), -1).astype(np.int64)
-    low, high = int(powers.min()), int(powers.max())
-    counts = np.bincount(powers - low, minlength=high - low + 1)
-    return ["0" if power < 0 else f"≤ {2**power:,}" for power in range(low, high + 1)], counts.tolist()
+    counts = np.zeros(64, np.int64)
+    for start in range(0, len(values), _AT_ONCE):
+        some = values[start : start + _AT_ONCE]
+        powers = np.where(some > 0, np.ceil(np.log2(np.maximum(some, 1))), -1).astype(np.int64)
+        counts += np.bincount(powers + 1, minlength=64)
+    low, high = np.flatnonzero(counts)[[0, -1]].tolist()
+    return [f"≤ {2 ** (place - 1):,}" if place else "0" for place in range(low, high + 1)], counts[
+        low : high + 1
+    ].tolist()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from luthier.base.errors import DataError, ModelError
@@ -25,6 +26,8 @@ from luthier.prepare.labels import Labels, read_labels
 from luthier.prepare.report import Chart, Report, Table
 from luthier.prepare.spill import Spill
 from luthier.prepare.verb import Job, Outcome, Verb
+
+Numbers = NDArray[np.int32]
 
 _LABELS = ("label", "labels", "category", "class", "sentiment", "intent", "department")
 _MOST_LABELS = 500
@@ -56,34 +59,41 @@ def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
         ModelError: the tokenizer cannot be found.
     """
     tokenizer = _tokenizer(config.tokenizer, job)
+    # What there is one of for every row goes to files, and one column at a time is looked at.
     keys = Spill(job.scratch / "keys", np.uint64, 2)
-    first = rows.measure(Census(), "Looking", spilled={"key": keys})
+    lengths = {name: Spill(job.scratch / name, np.int32) for name in ("characters", *USES)}
+    first = rows.measure(Census(), "Looking", spilled={"key": keys, **lengths})
+    han = first.columns["han"]
     counts = _by_name(first)
     total = len(rows)
     numbers = tuple(name for name in counts["seen"] if counts["number"].get(name, 0) * 2 > counts["seen"][name])
     sampled = np.zeros(total, bool)
     sampled[np.linspace(0, total - 1, min(total, config.token_rows)).astype(np.int64)] = True
-    second = rows.measure(Measure(numbers, tokenizer), "Measuring", {"sampled": sampled})
+    values = {name: Spill(job.scratch / f"number {at}", np.float64) for at, name in enumerate(numbers)}
+    spilled = {f"number {name}": spill for name, spill in values.items()}
+    second = rows.measure(Measure(numbers, tokenizer), "Measuring", {"sampled": sampled}, spilled)
+    counted = second.columns["tokens"]
+    duplicates = total - int(stand_alone(first_of_equals(keys)).sum())
     labels = _labels(rows, config.label, counts["seen"])
 
     report = Report()
     report.tables += [_files(rows, job), _columns(counts, total), _shares("Shapes", "shape", counts["shape"], total)]
-    duplicates = total - int(stand_alone(first_of_equals(keys)).sum())
-    keys.close()
-    tokens = _tokens(first, second, sampled)
+    tokens = _tokens(lengths["characters"].all(), han, counted, sampled)
     report.summary |= {"duplicates": duplicates, "tokens": tokens, "languages": len(counts["language"])}
-    _lengths(report, first, second, sampled)
+    _lengths(report, lengths, counted)
     languages = _shares("Languages", "language", counts["language"], total)
     report.tables.append(languages)
     report.charts.append(_chart("Languages", counts["language"], at_most=10))
     if labels is not None:
         _balance(report, *labels)
-    _outliers(report, first, second, numbers)
+    _outliers(report, {"characters": lengths["characters"], **values})
     for name, n in counts["trouble"].items():
         report.tally.counts[name] = n
     report.tally.examples |= first.tally.examples
-    _notes(report, counts, duplicates, total, config.tokenizer, int(sampled.sum()))
+    _notes(report, counts, duplicates, total, config.tokenizer, len(counted))
     _advise(report, counts, total, tokens, labels)
+    for spill in (keys, *lengths.values(), *values.values()):
+        spill.close()
     return Outcome(report)
 
 
@@ -147,32 +157,31 @@ def _chart(title: str, counts: Mapping[str, int], at_most: int = 20) -> Chart:
     return Chart(title, list(shown), list(shown.values()))
 
 
-def _tokens(first: Measured, second: Measured, sampled: np.ndarray) -> int:
+def _tokens(characters: Numbers, han: NDArray[np.bool_], counted: Numbers, sampled: NDArray[np.bool_]) -> int:
     """Tokens of all rows: those that were counted, and the others by their characters and whether they are Chinese."""
     total = 0.0
     for chinese in (False, True):
-        these = first.columns["han"] == chinese
-        characters = int(first.columns["characters"][these & sampled].sum())
-        tokens = int(second.columns["tokens"][these & sampled].sum())
-        rest = int(first.columns["characters"][these & ~sampled].sum())
+        of_kind = han[sampled] == chinese
+        tokens, seen = int(counted[of_kind].sum()), int(characters[sampled][of_kind].sum())
+        rest = int(characters.sum(where=han == chinese)) - seen
         # with nothing counted of this kind: 0.25 tokens a character is what English takes, 1 what Chinese takes at most
-        total += tokens + rest * (tokens / characters if characters else (1.0 if chinese else 0.25))
+        total += tokens + rest * (tokens / seen if seen else (1.0 if chinese else 0.25))
     return round(total)
 
 
-def _lengths(report: Report, first: Measured, second: Measured, sampled: np.ndarray) -> None:
-    measured = {"characters of a row": first.columns["characters"]}
-    for use in USES:
-        if first.columns[use].any():
-            measured[f"characters of its {use}s"] = first.columns[use]
-    measured["tokens of a row"] = second.columns["tokens"][sampled]
-    report.tables.append(Table("Lengths", [{"of": name, **spread(values)} for name, values in measured.items()]))
-    for title, name, axis in (
-        ("Characters of a row", "characters of a row", "characters"),
-        ("Tokens of a row", "tokens of a row", "tokens"),
-    ):
-        labels, values = bins(measured[name])
-        report.charts.append(Chart(title, labels, values, x=axis))
+def _lengths(report: Report, lengths: Mapping[str, Spill], tokens: Numbers) -> None:
+    found, charts = list[dict[str, Json]](), list[Chart]()
+    for name, spill in lengths.items():
+        values = spill.all()
+        if name == "characters":
+            charts.append(Chart("Characters of a row", *bins(values), x="characters"))
+        elif not values.any():
+            continue
+        found.append({"of": "characters of " + ("a row" if name == "characters" else f"its {name}s"), **spread(values)})
+    found.append({"of": "tokens of a row", **spread(tokens)})
+    charts.append(Chart("Tokens of a row", *bins(tokens), x="tokens"))
+    report.tables.append(Table("Lengths", found))
+    report.charts += charts
 
 
 def _labels(rows: Frame, wanted: str | None, seen: Mapping[str, int]) -> tuple[str, Labels] | None:
@@ -209,11 +218,10 @@ def _balance(report: Report, name: str, labels: Labels) -> None:
         report.notes.append(f"{what}.")
 
 
-def _outliers(report: Report, first: Measured, second: Measured, numbers: tuple[str, ...]) -> None:
+def _outliers(report: Report, columns: Mapping[str, Spill]) -> None:
     found: list[dict[str, Json]] = []
-    columns = {"characters": first.columns["characters"].astype(np.float64)}
-    columns |= {name: second.columns[f"number {name}"] for name in numbers}
-    for name, values in columns.items():
+    for name, spill in columns.items():
+        values = spill.all()
         row: dict[str, Json] = {"column": name}
         for rule in ("iqr", "zscore"):
             low, high = limits(values, rule)
