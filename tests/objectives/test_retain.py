@@ -185,7 +185,7 @@ def test_a_step_does_not_depend_on_how_it_is_cut(method: Method, tiny_model_dir:
 
 
 def test_ewc_without_data_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"retain\.general"):
+    with pytest.raises(ValueError, match=r"--general_dataset"):
         Retain(ewc=1.0)
     assert Retain(kl=0.1).on and not Retain(general=("a.jsonl",)).on
     assert Sft().type == "sft"
