@@ -29,6 +29,7 @@ def test_own_words_are_told_from_the_trainings() -> None:
     assert (plain.objective, plain.device, plain.devices) == (None, None, 2)
     assert str(plain.recipe) == "recipe.yaml" and plain.flags == ["--model", "m"]
     assert read(["pt", "--model", "m"], {}).objective == "pretrain"
+    assert read(["sft", "--model", "m", "--dry_run"], {}).flags == ["--model", "m"], "flags of a training as they are"
     for words, told in (
         (["--device"], "expected the name of a device"),
         (["--memory", "--model"], "expected a number of GiB"),

@@ -11,7 +11,7 @@ from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.cli.help import Command, page
 from luthier.cli.own import take
-from luthier.cli.train import CONFIG, read_config
+from luthier.cli.train import CONFIG, SWITCHES, read_config
 from luthier.run.config import RunConfig
 
 PLAN = Command(
@@ -121,7 +121,7 @@ def read(argv: Sequence[str], environ: dict[str, str]) -> Asked:
     objective: Literal["sft", "pretrain"] | None = None
     if words and words[0] in _LIKE:
         objective = _LIKE[words.pop(0)]
-    own = take(words, _TAKES, ())
+    own = take(words, _TAKES, SWITCHES)  # a plan is one already, so that they ask for nothing
     given, memory = own.values, None
     if "memory" in given:
         memory = _number("--memory", given["memory"].lower().removesuffix("gib").removesuffix("gb"))

@@ -72,6 +72,8 @@ TRAIN = Command(
 
 CONFIG = {"config": "a file"}
 """What a training command takes besides settings, and what it is."""
+SWITCHES = ("dry_run", "schema", "help")
+"""What asks it for something else than to train."""
 
 
 def read_config(
@@ -143,7 +145,7 @@ def run_command(
     Raises:
         LuthierError: see `luthier.run.train`.
     """
-    own = take(argv, CONFIG, ("dry_run", "schema", "help"), recipe_first=objective is None)
+    own = take(argv, CONFIG, SWITCHES, recipe_first=objective is None)
     if "help" in own.switches:
         console.result(page(command, RunConfig))
         return 0

@@ -165,6 +165,5 @@ def bins(values: NDArray[Any]) -> tuple[list[str], list[int]]:
         powers = np.where(some > 0, np.ceil(np.log2(np.maximum(some, 1))), -1).astype(np.int64)
         counts += np.bincount(powers + 1, minlength=64)
     low, high = np.flatnonzero(counts)[[0, -1]].tolist()
-    return [f"≤ {2 ** (place - 1):,}" if place else "0" for place in range(low, high + 1)], counts[
-        low : high + 1
-    ].tolist()
+    labels = [f"≤ {2 ** (place - 1):,}" if place else "0" for place in range(low, high + 1)]
+    return labels, counts[low : high + 1].tolist()

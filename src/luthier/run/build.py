@@ -124,7 +124,7 @@ def _show_data(run: Run, prepared: Prepared, tokenizer: PreTrainedTokenizerFast)
 def build_model(run: Run, tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part]) -> tuple[Model, str]:
     """The model with its heads and its method applied, and the fingerprint of the model it started from."""
     config, device, settings = run.config, run.mesh.device, run.config.model
-    sharded = config.train.shard == "full" and run.mesh.world > 1
+    sharded = run.split
     if sharded:
         # All weights go no further than main memory; of them, each process's part goes to its device.
         dtype = str(arithmetic_dtype(settings.dtype, device)).removeprefix("torch.")

@@ -24,16 +24,17 @@ def within_memory(run: Run) -> Generator[None]:
         yield
     except DoesNotFit as error:
         use = "evaluation" if "evaluation" in error.what else "step"
-        raise DoesNotFit(error.what, fix=_sentence(run, use)) from error
+        raise DoesNotFit(error.what, fix=to_try(run, use)) from error
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
         where = "GPU's" if isinstance(error, torch.OutOfMemoryError) else "machine's"
         message = f"the {where} memory is used up ({str(error).split('. ')[0]})"
-        raise DoesNotFit(message, fix=_sentence(run, "weights")) from error
+        raise DoesNotFit(message, fix=to_try(run, "weights")) from error
 
 
-def _sentence(run: Run, use: Use) -> str:
+def to_try(run: Run, use: Use) -> str:
+    """The first suggestions, as a sentence."""
     return "Try " + ", or ".join(suggestions(run, use)[:3])
 
 

@@ -29,6 +29,11 @@ class Run:
         """Samples (or packs) of one optimizer step, over all devices."""
         return self.config.train.micro_batch * self.config.train.accumulation * self.mesh.world
 
+    @property
+    def split(self) -> bool:
+        """Whether each process holds a part of the weights."""
+        return self.config.train.shard == "full" and self.mesh.world > 1
+
     def share(self, micro_batch: int, model: Model) -> Share:
         """This process's micro-batches of so many full-length samples."""
         return Share(micro_batch * self.max_length, self.mesh.rank, self.mesh.world, padded=not model.packed)

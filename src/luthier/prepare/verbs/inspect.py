@@ -74,6 +74,7 @@ def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
     second = rows.measure(Measure(numbers, tokenizer), "Measuring", {"sampled": sampled}, spilled)
     counted = second.columns["tokens"]
     duplicates = total - int(stand_alone(first_of_equals(keys)).sum())
+    keys.close()
     labels = _labels(rows, config.label, counts["seen"])
 
     report = Report()
@@ -92,7 +93,7 @@ def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
     report.tally.examples |= first.tally.examples
     _notes(report, counts, duplicates, total, config.tokenizer, len(counted))
     _advise(report, counts, total, tokens, labels)
-    for spill in (keys, *lengths.values(), *values.values()):
+    for spill in (*lengths.values(), *values.values()):
         spill.close()
     return Outcome(report)
 
@@ -160,9 +161,10 @@ def _chart(title: str, counts: Mapping[str, int], at_most: int = 20) -> Chart:
 def _tokens(characters: Numbers, han: NDArray[np.bool_], counted: Numbers, sampled: NDArray[np.bool_]) -> int:
     """Tokens of all rows: those that were counted, and the others by their characters and whether they are Chinese."""
     total = 0.0
+    han_sampled, characters_sampled = han[sampled], characters[sampled]
     for chinese in (False, True):
-        of_kind = han[sampled] == chinese
-        tokens, seen = int(counted[of_kind].sum()), int(characters[sampled][of_kind].sum())
+        of_kind = han_sampled == chinese
+        tokens, seen = int(counted[of_kind].sum()), int(characters_sampled[of_kind].sum())
         rest = int(characters.sum(where=han == chinese)) - seen
         # with nothing counted of this kind: 0.25 tokens a character is what English takes, 1 what Chinese takes at most
         total += tokens + rest * (tokens / seen if seen else (1.0 if chinese else 0.25))

@@ -49,17 +49,15 @@ def demand_of(
     run: Run, model: Model, objective: Whole, made: Sequence[Trial], tokens: int, keep: Keep, device: Device
 ) -> Demand:
     """The micro-batch that takes the most."""
-    bare, several = (
-        bare_of(run, model),
-        run.config.train.accumulation > 1 or run.config.train.micro_batch * run.max_length > tokens,
-    )
+    several = run.config.train.accumulation > 1 or run.config.train.micro_batch * run.max_length > tokens
     steps = [
         footprint.count_step(model, objective, trial(tokens), keep, accumulates=several, gpu=device.gpu)
         for trial in made
     ]
     step = max(steps, key=lambda step: step.total)
+    bare = bare_of(run, model)
     weights, gradients, extra = step.peak.weights, step.peak.gradients, footprint.WORKSPACE * device.gpu
-    if _is_split(run):
+    if run.split:
         weights, gradients, extra = bare.weights, bare.gradients, extra + bare.together
     kept = min(step.kept, step.peak.others)
     working = step.peak.others - kept + extra
@@ -90,16 +88,12 @@ def bare_of(run: Run, model: Model) -> Bare:
     trained = model.trained()
     state = statesize.state_bytes(trained, run.config.optim, tied=model.tied)
     average = 4 * sum(w.numel() for w in trained.values()) if run.config.train.ema_decay is not None else 0
-    if _is_split(run):
+    if run.split:
         parts, world = sharded.held_by_each(model, run.mesh.world), run.mesh.world
         return Bare(parts.weights, parts.gradients, -(-state // world), -(-average // world), parts.together)
     held = {weight.untyped_storage()._cdata: weight.untyped_storage() for weight in footprint.weights_of(model)}  # pyright: ignore[reportPrivateUsage]
     gradients = sum(weight.nbytes for weight in trained.values())
     return Bare(sum(storage.nbytes() for storage in held.values()), gradients, state, average)
-
-
-def _is_split(run: Run) -> bool:
-    return run.config.train.shard == "full" and run.mesh.world > 1
 
 
 def evaluation_of(run: Run, model: Model, objective: Whole, data: Prepared, demand: Demand, device: Device) -> int:

@@ -236,7 +236,7 @@ def _keeps(run: Run, model: Model) -> list[Keep]:
         return ["some" if asked == "some" else "input"]
     if run.mesh.device.type != "cuda":
         return ["most"]
-    if config.train.shard == "full" and run.mesh.world > 1:
+    if run.split:
         return ["input" if asked is None else "most"]
     return [keep for keep in keeps_of(model) if asked is None or keep in ("all", "most")]
 
@@ -290,7 +290,7 @@ def _pace(run: Run, model: Model, device: Device, keep: Keep, dtype: torch.dtype
         moving=moving if adapted else max(0, moving - looked_up),
         attention=2.0 * run.max_length * width * layers,
     )
-    if run.config.train.shard == "full" and run.mesh.world > 1:
+    if run.split:
         return "no rate was measured for weights that are split over devices on this shape"
     return pace(
         device,

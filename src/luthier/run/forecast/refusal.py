@@ -16,7 +16,7 @@ from luthier.objectives.setting import Part
 from luthier.run.forecast.demand import Bare, bare_of
 from luthier.run.forecast.hardware import GIB, Device, device_named
 from luthier.run.forecast.sketch import arithmetic, without_numbers
-from luthier.run.memory import suggestions
+from luthier.run.memory import to_try
 from luthier.run.parts import Run
 
 _AT_MOST = 12
@@ -25,7 +25,7 @@ gradient, two numbers of optimizer state and an average, and something over.  Wh
 
 
 def refuse_what_cannot_fit(run: Run, parts: Sequence[Part]) -> None:
-    """Count what a run holds whatever its steps are like.
+    """Count what a run, whose weights' files are there, holds whatever its steps are like.
 
     Raises:
         DoesNotFit: more than there is room for, with the estimate and what to change.
@@ -33,10 +33,9 @@ def refuse_what_cannot_fit(run: Run, parts: Sequence[Part]) -> None:
     device = device_named(str(run.mesh.device), None)
     processes = 1 if device.gpu else run.mesh.world  # those of a CPU share its memory
     room = device.available // processes
-    folder = model_folder(run.config.model, weights=False)
-    if _AT_MOST * _file_bytes(folder) <= room and _file_bytes(folder):
+    if _AT_MOST * _file_bytes(model_folder(run.config.model)) <= room:
         return
-    bare = _counted(run, parts, folder, device)
+    bare = _counted(run, parts, device)
     if bare is None or bare.total <= room:
         return
     kinds = {
@@ -51,23 +50,21 @@ def refuse_what_cannot_fit(run: Run, parts: Sequence[Part]) -> None:
         f"this training holds {bare.total / GIB:.1f} GiB whatever its steps are like ({told}), and {device.name} has "
         f"{room / GIB:.1f} GiB free{shared}",
         where=run.config.model.path,
-        fix="Try " + ", or ".join(suggestions(run, "weights")[:3]),
+        fix=to_try(run, "weights"),
     )
 
 
 def _file_bytes(folder: Path) -> int:
-    """Of the weights that are here; 0 when they still have to be fetched."""
+    """Of the weights, as they lie there."""
     return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
 
 
-def _counted(run: Run, parts: Sequence[Part], folder: Path, device: Device) -> Bare | None:
+def _counted(run: Run, parts: Sequence[Part], device: Device) -> Bare | None:
     """None for what cannot be counted without numbers: loading will tell."""
     if isinstance(run.config.method, Gradual | Lisa):
         return None  # not all that is trained moves at once
-    settings = run.config.model.model_copy(update={"path": str(folder)})
-    local = Run(run.config.model_copy(update={"model": settings}), run.console, run.mesh, run.directory, run.max_length)
     try:
-        model, _ = without_numbers(local, arithmetic(settings.dtype, device), device, parts)
-        return bare_of(local, model)
+        model, _ = without_numbers(run, arithmetic(run.config.model.dtype, device), device, parts)
+        return bare_of(run, model)
     except (LuthierError, RuntimeError, NotImplementedError):
         return None

@@ -30,7 +30,6 @@ def without_numbers(run: Run, dtype: torch.dtype, device: Device, parts: Sequenc
     config = run.config
     tokenizer = load_tokenizer(config.model)
     tasks = {part.name: part.objective.head for part in parts}
-    split = config.train.shard == "full" and run.mesh.world > 1
     method = config.method
     if isinstance(method, Lora) and method.init in ("pissa", "olora"):
         method = method.model_copy(update={"init": "default"})  # there is no weight to start from
@@ -42,10 +41,10 @@ def without_numbers(run: Run, dtype: torch.dtype, device: Device, parts: Sequenc
             tasks=tasks,
             open_model=lambda settings, head: shadow.shadow(settings, dtype, tokenizer=tokenizer, head=head),
         )
-        methods.apply(model, method, (), widen=not split)
+        methods.apply(model, method, (), widen=not run.split)
     if not device.gpu:
         return model, "transformers"
-    if split:
+    if run.split:
         return model, "transformers: weights are split over the devices"
     if config.model.layers == "plain" or not device.kernels:
         return model, "transformers" + ("" if device.kernels else f": {device.name} is older than Luthier's kernels")
