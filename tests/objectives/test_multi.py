@@ -14,7 +14,7 @@ from encoders import save_encoder
 from ranks import together
 from settings import CPU, HERE, encoded
 
-from luthier.base.records import Labelled, Record, Tagged, Text
+from luthier.base.records import Labelled, Record, Similar, Tagged, Text
 from luthier.data.batch import Batch, Group, collate
 from luthier.data.config import DataConfig
 from luthier.engine.mesh import Mesh, open_mesh
@@ -148,6 +148,26 @@ def test_a_step_without_a_task_trains_the_others_and_tells_nothing_of_it(tmp_pat
     assert all(weight.grad is not None for weight in model.trained().values())
     found = evaluate(model, objective, cut(samples, CUTS[0][1:2]), CPU).metrics
     assert "ner/loss" in found and "ner/f1" in found and not any(name.startswith("mood/") for name in found)
+
+
+def test_a_loss_that_rows_have_together_is_judged_alike_in_any_cut(tmp_path: Path):
+    """It is found in the outputs of the set, not in those of micro-batches, and weighs in the sum as in training."""
+    folder = save_encoder(tmp_path, "bert")
+    model_config = ModelConfig(path=str(folder))
+    setting = Setting(load_tokenizer(model_config), model_config, DataConfig(overlong="truncate"), 64)
+    vectors = Part("vectors", build(Embed(loss="infonce"), setting), setting.data)
+    objective = Tasks((tasks(folder).tasks[0], vectors), (1.0, 0.5))
+    model = opened(objective, folder, Full())
+    similar: list[Record] = [Similar(WORDS[n], (WORDS[n + 3],), (), HERE) for n in range(3)]
+    samples = [replace(group, kind=0) for group in encoded(objective.tasks[0].objective, records(0))]
+    samples += [replace(group, kind=1) for group in encoded(vectors.objective, similar)]
+    found = [evaluate(model, objective, cut(samples, bins), CPU).metrics for bins in (CUTS[0][:2], CUTS[1][:6])]
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    trained, _ = step(model, objective, cut(samples, CUTS[0][:2]))
+    means = {name: total / count for name, (total, count) in trained.means.items()}
+    assert found[0]["loss"] == pytest.approx(trained.loss, rel=1e-5)
+    for name in ("mood/loss", "vectors/loss", "vectors/weighted_loss"):
+        assert found[0][name] == pytest.approx(means[name], rel=1e-5) and means[name] > 0.1
 
 
 def of_ranks(folder: Path) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ import pytest
 import torch
 from conftest import LINES
 from encoders import save_encoder
+from ranks import together
 from settings import HERE, cut, encoded, learnable, measure, opened, same
 from torch.nn import functional as F
 
 from luthier.base.errors import ConfigError
 from luthier.base.records import Chat, Message, Similar, Text
+from luthier.data.batch import Group
+from luthier.engine.mesh import open_mesh
+from luthier.engine.step import evaluate
 from luthier.model import methods
 from luthier.model.config import Lora
 from luthier.model.vectors import files, pooling_of
@@ -26,6 +30,7 @@ from luthier.objectives.config import Distill, Embed, GenerativeRerank, Rerank
 from luthier.objectives.distil import Distillation
 from luthier.objectives.embedding import Embedding, facts
 from luthier.objectives.reranking import listwise
+from luthier.objectives.setting import Learnable
 from luthier.objectives.teacher import Stored, ask, load_teacher
 
 
@@ -116,6 +121,76 @@ def test_hard_negatives_are_drawn_anew(tmp_path: Path):
     assert len({tuple(tokens.ids.tobytes() for tokens in one.sequences) for one in drawn}) > 4
 
 
+def judged(objective: Learnable, folder: Path, groups: list[Group], bins: Sequence[Sequence[int]]) -> dict[str, float]:
+    """What a set is told to be where it is judged in these micro-batches, by one process of this many or by all."""
+    with open_mesh("cpu") as mesh:
+        model = opened(objective, folder, dropout=False)
+        return evaluate(model, objective, cut(groups, bins)[mesh.rank :: mesh.world], mesh).metrics
+
+
+@pytest.mark.parametrize("loss", ["infonce", "cosine", "cosent"])
+def test_a_set_is_judged_alike_in_any_micro_batches_and_processes(tmp_path: Path, loss: Any):
+    folder = save_encoder(tmp_path, "bert")
+    objective = learnable(Embed(loss=loss, matryoshka=(32, 8)), folder)
+    groups = encoded(objective, rows(count=7) if loss == "infonce" else pairs(7))
+    whole = judged(objective, folder, groups, [range(7)])
+    alone = [[n] for n in (4, 0, 6, 2, 1, 5, 3)]
+    for bins in (alone, [[5, 3], [], [0, 1, 2, 4], [6]], [range(6), [6]]):
+        assert judged(objective, folder, groups, bins) == pytest.approx(whole, rel=1e-5)
+    for found in together(2, lambda: judged(objective, folder, groups, [*alone, []])):
+        assert found == pytest.approx(whole, rel=1e-5)
+    # The whole set is one company, so this is what a step that takes all of it is told.
+    step, _ = measure(opened(objective, folder, dropout=False), objective, cut(groups, [range(7)]))
+    assert whole["loss"] == pytest.approx(step.loss, rel=1e-5) and step.loss > 0.01
+    assert loss not in whole
+
+
+@pytest.mark.parametrize("loss", ["infonce", "cosent"])
+def test_many_rows_meet_in_companies_and_a_row_too_many_is_not_alone(tmp_path: Path, loss: Any):
+    folder = save_encoder(tmp_path, "bert")
+    objective = learnable(Embed(loss=loss), folder)
+    texts = [f"{LINES[n % 6][:20]} {n}" for n in range(130)]
+    scores = [None if loss == "infonce" else n % 3 / 2 for n in range(65)]
+    records = [
+        Similar(texts[n], (texts[n + 65],), (), HERE, weight=1.0 + n % 2, score=score) for n, score in enumerate(scores)
+    ]
+    groups = encoded(objective, records)
+    model = opened(objective, folder, dropout=False)
+    companies = [range(33), range(33, 65)]
+    steps = [measure(model, objective, cut(groups, [company]))[0] for company in companies]
+    mean = sum(step.loss * step.trained for step in steps) / sum(step.trained for step in steps)
+    assert steps[0].loss != pytest.approx(steps[1].loss, rel=1e-3)
+    found = judged(objective, folder, groups, [[n] for n in range(65)])
+    assert found["loss"] == pytest.approx(mean, rel=1e-5)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("loss", ["infonce", "cosent"])
+def test_a_set_of_one_company_has_the_loss_of_sentence_transformers(tmp_path: Path, loss: Any):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        library = pytest.importorskip("sentence_transformers")
+        losses = pytest.importorskip("sentence_transformers.sentence_transformer.losses")
+        folder = save_encoder(tmp_path / "base", "bert", auto="AutoModel")
+        objective = learnable(Embed(loss=loss, mask_duplicates=False, temperature=0.05), folder)
+        model, made = opened(objective, folder, dropout=False), tmp_path / "made"
+        methods.save(model, made)
+        for name, text in objective.files(model).items():
+            (made / name).parent.mkdir(exist_ok=True)
+            (made / name).write_text(text)
+        theirs = library.SentenceTransformer(str(made), device="cpu").eval()
+        asked = [replace(row, weight=1.0) for row in (rows() if loss == "infonce" else pairs())]
+        columns = [[row.query for row in asked], [row.positives[0] for row in asked]]
+        columns += [[row.negatives[0] for row in asked]] if loss == "infonce" else []
+        inputs = [theirs.preprocess(column) for column in columns]
+        kind = losses.MultipleNegativesRankingLoss if loss == "infonce" else losses.CoSENTLoss
+        scores = torch.tensor([row.score or 0.0 for row in asked])
+        with torch.no_grad():
+            wanted = float(kind(theirs, scale=20.0)(inputs, scores))
+    found = judged(objective, folder, encoded(objective, asked), [[3], [5, 0], [1, 2], [4]])
+    assert found["loss"] == pytest.approx(wanted, rel=1e-5)
+
+
 def test_metrics_of_a_set_are_those_of_its_ranking(tmp_path: Path):
     objective = learnable(Embed(loss="infonce"), save_encoder(tmp_path, "bert"))
     told = torch.zeros(6, 6, dtype=torch.float64)
@@ -124,6 +199,7 @@ def test_metrics_of_a_set_are_those_of_its_ranking(tmp_path: Path):
     told[:, 4] = torch.arange(6)
     vectors = torch.tensor([[1, 0], [1, 0.1], [1, 0], [0, 1], [0, 1], [1, 1]]).float()
     # Cosines to (1, .1), (0, 1), (1, 1): the first finds its own first, the second last, the third second.
+    told[:, 3] = 1
     found = objective.measure({"vectors": vectors, "facts": told})
     assert found["mrr@10"] == pytest.approx((1 + 1 / 3 + 1 / 2) / 3)
     assert found["recall@1"] == pytest.approx(1 / 3) and found["recall@10"] == 1.0

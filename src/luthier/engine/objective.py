@@ -47,6 +47,6 @@ class Objective(Protocol):
     def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         """Metrics that are no sums, from the outputs of all batches of a set, in no particular order.
 
-        Only asked for where there are outputs.
+        One with the name of a loss term is that term's mean over the set.  Only asked for where there are outputs.
         """
         ...

@@ -150,11 +150,13 @@ def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh:
     numbers = {name: float(value) for name, value in summed.items()}
     attempt.agree(numbers["failed"])
     means = _pairs({**numbers, **{f"count/{name}": float(value) for name, value in total.items()}})
+    gathered = {name: mesh.gather(torch.cat(rows)) for name, rows in outputs.items()}
+    found = objective.measure(gathered) if gathered else {}
+    # A term that no sum over micro-batches gives is found in the outputs, and takes that sum's place.
+    means |= {name: (value, 1.0) for name, value in found.items()}
     told = _without_sole(means, total)
     seen_at_all = {name: ratio(pair) for name, pair in told.items() if pair[1] > 0 or name not in total}
-    metrics = {"loss": _loss(means, total), **seen_at_all}
-    gathered = {name: mesh.gather(torch.cat(rows)) for name, rows in outputs.items()}
-    return Verdict({**metrics, **(objective.measure(gathered) if gathered else {})}, gathered)
+    return Verdict({"loss": _loss(means, total), **seen_at_all}, gathered)
 
 
 def ratio(pair: tuple[float, float]) -> float:

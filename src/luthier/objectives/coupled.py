@@ -49,9 +49,12 @@ class Coupled:
     """For each micro-batch, by its samples: losses_S, and the step's gradient of each row, [S, D]."""
 
     def prepare(self, step: Sequence[Batch], facts: Callable[[Batch], Tensor], embed: Embed, loss: Loss) -> None:
-        """Embed the step's rows without a graph and keep their gradients; nothing where the step is one micro-batch."""
+        """Embed the step's rows without a graph and keep their gradients.
+
+        Nothing where the step is one micro-batch, or where nothing is learned.
+        """
         self.known.clear()
-        if self.world == 1 and len(step) == 1:
+        if not torch.is_grad_enabled() or (self.world == 1 and len(step) == 1):
             return
         mine = []
         for batch in step:

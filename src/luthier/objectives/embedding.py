@@ -4,7 +4,8 @@
     cosine   loss = sum_p w_p (cos_p - score_p)^2 / sum_p w_p
     cosent   loss = log(1 + sum over pairs i less alike than j of exp((cos_i - cos_j) / temperature))
 
-In infonce and cosent all rows of the optimizer step meet, over all micro-batches and processes (see `coupled`).
+In infonce and cosent all rows of the optimizer step meet, over all micro-batches and processes (see `coupled`).  When a
+set is judged its rows meet in companies of their own, which micro-batches have no part in (`Embedding.measure`).
 
 Legend: N sequences, S sequences of a batch, Q queries, C other texts, P pairs, D width, F facts of a sequence.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Literal
 
 import numpy as np
@@ -46,6 +47,8 @@ SURVEYED = 100
 """Rows that decide the loss where none was named."""
 AMONG = 1000
 """Rows of similarities held at once when a whole set is judged."""
+COMPANY = 64
+"""Rows that meet in the loss at most when a set is judged."""
 
 
 def embedding(config: Embed, setting: Setting) -> Embedding:
@@ -199,14 +202,30 @@ class Embedding(Plainly):
         return files(self.pooling, width=width, max_length=self.plain.max_length, prompts=prompts)
 
     def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
-        """Over the whole set: correlation of cosines with scores, or the rank of each query's text among all."""
-        vectors_ND, facts_NF = F.normalize(outputs["vectors"].float(), dim=1), outputs["facts"]
+        """The loss, and over the whole set the correlation of cosines with scores, or the rank of each query's text."""
+        order_N = outputs["facts"][:, _SAMPLE].argsort(stable=True)
+        embeddings_ND, facts_NF = outputs["vectors"].float()[order_N], outputs["facts"][order_N]
+        loss = {self.loss: self._judged(embeddings_ND, facts_NF)}
+        vectors_ND = F.normalize(embeddings_ND, dim=1)
         queries_Q = (facts_NF[:, _ROLE] == QUERY).nonzero()[:, 0]
         if self.loss != "infonce":
             cosines_P = (vectors_ND[queries_Q] * vectors_ND[queries_Q + 1]).sum(1).double().numpy()
             scores_P = facts_NF[queries_Q, _SCORE].double().numpy()
-            return {"spearman": spearman(cosines_P, scores_P), "pearson": pearson(cosines_P, scores_P)}
-        return _found(vectors_ND, facts_NF, queries_Q)
+            return loss | {"spearman": spearman(cosines_P, scores_P), "pearson": pearson(cosines_P, scores_P)}
+        return loss | _found(vectors_ND, facts_NF, queries_Q)
+
+    def _judged(self, embeddings_ND: Tensor, facts_NF: Tensor) -> float:
+        """Mean loss of rows that meet in companies of neighbours in the set, as large as each other but for one row.
+
+        Args:
+            embeddings_ND, facts_NF: in the order of the set, each row's query first.
+        """
+        starts_Q = (facts_NF[:, _ROLE] == QUERY).nonzero()[:, 0]
+        companies = starts_Q.tensor_split(-(-len(starts_Q) // COMPANY))
+        sizes = [int(end - start) for start, end in pairwise([*(int(one[0]) for one in companies), len(facts_NF)])]
+        parts = zip(embeddings_ND.split(sizes), facts_NF.split(sizes), strict=True)
+        total = sum(float(self.losses(embeddings, facts).sum(dtype=torch.float64)) for embeddings, facts in parts)
+        return total / float(facts_NF[starts_Q, _WEIGHT].sum())
 
 
 def facts(batch: Batch) -> Tensor:

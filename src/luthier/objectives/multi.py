@@ -80,10 +80,13 @@ class Multi:
 
     def measure(self, outputs: Mapping[str, Tensor]) -> dict[str, float]:
         found: dict[str, float] = {}
-        for part in self.tasks:
+        for kind, part in enumerate(self.tasks):
             mine = _of(part, outputs)
-            if mine:
-                found |= {f"{part.name}/{metric}": value for metric, value in part.objective.measure(mine).items()}
+            for metric, value in part.objective.measure(mine).items() if mine else ():
+                if metric in self._own_terms[kind]:
+                    found[self._named(kind, metric)] = value * self.weights[kind]
+                    metric = self._short(kind, metric)
+                found[f"{part.name}/{metric}"] = value
         return found
 
     def findings(self, outputs: Mapping[str, Tensor]) -> dict[str, Findings]:
