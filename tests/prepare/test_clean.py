@@ -12,6 +12,7 @@ from workshop import run, write_rows
 
 from luthier.prepare import gaps, language, markup
 from luthier.prepare.classical import Classical
+from luthier.prepare.spill import Spill
 
 
 def clean(rows: list[Any], flags: list[str], tmp_path: Path, capsys: Any) -> Any:
@@ -120,12 +121,14 @@ def test_outliers(tmp_path: Path, capsys: Any) -> None:
     assert done.rows[-1]["meta"]["age"] == high + 1.5 * (high - low) and len(done.rows) == 42
 
 
-def test_limits_are_the_textbook_ones() -> None:
-    values = np.array([1.0, 2, 3, 4, 5, np.nan])
+def test_limits_are_the_textbook_ones(tmp_path: Path) -> None:
+    values, nothing = Spill(tmp_path / "values", np.float64), Spill(tmp_path / "nothing", np.float64)
+    values.append(np.array([1.0, 2, 3, 4, 5, np.nan]))
+    nothing.append(np.array([np.nan]))
     assert gaps.limits(values, "iqr") == (2 - 1.5 * 2, 4 + 1.5 * 2)
     low, high = gaps.limits(values, "zscore", 1.0)
     assert (low, high) == pytest.approx((3 - 2**0.5, 3 + 2**0.5))
-    assert gaps.limits(np.array([np.nan]), "iqr") == (-np.inf, np.inf)
+    assert gaps.limits(nothing, "iqr") == gaps.limits(nothing, "zscore") == (-np.inf, np.inf)
     assert [gaps.is_missing(value) for value in (None, " N/A ", "无", float("nan"), 0, False, "no")] == [True] * 4 + [
         False
     ] * 3

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from workshop import run, write_rows
 
-from luthier.prepare.groups import first_of_equals, join, shared
+from luthier.prepare import chunks
+from luthier.prepare.groups import distinct, first_of_equals, join, shared
 from luthier.prepare.identity import keys_of
 from luthier.prepare.minhash import bands_for, signatures
 from luthier.prepare.shingles import Sizes, jaccard, shingle_sets, tokenise
@@ -232,6 +233,7 @@ def test_first_of_equals_in_shares(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         for piece in np.split(values, 30):
             keys.append(keys_of([str(value) for value in piece]))
         assert np.array_equal(first_of_equals(keys), expected)
+        assert distinct(keys) == len(set(values.tolist()))
         keys.close()
         assert not (tmp_path / "keys").exists()
 
@@ -266,6 +268,10 @@ def test_spilled_columns_are_the_same(tmp_path: Path) -> None:
     assert np.array_equal(column.all(), held.all())
     assert np.array_equal(column.take(starts, ends), held.take(starts, ends))
     assert len(column.take(starts, ends)) == 22
+    rows = np.array([0, 49, 50, 51, 999])
+    assert column.select(rows).tolist() == held.select(rows).tolist() == (rows**2).tolist()
+    column.append(np.array([7], np.uint64))
+    assert column.all()[-1] == 7 and column.rows == 1001 and sum(map(len, column.blocks())) == 1001
     column.close()
 
 
@@ -283,3 +289,30 @@ def test_files_may_stand_behind_a_switch(tmp_path: Path, capsys: Any) -> None:
         last = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert last["summary"]["duplicates"] == 1 and last["rows"]["read"] == 4
     assert app.main(["--json", "data", "dedup", str(one), "--exact", "maybe"]) == 3  # no such file
+
+
+def test_removed_rows_name_the_line_they_repeat_wherever_it_stands(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 300)
+    monkeypatch.setattr("luthier.prepare.verbs.dedup._AT_ONCE", 37)
+    rng = random.Random(6)
+    seen: dict[str, str] = {}
+    expected: dict[tuple[str, int], str] = {}
+    files: list[Path] = []
+    for name in ("one", "two"):
+        files.append(tmp_path / f"{name}.jsonl")
+        lines = ["" if rng.random() < 0.1 else json.dumps({"text": f"row {rng.randrange(150)}"}) for _ in range(200)]
+        files[-1].write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for number, line in enumerate(lines, 1):
+            if line in seen:
+                expected[str(files[-1]), number] = seen[line]
+            elif line:
+                seen[line] = f"{files[-1]}:{number}"
+    removed = tmp_path / "removed.jsonl"
+    done = run("dedup", capsys, tmp_path / "out", *files, flags=["--exact", "--removed", str(removed)])
+    told = [json.loads(line) for line in removed.read_text(encoding="utf-8").splitlines()]
+    assert {(row["file"], row["line"]): row["repeats"] for row in told} == expected
+    assert len(done.rows) == len(seen) and done.report["summary"]["duplicates"] == len(expected)
+    first = done.report["tables"][0]["rows"][0]
+    assert first["rows that say the same"] == 1 + max(map([*expected.values()].count, expected.values()))

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from workshop import run, write_rows
 
-from luthier.prepare import advice, census
+from luthier.prepare import advice
+from luthier.prepare.census import evenly
+from luthier.prepare.distribution import bins, deviation_of, mean_of, median_of, quantiles, spread
+from luthier.prepare.spill import Spill
 
 
 def table(report: dict[str, Any], title: str) -> list[dict[str, Any]]:
@@ -63,10 +67,60 @@ def test_bad_wishes_are_named(tmp_path: Path, capsys: Any) -> None:
     assert missing.code == 2
 
 
-def test_bins_and_spread() -> None:
-    assert census.bins(np.array([0, 1, 2, 3, 4, 5])) == (["0", "≤ 1", "≤ 2", "≤ 4", "≤ 8"], [1, 1, 1, 2, 1])
-    assert census.bins(np.array([], np.int64)) == ([], [])
-    assert census.spread(np.arange(101))["median"] == 50 and census.spread(np.arange(101))["99 %"] == 99
+def spilled(path: Path, values: Any, dtype: Any, pieces: int = 1, limit: int = 10**6) -> Spill:
+    """Values in a column that keeps no more than `limit` bytes in memory."""
+    spill = Spill(path, dtype, limit=limit)
+    for piece in np.array_split(np.asarray(values, dtype), pieces):
+        spill.append(piece)
+    return spill
+
+
+def test_bins_and_spread(tmp_path: Path) -> None:
+    found = bins(spilled(tmp_path / "a", [0, 1, 2, 3, 4, 5], np.int32))
+    assert found == (["0", "≤ 1", "≤ 2", "≤ 4", "≤ 8"], [1, 1, 1, 2, 1])
+    assert bins(spilled(tmp_path / "b", [], np.int32)) == bins(spilled(tmp_path / "b", [0, 0], np.int32)) == ([], [])
+    shown = spread(spilled(tmp_path / "c", np.arange(101), np.int32, 7, 40))
+    assert shown["median"] == 50 and shown["99 %"] == 99 and shown["mean"] == 50
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float64])
+def test_distributions_of_columns_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    monkeypatch.setattr("luthier.prepare.spill._BLOCK", 64)
+    rng = np.random.default_rng(3)
+    marks = (0.0, 0.01, 0.25, 0.5, 0.75, 0.99, 1.0)
+    for at, count in enumerate((1, 2, 5, 100, 1001)):
+        values = (rng.normal(size=count) * 10.0 ** rng.integers(-3, 7)).astype(dtype)
+        values[rng.random(count) < 0.3] = 0
+        told = values
+        if dtype is np.float64:
+            told = np.concatenate([[np.nan], values, [np.nan, np.inf]])
+        column = spilled(tmp_path / f"{at}", told, dtype, 9, 100)
+        assert quantiles(column, marks).tolist() == np.quantile(values, marks).tolist()
+        assert median_of(column) == np.median(values)
+        assert mean_of(column) == pytest.approx(values.mean(), rel=1e-12)
+        assert deviation_of(column, mean_of(column)) == pytest.approx(values.std(), rel=1e-9)
+        held = spilled(tmp_path / "held", told, dtype)
+        assert (mean_of(held), spread(held)) == (mean_of(column), spread(column))
+    nothing = spilled(tmp_path / "nothing", [np.nan], np.float64)
+    assert np.isnan([mean_of(nothing), median_of(nothing), *quantiles(nothing, marks)]).all()
+
+
+def test_rows_lie_evenly_over_all_however_they_are_cut() -> None:
+    for total, count in ((1, 1), (7, 1), (7, 7), (100, 3), (10_007, 5000), (10_007, 9999)):
+        expected = np.unique(np.linspace(0, total - 1, count).astype(np.int64))
+        for size in (1, 3, total) if total < 1000 else (613, total):
+            cuts = range(0, total, size)
+            found = np.concatenate([evenly(total, count, start, min(start + size, total)) for start in cuts])
+            assert found.tolist() == expected.tolist()
+
+
+def test_a_column_with_a_value_for_every_row_is_no_label(tmp_path: Path, capsys: Any) -> None:
+    rows = [{"text": "Something.", "category": f"value {n}"} for n in range(10_001)]
+    file = write_rows(tmp_path / "in.jsonl", rows)
+    done = run("inspect", capsys, tmp_path / "out", file, flags=["--token_rows", "1"])
+    assert done.code == 0 and "classes" not in done.report["summary"]
+    refused = run("inspect", capsys, tmp_path / "out", file, flags=["--token_rows", "1", "--label", "category"])
+    assert (refused.code, refused.error["code"]) == (3, "no_label")
 
 
 def test_rules_of_thumb() -> None:

@@ -149,3 +149,27 @@ def test_a_column_that_no_row_has_is_answered_with_those_there_are(tmp_path: Pat
     assert (near.code, near.error["code"]) == (3, "no_label") and "'category'" in near.error["fix"]
     far = run("split", capsys, tmp_path / "far", file, flags=["--stratify", "xyz"])
     assert far.error["fix"] == "Columns: text, category"
+
+
+def test_rows_looked_at_a_few_at_a_time_are_divided_alike(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(4)
+    groups = np.minimum(np.arange(900), rng.integers(0, 1500, 900)).astype(np.int32)
+    groups = groups[groups]
+    strata = rng.integers(-1, 12, 900).astype(np.int16)
+    times = rng.integers(0, 300, 900).astype(np.float64)
+    divided, timed = split_groups(groups, strata, (8, 1, 1), 5), split_by_time(times, groups, (8, 1, 1))
+    rows = [{"text": f"t{number}", "label": f"l{number % 5}" if number % 7 else None} for number in range(300)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    flags = ["--ratio", "0.5", "0.5", "--stratify", "label"]
+    table = run("split", capsys, tmp_path / "a", file, flags=flags).report["tables"][1]
+    for name in ("splits._AT_ONCE", "groups._COMPARED_AT_ONCE", "verbs.split._AT_ONCE", "labels._AT_ONCE"):
+        monkeypatch.setattr(f"luthier.prepare.{name}", 41)
+    assert np.array_equal(split_groups(groups, strata, (8, 1, 1), 5), divided)
+    assert np.array_equal(split_by_time(times, groups, (8, 1, 1)), timed)
+    assert run("split", capsys, tmp_path / "b", file, flags=flags).report["tables"][1] == table
+    assert {row["label"]: row["train"] + row["validation"] for row in table["rows"]} == {
+        **{f"l{label}": sum(row["label"] == f"l{label}" for row in rows) for label in range(5)},
+        "(none)": sum(row["label"] is None for row in rows),
+    }

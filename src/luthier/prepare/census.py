@@ -30,8 +30,6 @@ _SIGNS = "|".join(
     [*(repair.sign for repair in _REPAIRS if repair.sign), MARKUP_SIGN, DAMAGE_SIGN, *dict.fromkeys(SIGNS.values())]
 )
 _SHOWN, _BEFORE = 120, 30
-_AT_ONCE = 2**20
-"""Numbers that are put into bins at a time, of which there may be one for each of very many rows."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,9 @@ class Census:
     """First look.
 
     Columns: `key` uint64 [rows, 2]; `characters` [rows], and of questions and answers each; `han` [rows], whether the
-    row is Chinese.  Counts: `shape`, `task`, `language`, and for every column `seen`, `missing`, `number`, `text`,
-    `list`, `object`, `truth`; the troubles of texts under `trouble`, with examples that show no personal data.
+    row is Chinese.  Counts: `shape`, `task`, `language`, the `characters` of Chinese rows (`zh`) and of others, and for
+    every column `seen`, `missing`, `number`, `text`, `list`, `object`, `truth`; the troubles of texts under `trouble`,
+    with examples that show no personal data.
     """
 
     def __call__(self, batch: Batch) -> Parcel:
@@ -57,6 +56,7 @@ class Census:
             found = identify(text)
             han[number] = found.code == "zh"
             _count(parcel, "language", found.code)
+            _count(parcel, "characters", "zh" if han[number] else "other", len(text))
             for name, cell in value.items():
                 _count(parcel, "seen", name)
                 _count(parcel, "missing" if is_missing(cell) else _kind(cell), name)
@@ -99,8 +99,8 @@ def _masked(text: str, near: int) -> str:
     return before[-_BEFORE:] + mask(text[near:], behind)[:_SHOWN]
 
 
-def _count(parcel: Parcel, what: str, which: str) -> None:
-    parcel.tally.count(f"{what}{SEPARATOR}{which}")
+def _count(parcel: Parcel, what: str, which: str, n: int = 1) -> None:
+    parcel.tally.count(f"{what}{SEPARATOR}{which}", n)
 
 
 def _trouble(parcel: Parcel, name: str, item: Item, **shown: Json) -> None:
@@ -120,20 +120,33 @@ def _kind(cell: Json) -> str:
 
 @dataclass(frozen=True)
 class Measure:
-    """Second look: the numbers in some columns [rows], NaN where there is none, and the `tokens` of those rows alone
-    that the attached `sampled` names."""
+    """Second look: the numbers in some columns [rows], NaN where there is none, and the `tokens` of some rows alone.
+
+    Args:
+        rows: of all, [total, how many of them are counted].
+    """
 
     numbers: tuple[str, ...]
     tokenizer: str
+    rows: tuple[int, int]
 
     def __call__(self, batch: Batch) -> Parcel:
         parcel = Parcel()
         for name in self.numbers:
             parcel.columns[f"number {name}"] = np.array([number_of(item.value.get(name)) for item in batch.items])
         encode = _tokenizer(self.tokenizer)
-        sampled = np.flatnonzero(batch.attached["sampled"]).tolist()
-        parcel.columns["tokens"] = np.array([tokens_of(batch.items[at].value, encode) for at in sampled], np.int32)
+        some = (evenly(*self.rows, batch.first, batch.first + len(batch.items)) - batch.first).tolist()
+        parcel.columns["tokens"] = np.array([tokens_of(batch.items[at].value, encode) for at in some], np.int32)
         return parcel
+
+
+def evenly(total: int, count: int, start: int, end: int) -> NDArray[np.int64]:
+    """Which rows of [start, end) are among `count` of `total` that lie evenly over all of them, in order."""
+    step = (total - 1) / (count - 1) if count > 1 else 0.0
+    low, high = (int(start / step), int(end / step) + 2) if step else (0, 1)
+    numbers = np.arange(max(0, low - 1), min(count, high))
+    rows = np.unique(np.where(numbers == count - 1, (total - 1) * (count > 1), numbers * step).astype(np.int64))
+    return rows[(rows >= start) & (rows < end)]
 
 
 def tokens_of(value: Value, tokenizer: Any) -> int:
@@ -146,24 +159,3 @@ def _tokenizer(path: str) -> Any:
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(path)
-
-
-def spread(values: NDArray[Any]) -> dict[str, Json]:
-    """How numbers are distributed: smallest, quantiles, largest, mean."""
-    names = {"smallest": 0.0, "1 %": 0.01, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "99 %": 0.99, "largest": 1.0}
-    marks = np.quantile(values, list(names.values()))
-    return {**dict(zip(names, np.round(marks, 2).tolist(), strict=True)), "mean": round(float(values.mean()), 2)}
-
-
-def bins(values: NDArray[Any]) -> tuple[list[str], list[int]]:
-    """A histogram of lengths: each bin reaches to twice the end of the one before."""
-    if not len(values) or not values.max():
-        return [], []
-    counts = np.zeros(64, np.int64)
-    for start in range(0, len(values), _AT_ONCE):
-        some = values[start : start + _AT_ONCE]
-        powers = np.where(some > 0, np.ceil(np.log2(np.maximum(some, 1))), -1).astype(np.int64)
-        counts += np.bincount(powers + 1, minlength=64)
-    low, high = np.flatnonzero(counts)[[0, -1]].tolist()
-    labels = [f"≤ {2 ** (place - 1):,}" if place else "0" for place in range(low, high + 1)]
-    return labels, counts[low : high + 1].tolist()

@@ -99,7 +99,7 @@ class Frame:
         self._sound: list[bool] = []
         self._files: dict[str, int] = {}
         self._file: list[NDArray[np.int32]] = []
-        self._line: list[NDArray[np.uint32]] = []
+        self._line: list[range | NDArray[np.uint32]] = []
 
     def __len__(self) -> int:
         """Usable rows; they are known after the first pass."""
@@ -176,16 +176,25 @@ class Frame:
         return np.repeat(np.concatenate([np.empty(0, np.int32), *numbers]), self._counts).astype(np.int32)
 
     @property
-    def places(self) -> Placed:
-        """Where each row stands; known after the first pass."""
+    def files(self) -> tuple[str, ...]:
+        """The files that rows stand in; known after the first pass."""
+        return tuple(self._files)
+
+    def places(self, rows: NDArray[np.signedinteger[Any]]) -> Placed:
+        """Where some rows stand, by their numbers [some]; known after the first pass."""
         assert self._counts is not None, "rows are counted by the first pass"
-        if len(self._line) != 1:  # joined once, so that they are not held twice
-            self._line = [np.concatenate(self._line)]
-        if len(self._files) == 1:  # takes no memory
-            return Placed(tuple(self._files), np.broadcast_to(np.int32(0), len(self._line[0])), self._line[0])
-        if len(self._file) != 1:
-            self._file = [np.concatenate(self._file)]
-        return Placed(tuple(self._files), self._file[0], self._line[0])
+        file, line = np.empty(len(rows), np.int32), np.empty(len(rows), np.uint32)
+        order = np.argsort(rows)
+        ordered = rows[order]
+        starts = np.cumsum([0, *self._counts])
+        borders = np.searchsorted(ordered, starts)
+        for chunk in np.flatnonzero(np.diff(borders)).tolist():
+            low, high = borders[chunk : chunk + 2].tolist()
+            mine, at = order[low:high], ordered[low:high] - starts[chunk]
+            lines = self._line[chunk]
+            file[mine] = self._file[chunk][at]
+            line[mine] = lines[at] if isinstance(lines, np.ndarray) else at + lines.start
+        return Placed(tuple(self._files), file, line)
 
     def _tasks(
         self, chunks: Sequence[tuple[Chunk, Origins | None]], attached: Mapping[str, NDArray[Any]] | None
@@ -209,7 +218,7 @@ class Frame:
         self._file.append(
             np.broadcast_to(numbers[0], len(read.placed.file)) if one else numbers[read.placed.file].astype(np.int32)
         )
-        self._line.append(read.placed.line)
+        self._line.append(_lines(read.placed.line))
         self._sound.append(read.sound)
         self.facts.rows += read.rows
         for line in read.rejected:
@@ -234,6 +243,13 @@ class Frame:
             raise DataError(f"no row can be used{why}", where=names, code="no_rows")
         what = f"{self.facts.rows} rows can be used, fewer than {self._min_rows}{why}"
         raise DataError(what, where=names, code="too_few_rows", fix="--min_rows says how many there must be")
+
+
+def _lines(numbers: NDArray[np.uint32]) -> range | NDArray[np.uint32]:
+    """Numbers of lines; as a range, which takes no memory, where they lie one behind the other."""
+    start = int(numbers[0]) if len(numbers) else 0
+    found = range(start, start + len(numbers))
+    return found if np.array_equal(numbers, np.arange(found.start, found.stop)) else numbers
 
 
 @dataclass(frozen=True)

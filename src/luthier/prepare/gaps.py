@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from luthier.base.records import Json
+from luthier.prepare.distribution import deviation_of, mean_of, quantiles
+from luthier.prepare.spill import Spill
 
 Rule = Literal["iqr", "zscore"]
-Values = NDArray[np.float64] | NDArray[np.int32]
-_AT_ONCE = 2**20
 FACTORS: dict[Rule, float] = {"iqr": 1.5, "zscore": 3.0}
 """How far is far: Tukey 1977 (Exploratory Data Analysis) for quartiles, the rule of three sigma for z-scores."""
 _NOTHING = frozenset(
@@ -44,40 +43,22 @@ def number_of(value: Json) -> float:
     return number if np.isfinite(number) else np.nan
 
 
-def limits(values: Values, rule: Rule, factor: float | None = None) -> Limits:
+def limits(values: Spill, rule: Rule, factor: float | None = None) -> Limits:
     """The range outside which values are outliers.
 
     iqr: [Q1 - f * IQR, Q3 + f * IQR], quartiles interpolated linearly.  zscore: mean +- f standard deviations of the
     population.  Of no numbers at all the range is endless.
 
     Args:
-        values: [rows]; of those with a point, NaN where there is no number.
+        values: int32 or float64 [rows], NaN where there is no number.
         factor: f; None is the usual one of FACTORS.
     """
-    known = _finite(values)
-    if not len(known):
-        return Limits(-np.inf, np.inf)
     far = FACTORS[rule] if factor is None else factor
     if rule == "iqr":
-        low, high = np.quantile(known, [0.25, 0.75])
-        return Limits(float(low - far * (high - low)), float(high + far * (high - low)))
-    middle = float(known.mean())
-    spread = _deviation(known, middle)
-    return Limits(middle - far * spread, middle + far * spread)
-
-
-def _finite(values: Values) -> Values:
-    """The numbers that are some, which is all of them as a rule; then nothing is copied."""
-    if values.dtype.kind != "f":
-        return values
-    sound = np.isfinite(values)
-    return values if sound.all() else values[sound]
-
-
-def _deviation(values: Values, mean: float) -> float:
-    """Of the population; some values at a time, since there may be one for each of very many rows."""
-    squares = 0.0
-    for start in range(0, len(values), _AT_ONCE):
-        apart = values[start : start + _AT_ONCE] - mean
-        squares += float(apart @ apart)
-    return float(np.sqrt(squares / len(values)))
+        low, high = quantiles(values, (0.25, 0.75))
+        found = Limits(float(low - far * (high - low)), float(high + far * (high - low)))
+    else:
+        middle = mean_of(values)
+        spread = deviation_of(values, middle)
+        found = Limits(middle - far * spread, middle + far * spread)
+    return Limits(-np.inf, np.inf) if np.isnan(found.low) else found

@@ -26,6 +26,18 @@ def positions(which: NDArray[np.bool_]) -> Rows:
     return np.flatnonzero(which).astype(width(len(which)))
 
 
+def frequencies(values: NDArray[np.signedinteger[Any]], length: int) -> NDArray[np.int64]:
+    """How often each number from 0 to `length` - 1 is there, int64 [length]; numbers below 0 do not count.
+
+    A few at a time: `np.bincount` would take eight bytes for each of them.
+    """
+    found = np.zeros(length, np.int64)
+    for at in range(0, len(values), _COMPARED_AT_ONCE):
+        some = values[at : at + _COMPARED_AT_ONCE]
+        found += np.bincount(some[some >= 0], minlength=length)
+    return found
+
+
 def first_of_equals(keys: Spill) -> Rows:
     """For every row the first row with the same key; [N].
 
@@ -43,6 +55,20 @@ def first_of_equals(keys: Spill) -> Rows:
         leaders = numbers[order][starts]
         first[numbers[order]] = leaders[np.cumsum(starts) - 1]
     return first
+
+
+def distinct(keys: Spill) -> int:
+    """How many different keys there are.
+
+    Args:
+        keys: uint64 [N, 2], both halves of a 128-bit hash.
+    """
+    found, shares = 0, -(-keys.rows // _MOST_AT_ONCE)
+    for share in range(shares):
+        _, some = _share(keys, share, shares)
+        some = some[np.lexsort((some[:, 1], some[:, 0]))]
+        found += 1 + int((some[1:] != some[:-1]).any(axis=1).sum()) if len(some) else 0
+    return found
 
 
 def _share(keys: Spill, share: int, shares: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import orjson
@@ -14,8 +14,8 @@ from luthier.base.config import nearest
 from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.frame import Frame
-from luthier.prepare.identity import key_of
-from luthier.prepare.parcel import Batch, Parcel
+from luthier.prepare.groups import frequencies
+from luthier.prepare.parcel import Batch, Parcel, Tally
 from luthier.prepare.view import column
 
 MOST_CLASSES = 10_000
@@ -39,13 +39,13 @@ class Labels:
 
     names: tuple[str, ...]
     """The classes there are, in the order of their names."""
-    codes: NDArray[np.int32]
+    codes: NDArray[np.signedinteger[Any]]
     """Position in `names` of each row's class, -1 for rows without one; [rows]."""
 
     @property
     def counts(self) -> NDArray[np.int64]:
         """Rows of each class."""
-        return np.bincount(self.codes[self.codes >= 0], minlength=len(self.names))
+        return frequencies(self.codes, len(self.names))
 
     def table(self) -> list[dict[str, Json]]:
         """Class, rows and share of each."""
@@ -59,28 +59,24 @@ class Labels:
 
 @dataclass(frozen=True)
 class _Read:
-    """Work that gives each row the hash of its label, uint64 [rows], and counts the labels by name."""
+    """Work that counts the labels by name, and gives each row the place of its own among these counts, int16 [rows], -1
+    where there is none."""
 
     name: str
 
     def __call__(self, batch: Batch) -> Parcel:
         parcel = Parcel()
-        hashes: list[int] = []
-        for item in batch.items:
-            label = label_of(item.value, self.name)
-            hashes.append(0 if label is None else _hash(label))
+        labels = [label_of(item.value, self.name) for item in batch.items]
+        for label in labels:
             if label is not None:
                 parcel.tally.count(label)
         if batch.items and not parcel.tally.counts:
             parcel.tally.example(_COLUMNS, batch.items[0].where, names=list(batch.items[0].value))
         if len(parcel.tally.counts) > MOST_CLASSES:
             raise _too_many(self.name, batch.items[0].where.file)
-        parcel.columns["label"] = np.array(hashes, np.uint64)
+        places: dict[str | None, int] = {label: at for at, label in enumerate(parcel.tally.counts)} | {None: -1}
+        parcel.columns["label"] = np.array([places[label] for label in labels], np.int16)
         return parcel
-
-
-def _hash(label: str) -> int:
-    return int.from_bytes(key_of(label.encode("utf-8", "surrogatepass"))[:8], "little") | 1
 
 
 def _too_many(name: str, where: str) -> DataError:
@@ -90,32 +86,51 @@ def _too_many(name: str, where: str) -> DataError:
     )
 
 
+def count_labels(rows: Frame, name: str, *, needed: bool = True) -> dict[str, int]:
+    """One pass that counts the rows of each class, by name and in the order of the names.
+
+    Raises:
+        DataError: as `read_labels`.
+    """
+    counts: dict[str, int] = {}
+    for _ in _pass(rows, name, counts, needed):
+        pass
+    return dict(sorted(counts.items()))
+
+
 def read_labels(rows: Frame, name: str, *, needed: bool = True) -> Labels:
     """One pass that finds the class of every row.
 
     Raises:
         DataError: code `no_label` when the column has no value in any row (and it is needed), or is no label.
     """
-    found = rows.measure(_Read(name), "Reading labels")
+    counts: dict[str, int] = {}
+    met: dict[str, int] = {}
+    pieces: list[NDArray[np.int16]] = [np.empty(0, np.int16)]
+    for parcel in _pass(rows, name, counts, needed):
+        # classes by when they were met, while it is not known which others there are; -1, the last one, stays -1
+        places = np.array([*(met.setdefault(label, len(met)) for label in parcel.tally.counts), -1], np.int16)
+        pieces.append(places[parcel.columns["label"]])
+    codes = np.concatenate(pieces)
+    names = sorted(met)
+    ranks = {label: rank for rank, label in enumerate(names)}
+    order = np.array([*(ranks[label] for label in met), -1], np.int16)
+    for start in range(0, len(codes), _AT_ONCE):
+        codes[start : start + _AT_ONCE] = order[codes[start : start + _AT_ONCE]]
+    return Labels(tuple(names), codes)
+
+
+def _pass(rows: Frame, name: str, counts: dict[str, int], needed: bool) -> Iterator[Parcel]:
+    """The pass itself; `counts` takes the rows of each class."""
     where = ", ".join(source.name for source in rows.sources)
-    if len(found.tally.counts) > MOST_CLASSES:
-        raise _too_many(name, where)
-    if needed and not found.tally.counts:
-        columns = [str(one) for shown in found.tally.examples[_COLUMNS] for one in cast(list[Json], shown["names"])]
+    tally = Tally(counts)
+    for parcel in rows.scan(_Read(name), "Reading labels"):
+        tally.add(parcel.tally)
+        if len(counts) > MOST_CLASSES:
+            raise _too_many(name, where)
+        yield parcel
+    if needed and not counts:
+        columns = [str(one) for shown in tally.examples[_COLUMNS] for one in cast(list[Json], shown["names"])]
         hint = nearest(name, columns)
         fix = f"Did you mean {hint!r}?" if hint else f"Columns: {', '.join(dict.fromkeys(columns))}"
         raise DataError(f"no row has a value in the column {name!r}", where=where, fix=fix, code="no_label")
-    return _labels(sorted(found.tally.counts), found.columns["label"])
-
-
-def _labels(names: Sequence[str], hashes: NDArray[np.uint64]) -> Labels:
-    known = np.array([_hash(name) for name in names], np.uint64)
-    order = np.argsort(known)
-    codes = np.zeros(len(hashes), np.int32)
-    if len(names):
-        known, order = known[order], order.astype(np.int32)
-        for start in range(0, len(hashes), _AT_ONCE):
-            at = np.searchsorted(known, hashes[start : start + _AT_ONCE])
-            codes[start : start + _AT_ONCE] = order[np.minimum(at, len(names) - 1)]
-    codes[hashes == 0] = -1
-    return Labels(tuple(names), codes)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.prepare.groups import Rows, positions, shared
+from luthier.prepare.groups import Rows, frequencies, positions, shared
 
 Numbers = NDArray[np.int64]
+_AT_ONCE = 1_000_000
 
 
 def split_groups(groups: Rows, strata: Rows, ratios: Sequence[float], seed: int) -> NDArray[np.int8]:
@@ -19,7 +20,7 @@ def split_groups(groups: Rows, strata: Rows, ratios: Sequence[float], seed: int)
     what the group has.  Then the rows that stand alone fill what is lacking; without groups this is the usual
     stratified split, exact to one row a stratum and in all.
 
-    Memory: beside the arguments some twenty bytes a row, which is why small numbers are kept small.
+    Memory: beside the arguments some fifteen bytes a row, twenty where all of them are in groups.
 
     Args:
         groups: rows with equal numbers stay together; 0 to N - 1, int [N].
@@ -29,16 +30,18 @@ def split_groups(groups: Rows, strata: Rows, ratios: Sequence[float], seed: int)
     rng = np.random.default_rng([seed, len(groups)])
     kind = _dense(strata)
     kinds = int(kind.max(initial=-1)) + 1
-    lacking = _wanted(np.bincount(kind, minlength=kinds), ratios)
+    lacking = _wanted(frequencies(kind, kinds), ratios)
     parts = np.zeros(len(groups), np.int8)
     together = shared(groups)
-    _deal(parts, groups, kind, np.flatnonzero(together), lacking, rng)
+    _deal(parts, groups, kind, positions(together), lacking, rng)
     alone = positions(~together)
+    del together
     rng.shuffle(alone)
+    counts = frequencies(kind[alone], kinds)
     if kinds > 1:
-        alone = alone[np.argsort(kind[alone], kind="stable")]
+        alone = _by_kind(alone, kind, counts)
     start = 0
-    for number, count in enumerate(np.bincount(kind[alone], minlength=kinds).tolist()):
+    for number, count in enumerate(counts.tolist()):
         need = np.maximum(lacking[:, number], 0)
         need = need if need.sum() > 0 else np.asarray(ratios, np.float64)
         given = _rounded(need / need.sum() * count, count)
@@ -47,30 +50,55 @@ def split_groups(groups: Rows, strata: Rows, ratios: Sequence[float], seed: int)
     return parts
 
 
-def _dense(strata: Rows) -> NDArray[np.int32]:
+def _dense(strata: Rows) -> Rows:
     """The classes by their rank, without gaps."""
-    low = int(strata.min(initial=0))
-    there = np.bincount(strata - low) > 0
-    return (np.cumsum(there, dtype=np.int32) - 1)[strata - low]
+    low, high = int(strata.min(initial=0)), int(strata.max(initial=0))
+    if low == high:
+        return np.broadcast_to(np.int8(0), len(strata))
+    there = frequencies(strata - low, high - low + 1) > 0
+    ranks = np.cumsum(there, dtype=np.int64) - 1
+    return ranks.astype(np.int16 if ranks[-1] < 2**15 else np.int32)[strata - low]
+
+
+def _by_kind(rows: Rows, kind: Rows, counts: Numbers) -> Rows:
+    """Rows by their class, otherwise in the order they are in; sorted a few at a time, since sorting all at once takes
+    eight bytes for each.
+
+    Args:
+        counts: how many of the rows are of each class.
+    """
+    found = np.empty_like(rows)
+    ends = np.cumsum(counts) - counts  # of what has found its place of each class
+    for at in range(0, len(rows), _AT_ONCE):
+        some = rows[at : at + _AT_ONCE]
+        of = kind[some]
+        more = frequencies(of, len(counts))
+        before = np.cumsum(more) - more
+        found[np.arange(len(some)) + np.repeat(ends - before, more)] = some[np.argsort(of, kind="stable")]
+        ends += more
+    return found
 
 
 def _deal(
     parts: NDArray[np.int8],
     of: Rows,
     kind: Rows,
-    rows: Numbers,
+    rows: Rows,
     lacking: NDArray[np.float64],
     rng: np.random.Generator,
 ) -> None:
     """Deal out the groups of these rows, writing their parts and taking them from what is `lacking` [parts, strata]."""
     order = rows[np.argsort(of[rows], kind="stable")]
-    starts = np.flatnonzero(np.diff(of[order], prepend=-1))
-    pieces = np.split(order, starts[1:]) if len(order) else []
+    starts = positions(np.diff(of[order], prepend=-1) != 0)
+    sizes = np.diff(starts, append=len(order))
+    turns = rng.permutation(len(starts))
+    turns = turns[np.argsort(-sizes[turns], kind="stable")]
     scale = 1.0 / np.maximum(lacking.sum(axis=0), 1.0)
-    for at in sorted(rng.permutation(len(pieces)).tolist(), key=lambda at: -len(pieces[at])):
-        strata, counts = np.unique(kind[pieces[at]], return_counts=True)
+    for start, size in zip(starts[turns], sizes[turns], strict=True):
+        piece = order[start : start + size]
+        strata, counts = np.unique(kind[piece], return_counts=True)
         part = int(np.argmax((lacking[:, strata] * (counts * scale[strata])).sum(axis=1)))
-        parts[pieces[at]] = part
+        parts[piece] = part
         lacking[part, strata] -= counts
 
 
@@ -105,7 +133,12 @@ def split_by_time(times: NDArray[np.float64], groups: Rows, ratios: Sequence[flo
     latest = np.full(int(groups.max()) + 1, -np.inf)
     np.maximum.at(latest, groups, times)
     moment = latest[groups]
-    order = np.argsort(moment, kind="stable")
+    del latest
     ends = np.cumsum(_wanted(np.array([len(times)]), ratios)[:, 0]).astype(np.int64)[:-1]
-    cuts = [moment[order[end]] if end < len(order) else np.inf for end in ends.tolist()]
-    return np.searchsorted(np.asarray(cuts), moment, side="right").astype(np.int8)
+    ordered = np.partition(moment, ends[ends < len(moment)])
+    cuts = np.array([ordered[end] if end < len(ordered) else np.inf for end in ends.tolist()])
+    del ordered
+    parts = np.empty(len(moment), np.int8)
+    for at in range(0, len(moment), _AT_ONCE):
+        parts[at : at + _AT_ONCE] = np.searchsorted(cuts, moment[at : at + _AT_ONCE], side="right")
+    return parts

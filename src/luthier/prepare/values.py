@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -11,9 +13,11 @@ import orjson
 
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
+from luthier.prepare.distribution import mean_of, median_of
 from luthier.prepare.frame import Frame, Measured
 from luthier.prepare.gaps import Limits, Rule, is_missing, limits, number_of
 from luthier.prepare.parcel import Batch, Item, Parcel, Value
+from luthier.prepare.spill import Spill, spills
 from luthier.prepare.view import column, fields, text_of
 
 CHARACTERS = "characters"
@@ -93,14 +97,32 @@ class _Look:
         return parcel
 
 
-def usual_values(rows: Frame, names: Sequence[str], rule: Rule, factor: float | None) -> tuple[tuple[str, Limits], ...]:
-    """The range of each column's usual values; one pass."""
-    found = rows.measure(_Look(tuple(names), ()), "Measuring")
-    return tuple((name, limits(found.columns[name], rule, factor)) for name in names)
+def usual_values(
+    rows: Frame, names: Sequence[str], rule: Rule, factor: float | None, scratch: Path
+) -> tuple[tuple[str, Limits], ...]:
+    """The range of each column's usual values; one pass.
+
+    Args:
+        scratch: folder for what is too much for memory.
+    """
+    with _numbers(rows, names, scratch) as found:
+        return tuple((name, limits(values, rule, factor)) for name, values in found.items())
 
 
-def fillers(rows: Frame, names: Sequence[str], how: str) -> tuple[tuple[str, Json], ...]:
+@contextmanager
+def _numbers(rows: Frame, names: Sequence[str], scratch: Path) -> Generator[dict[str, Spill]]:
+    found = spills(scratch, tuple(dict.fromkeys(names)), np.float64)
+    rows.measure(_Look(tuple(found), ()), "Measuring", spilled=found)
+    yield found
+    for values in found.values():
+        values.close()
+
+
+def fillers(rows: Frame, names: Sequence[str], how: str, scratch: Path) -> tuple[tuple[str, Json], ...]:
     """What fills the gaps of each column: the mean, median or mode of its values, or `how` itself; one pass, or none.
+
+    Args:
+        scratch: folder for what is too much for memory.
 
     Raises:
         ConfigError: code `nothing_to_fill_with`.
@@ -110,16 +132,16 @@ def fillers(rows: Frame, names: Sequence[str], how: str) -> tuple[tuple[str, Jso
         return tuple((name, _mode(found, name)) for name in names)
     if how not in ("mean", "median"):
         return tuple((name, how) for name in names)
-    found = rows.measure(_Look(tuple(names), ()), "Measuring")
-    return tuple((name, _middle(found, name, how)) for name in names)
+    with _numbers(rows, names, scratch) as numbers:
+        return tuple((name, _middle(values, name, how)) for name, values in numbers.items())
 
 
-def _middle(found: Measured, name: str, how: str) -> float:
-    known = found.columns[name][np.isfinite(found.columns[name])]
-    if not len(known):
+def _middle(values: Spill, name: str, how: str) -> float:
+    middle = mean_of(values) if how == "mean" else median_of(values)
+    if np.isnan(middle):
         fix = "Use --fill_with mode, or a text"
         raise ConfigError(f"no row has a number to take the {how} of", where=name, fix=fix, code="nothing_to_fill_with")
-    return float(known.mean() if how == "mean" else np.median(known))
+    return middle
 
 
 def _mode(found: Measured, name: str) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 from luthier.base.errors import ConfigError
@@ -17,7 +18,7 @@ from luthier.prepare.verb import Job, Outcome, Verb
 _OTHERS = {"classical": "texts rewritten", "filled": "values filled", "clipped": "values clipped"}
 
 
-def _bounds(rows: Frame, config: CleanConfig) -> Bounds:
+def _bounds(rows: Frame, config: CleanConfig, scratch: Path) -> Bounds:
     """What single values are held against.
 
     Raises:
@@ -30,10 +31,11 @@ def _bounds(rows: Frame, config: CleanConfig) -> Bounds:
     if config.missing == "fill" and not config.missing_columns:
         raise ConfigError("no column was named to fill", where="missing", fix="Name them with --missing_columns")
     filled = config.missing_columns if config.missing == "fill" else ()
+    rule, factor = config.outlier_rule, config.outlier_factor
     return Bounds(
-        usual_values(rows, config.outliers, config.outlier_rule, config.outlier_factor) if config.outliers else (),
+        usual_values(rows, config.outliers, rule, factor, scratch) if config.outliers else (),
         clip,
-        fillers(rows, filled, config.fill_with) if filled else (),
+        fillers(rows, filled, config.fill_with, scratch) if filled else (),
     )
 
 
@@ -44,7 +46,7 @@ def clean(rows: Frame, config: CleanConfig, job: Job) -> Outcome:
         ConfigError, MissingExtra: settings that cannot work.
     """
     report = Report()
-    return Outcome(report, _told(rows, Cleaning(config, _bounds(rows, config)), report))
+    return Outcome(report, _told(rows, Cleaning(config, _bounds(rows, config, job.scratch)), report))
 
 
 def _told(rows: Frame, work: Cleaning, report: Report) -> Iterator[Parcel]:

@@ -12,6 +12,7 @@ from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
+from luthier.prepare.groups import width
 from luthier.prepare.ngrams import Grams, Index, index_grams
 from luthier.prepare.parcel import Batch, Parcel, Placed
 from luthier.prepare.report import Report, Table
@@ -115,18 +116,18 @@ def decontaminate(rows: Frame, config: DecontaminateConfig, job: Job) -> Outcome
     if config.common is not None:
         counts = spread[gram] <= config.common
         row, gram = row[counts], gram[counts]
-    matches = np.bincount(row, minlength=len(rows))
+    matches = np.bincount(row, minlength=len(rows)).astype(np.int32)
     keep = matches < config.min_matches
     owners = index.owners()[gram] if len(gram) else np.empty(0, np.int64)
-    held = np.zeros(len(rows), np.int64)
+    held = np.zeros(len(rows), width(len(tests)))
     held[row[::-1]] = owners[::-1]  # the first n-gram found decides what is named
-    places = tests.places
+    places = tests.places(np.arange(len(tests)))
     lost = int((~keep).sum())
     if lost and job.read.bad_rows == "strict":
         at = int(np.argmin(keep))
-        mine, theirs = rows.places, int(held[at])
+        mine, theirs = rows.places(np.array([at])), int(held[at])
         what = f"{lost:,} rows hold text of the evaluation sets; the first holds some of {_name(places, theirs)}"
-        raise DataError(what, where=_name(mine, at), code="contaminated", fix="Remove them with --bad_rows fix")
+        raise DataError(what, where=_name(mine, 0), code="contaminated", fix="Remove them with --bad_rows fix")
     found = np.unique(owners[~keep[row]])
     report = Report(
         summary={

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from luthier.prepare.spill import Spill
 from luthier.prepare.verb import Job, Outcome, Verb
 
 _LISTED = 50  # groups that the report lists
+_AT_ONCE = 1_000_000
 
 
 class DedupConfig(VerbConfig):
@@ -81,7 +83,7 @@ def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
     """
     frames = [job.open(config.against), rows] if config.against else [rows]
     found = _near(frames, config, job) if config.near else _exact(frames, config, job)
-    places = _Places.of(frames)
+    places = _Places(frames)
     known = len(frames[0]) if config.against else 0
     first = found.first[known:]
     keep = stand_alone(first, known)
@@ -98,10 +100,11 @@ def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
         report.summary["overlap"] = overlap
     report.summary["groups"] = len(np.unique(first[~keep]))
     _describe(report, found.first, places)
+    file, line = places.of_removed(first, keep)
     attached = {
         "keep": keep,
-        "file": places.file[first] if len(places.names) > 1 else places.file,
-        "line": places.line[first],
+        "file": file,
+        "line": line,
         "reference": reference,
         "similarity": found.similarity[known:],
     }
@@ -124,31 +127,46 @@ def _exact(frames: list[Frame], config: DedupConfig, job: Job) -> Alike:
     return Alike(first, np.broadcast_to(np.float32(1), len(first)), 0)
 
 
-@dataclass(frozen=True)
 class _Places:
     """Where the rows of several frames stand."""
 
-    names: tuple[str, ...]
-    file: NDArray[np.int32]
-    line: NDArray[np.uint32]
+    def __init__(self, frames: Sequence[Frame]):
+        self._frames = frames
+        self._starts = np.cumsum([0, *map(len, frames)])
+        self.names = tuple(name for frame in frames for name in frame.files)
 
-    @classmethod
-    def of(cls, frames: list[Frame]) -> _Places:
-        if len(frames) == 1:
-            placed = frames[0].places
-            return cls(placed.files, placed.file, placed.line)
-        names: list[str] = []
-        files: list[NDArray[Any]] = []
-        lines: list[NDArray[Any]] = []
-        for frame in frames:
-            placed = frame.places
-            files.append(placed.file + len(names))
-            lines.append(placed.line)
-            names += placed.files
-        return cls(tuple(names), np.concatenate(files), np.concatenate(lines))
+    def find(self, rows: Rows) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+        """File (by its position among the names) and line of some rows, by their numbers among the rows of all frames;
+        [some] each."""
+        file, line = np.empty(len(rows), np.int32), np.empty(len(rows), np.uint32)
+        names = 0
+        for frame, (start, end) in zip(self._frames, pairwise(self._starts.tolist()), strict=True):
+            mine = (rows >= start) & (rows < end)
+            placed = frame.places(rows[mine] - start)
+            file[mine], line[mine] = placed.file + names, placed.line
+            names += len(placed.files)
+        return file, line
+
+    def of_removed(self, first: Rows, keep: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.uint32]]:
+        """Where the rows stand that removed ones repeat, [rows] each; anything for rows that are kept.
+
+        What is left of `first` after that is of no use: its memory, which is that of all rows, takes the lines.
+        """
+        line = first.view(np.uint32) if first.dtype == np.int32 else np.empty(len(first), np.uint32)
+        several = len(self.names) > 1
+        file = np.zeros(len(first), np.int32) if several else np.broadcast_to(np.int32(0), len(first))
+        for start in range(0, len(first), _AT_ONCE):
+            removed = start + np.flatnonzero(~keep[start : start + _AT_ONCE])
+            files, lines = self.find(first[removed])
+            line[removed] = lines
+            if several:
+                file[removed] = files
+        return file, line
 
     def name(self, row: int) -> str:
-        return f"{self.names[self.file[row]]}:{self.line[row]}"
+        """File and line of a row."""
+        (file,), (line,) = self.find(np.array([row]))
+        return f"{self.names[file]}:{line}"
 
 
 def _describe(report: Report, first: Rows, places: _Places) -> None:

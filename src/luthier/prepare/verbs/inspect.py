@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +16,22 @@ from luthier.data.textfile import SUFFIXES, kind_of
 from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
 from luthier.prepare.advice import CLASSIFY, PRETRAIN, advice_for, judged
-from luthier.prepare.census import SEPARATOR, USES, Census, Measure, bins, spread
+from luthier.prepare.census import SEPARATOR, USES, Census, Measure, evenly
 from luthier.prepare.config import VerbConfig
+from luthier.prepare.distribution import bins, spread
 from luthier.prepare.frame import Frame, Measured
-from luthier.prepare.gaps import limits
-from luthier.prepare.groups import first_of_equals, stand_alone
-from luthier.prepare.labels import Labels, read_labels
+from luthier.prepare.gaps import Rule, limits
+from luthier.prepare.groups import distinct
+from luthier.prepare.labels import count_labels
 from luthier.prepare.report import Chart, Report, Table
-from luthier.prepare.spill import Spill
+from luthier.prepare.spill import Spill, spills
 from luthier.prepare.verb import Job, Outcome, Verb
-
-Numbers = NDArray[np.int32]
 
 _LABELS = ("label", "labels", "category", "class", "sentiment", "intent", "department")
 _MOST_LABELS = 500
+_HELD = 16 * 2**20
+"""Bytes of each column of lengths that stay in memory."""
+_RULES: tuple[Rule, ...] = ("iqr", "zscore")
 _REMEDIES = {
     "encoding": "luthier data clean repairs them",
     "control_characters": "luthier data clean removes them",
@@ -59,29 +60,27 @@ def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
         ModelError: the tokenizer cannot be found.
     """
     tokenizer = _tokenizer(config.tokenizer, job)
-    # What there is one of for every row goes to files, and one column at a time is looked at.
-    keys = Spill(job.scratch / "keys", np.uint64, 2)
-    lengths = {name: Spill(job.scratch / name, np.int32) for name in ("characters", *USES)}
-    first = rows.measure(Census(), "Looking", spilled={"key": keys, **lengths})
-    han = first.columns["han"]
+    # What there is one of for every row goes to files and is looked at block by block: rows may be very many.
+    keys, han = Spill(job.scratch / "keys", np.uint64, 2), Spill(job.scratch / "han", bool)
+    lengths = {name: Spill(job.scratch / name, np.int32, limit=_HELD) for name in ("characters", *USES)}
+    first = rows.measure(Census(), "Looking", spilled={"key": keys, "han": han, **lengths})
     counts = _by_name(first)
     total = len(rows)
-    numbers = tuple(name for name in counts["seen"] if counts["number"].get(name, 0) * 2 > counts["seen"][name])
-    sampled = np.zeros(total, bool)
-    sampled[np.linspace(0, total - 1, min(total, config.token_rows)).astype(np.int64)] = True
-    values = {name: Spill(job.scratch / f"number {at}", np.float64) for at, name in enumerate(numbers)}
-    spilled = {f"number {name}": spill for name, spill in values.items()}
-    second = rows.measure(Measure(numbers, tokenizer), "Measuring", {"sampled": sampled}, spilled)
-    counted = second.columns["tokens"]
-    duplicates = total - int(stand_alone(first_of_equals(keys)).sum())
+    duplicates = total - distinct(keys)
     keys.close()
+    numbers = tuple(name for name in counts["seen"] if counts["number"].get(name, 0) * 2 > counts["seen"][name])
+    values, tokens = spills(job.scratch, numbers, np.float64), Spill(job.scratch / "tokens", np.int32)
+    spilled = {f"number {name}": spill for name, spill in values.items()} | {"tokens": tokens}
+    some = (total, min(total, config.token_rows))
+    rows.measure(Measure(numbers, tokenizer, some), "Measuring", spilled=spilled)
     labels = _labels(rows, config.label, counts["seen"])
 
     report = Report()
     report.tables += [_files(rows, job), _columns(counts, total), _shares("Shapes", "shape", counts["shape"], total)]
-    tokens = _tokens(lengths["characters"].all(), han, counted, sampled)
-    report.summary |= {"duplicates": duplicates, "tokens": tokens, "languages": len(counts["language"])}
-    _lengths(report, lengths, counted)
+    sampled = evenly(*some, 0, total)
+    told = _tokens(counts["characters"], lengths["characters"].select(sampled), han.select(sampled), tokens.all())
+    report.summary |= {"duplicates": duplicates, "tokens": told, "languages": len(counts["language"])}
+    _lengths(report, lengths, tokens)
     languages = _shares("Languages", "language", counts["language"], total)
     report.tables.append(languages)
     report.charts.append(_chart("Languages", counts["language"], at_most=10))
@@ -91,9 +90,9 @@ def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
     for name, n in counts["trouble"].items():
         report.tally.counts[name] = n
     report.tally.examples |= first.tally.examples
-    _notes(report, counts, duplicates, total, config.tokenizer, len(counted))
-    _advise(report, counts, total, tokens, labels)
-    for spill in (*lengths.values(), *values.values()):
+    _notes(report, counts, duplicates, total, config.tokenizer, tokens.rows)
+    _advise(report, counts, total, told, labels)
+    for spill in (han, tokens, *lengths.values(), *values.values()):
         spill.close()
     return Outcome(report)
 
@@ -109,7 +108,7 @@ def _tokenizer(name: str, job: Job) -> str:
 def _by_name(found: Measured) -> dict[str, dict[str, int]]:
     """Counts by what was counted, the most frequent first."""
     kinds = ("shape", "task", "language", "seen", "missing", "number", "text", "list", "object", "truth", "trouble")
-    counts: dict[str, dict[str, int]] = {kind: {} for kind in kinds}
+    counts: dict[str, dict[str, int]] = {kind: {} for kind in (*kinds, "characters")}
     for name, n in sorted(found.tally.counts.items(), key=lambda entry: -entry[1]):
         kind, _, which = name.partition(SEPARATOR)
         counts[kind][which] = n
@@ -158,26 +157,31 @@ def _chart(title: str, counts: Mapping[str, int], at_most: int = 20) -> Chart:
     return Chart(title, list(shown), list(shown.values()))
 
 
-def _tokens(characters: Numbers, han: NDArray[np.bool_], counted: Numbers, sampled: NDArray[np.bool_]) -> int:
-    """Tokens of all rows: those that were counted, and the others by their characters and whether they are Chinese."""
+def _tokens(
+    characters: Mapping[str, int], counted: NDArray[np.int32], han: NDArray[np.bool_], tokens_of: NDArray[np.int32]
+) -> int:
+    """Tokens of all rows: those that were counted, and the others by their characters and whether they are Chinese.
+
+    Args:
+        characters: of all rows, Chinese ones and others.
+        counted: characters of the rows whose tokens were counted, whether these are Chinese, and their tokens; [some].
+    """
     total = 0.0
-    han_sampled, characters_sampled = han[sampled], characters[sampled]
     for chinese in (False, True):
-        of_kind = han_sampled == chinese
-        tokens, seen = int(counted[of_kind].sum()), int(characters_sampled[of_kind].sum())
-        rest = int(characters.sum(where=han == chinese)) - seen
+        of_kind = han == chinese
+        tokens, seen = int(tokens_of[of_kind].sum()), int(counted[of_kind].sum())
+        rest = characters.get("zh" if chinese else "other", 0) - seen
         # with nothing counted of this kind: 0.25 tokens a character is what English takes, 1 what Chinese takes at most
         total += tokens + rest * (tokens / seen if seen else (1.0 if chinese else 0.25))
     return round(total)
 
 
-def _lengths(report: Report, lengths: Mapping[str, Spill], tokens: Numbers) -> None:
+def _lengths(report: Report, lengths: Mapping[str, Spill], tokens: Spill) -> None:
     found, charts = list[dict[str, Json]](), list[Chart]()
-    for name, spill in lengths.items():
-        values = spill.all()
+    for name, values in lengths.items():
         if name == "characters":
             charts.append(Chart("Characters of a row", *bins(values), x="characters"))
-        elif not values.any():
+        elif not any(block.any() for block in values.blocks()):
             continue
         found.append({"of": "characters of " + ("a row" if name == "characters" else f"its {name}s"), **spread(values)})
     found.append({"of": "tokens of a row", **spread(tokens)})
@@ -186,32 +190,32 @@ def _lengths(report: Report, lengths: Mapping[str, Spill], tokens: Numbers) -> N
     report.charts += charts
 
 
-def _labels(rows: Frame, wanted: str | None, seen: Mapping[str, int]) -> tuple[str, Labels] | None:
+def _labels(rows: Frame, wanted: str | None, seen: Mapping[str, int]) -> tuple[str, dict[str, int]] | None:
+    """The column with the classes, and the rows of each class."""
     if wanted is not None:
-        return wanted, read_labels(rows, wanted)
-    alone: tuple[str, Labels] | None = None  # a label that says the same of every row is worth a warning
+        return wanted, count_labels(rows, wanted)
+    alone: tuple[str, dict[str, int]] | None = None  # a label that says the same of every row is worth a warning
     for name in seen:
         if name.lower() in _LABELS:
             try:
-                found = read_labels(rows, name, needed=False)
+                found = count_labels(rows, name, needed=False)
             except DataError:  # too many values for classes, and nobody said that it holds any
                 continue
-            if 1 < len(found.names) <= _MOST_LABELS:
+            if 1 < len(found) <= _MOST_LABELS:
                 return name, found
-            if len(found.names) == 1 and name.lower() == "label":
+            if len(found) == 1 and name.lower() == "label":
                 alone = name, found
     return alone
 
 
-def _balance(report: Report, name: str, labels: Labels) -> None:
-    table = sorted(labels.table(), key=lambda row: -cast(int, row["rows"]))
-    report.tables.append(Table(f"Classes in {name}", table))
-    counts = {str(row["label"]): cast(int, row["rows"]) for row in table}
+def _balance(report: Report, name: str, labels: Mapping[str, int]) -> None:
+    counts = dict(sorted(labels.items(), key=lambda entry: -entry[1]))
+    report.tables.append(_shares(f"Classes in {name}", "label", counts, sum(counts.values())))
     report.charts.append(_chart(f"Classes in {name}", counts))
-    most, fewest = int(labels.counts.max()), int(labels.counts.min())
-    report.summary["classes"] = len(labels.names)
-    if len(labels.names) == 1:
-        what = f"The column {name} holds one class only, {labels.names[0]}: nothing can be learned from it"
+    most, fewest = max(counts.values()), min(counts.values())
+    report.summary["classes"] = len(counts)
+    if len(counts) == 1:
+        what = f"The column {name} holds one class only, {next(iter(counts))}: nothing can be learned from it"
         report.notes.append(f"{what}, neither by a classifier nor by KTO.")
     if most > 3 * fewest:
         what = (
@@ -222,13 +226,13 @@ def _balance(report: Report, name: str, labels: Labels) -> None:
 
 def _outliers(report: Report, columns: Mapping[str, Spill]) -> None:
     found: list[dict[str, Json]] = []
-    for name, spill in columns.items():
-        values = spill.all()
+    for name, values in columns.items():
         row: dict[str, Json] = {"column": name}
-        for rule in ("iqr", "zscore"):
-            low, high = limits(values, rule)
-            row[f"outliers by {rule}"] = int(((values < low) | (values > high)).sum())
-        usual = limits(values, "iqr")
+        ranges = {rule: limits(values, rule) for rule in _RULES}
+        for rule, (low, high) in ranges.items():
+            outside = (int(((block < low) | (block > high)).sum()) for block in values.blocks())
+            row[f"outliers by {rule}"] = sum(outside)
+        usual = ranges["iqr"]
         low = max(0.0, usual.low) if name == "characters" else usual.low
         found.append({**row, "usual from": round(low, 3), "to": round(usual.high, 3)})
     report.tables.append(Table("Numbers", found))
@@ -259,7 +263,7 @@ def _advise(
     counts: Mapping[str, Mapping[str, int]],
     total: int,
     tokens: int,
-    labels: tuple[str, Labels] | None,
+    labels: tuple[str, Mapping[str, int]] | None,
 ) -> None:
     """Rules of thumb for what most rows are made for."""
     shape, task = next(iter(counts["shape"])), next(iter(counts["task"]))
@@ -267,8 +271,8 @@ def _advise(
     if advice is None:
         return
     if advice is CLASSIFY:
-        if labels is not None and len(labels[1].names) > 1:
-            report.notes.append(judged(advice, int(labels[1].counts.min())))
+        if labels is not None and len(labels[1]) > 1:
+            report.notes.append(judged(advice, min(labels[1].values())))
         return
     report.notes.append(judged(advice, tokens if advice is PRETRAIN else total))
 

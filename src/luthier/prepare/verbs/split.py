@@ -17,7 +17,7 @@ from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
-from luthier.prepare.groups import Rows, first_of_equals, join, shared, width
+from luthier.prepare.groups import Rows, first_of_equals, frequencies, join, positions, shared, stand_alone, width
 from luthier.prepare.identity import RowKeys, keys_of
 from luthier.prepare.labels import Labels, read_labels
 from luthier.prepare.parcel import Batch, Parcel
@@ -28,6 +28,7 @@ from luthier.prepare.verb import Job, Outcome, Verb
 from luthier.prepare.view import column, text_of
 
 _NAMES = {2: ("train", "validation"), 3: ("train", "validation", "test")}
+_AT_ONCE = 1_000_000
 
 
 class SplitConfig(VerbConfig):
@@ -138,12 +139,14 @@ def split(rows: Frame, config: SplitConfig, job: Job) -> Outcome:
     groups = _groups(rows, config, job)
     labels = read_labels(rows, config.stratify) if config.stratify else None
     if config.time:
-        times = rows.measure(_Times(config.time), "Reading times").columns["time"]
-        parts = split_by_time(times, groups, config.ratio)
+        times = Spill(job.scratch / "times", np.float64)
+        rows.measure(_Times(config.time), "Reading times", spilled={"time": times})
+        parts = split_by_time(times.all(), groups, config.ratio)
+        times.close()
     else:
         strata = labels.codes if labels else np.broadcast_to(np.int32(0), len(rows))
         parts = split_groups(groups, strata, config.ratio, job.seed)
-    counts = np.bincount(parts, minlength=len(config.parts))
+    counts = frequencies(parts, len(config.parts))
     if not counts.all():
         name = config.parts[int(np.argmin(counts))]
         what = f"{len(rows):,} rows in {len(np.unique(groups)):,} groups leave nothing for the part {name!r}"
@@ -163,8 +166,11 @@ def _groups(rows: Frame, config: SplitConfig, job: Job) -> Rows:
             keys.append(parcel.columns["key"])
         found = first_of_equals(keys)
         keys.close()
-        itself = np.arange(len(found), dtype=found.dtype)
-        first = found if first is None else join(first, np.stack([itself, found], axis=1))
+        if first is None:
+            first = found
+        else:
+            again = positions(~stand_alone(found))
+            first = join(first, np.stack([again, found[again]], axis=1))
     if first is not None:
         return first
     for _ in rows.scan(_count, "Reading rows"):
@@ -178,7 +184,7 @@ def _count(_: Batch) -> Parcel:
 
 def _report(config: SplitConfig, parts: NDArray[np.int8], groups: Rows, labels: Labels | None) -> Report:
     report = Report()
-    counts = np.bincount(parts, minlength=len(config.parts)).tolist()
+    counts = frequencies(parts, len(config.parts)).tolist()
     wanted = [share / sum(config.ratio) for share in config.ratio]
     total = len(parts)
     report.tables.append(
@@ -209,12 +215,15 @@ def _report(config: SplitConfig, parts: NDArray[np.int8], groups: Rows, labels: 
 
 
 def _by_label(config: SplitConfig, parts: NDArray[np.int8], labels: Labels) -> Iterator[dict[str, Json]]:
-    names = [*labels.names, "(none)"]
-    for code, name in enumerate(names):
-        mine = parts[labels.codes == (code if code < len(labels.names) else -1)]
-        if len(mine):
-            counts = np.bincount(mine, minlength=len(config.parts)).tolist()
-            yield {"label": name, **dict(zip(config.parts, counts, strict=True))}
+    names, many = [*labels.names, "(none)"], len(config.parts)
+    counts = np.zeros((len(names), many), np.int64)
+    for at in range(0, len(parts), _AT_ONCE):
+        codes = labels.codes[at : at + _AT_ONCE].astype(np.int64)
+        codes[codes < 0] = len(labels.names)
+        counts += frequencies(codes * many + parts[at : at + _AT_ONCE], counts.size).reshape(counts.shape)
+    for name, found in zip(names, counts.tolist(), strict=True):
+        if any(found):
+            yield {"label": name, **dict(zip(config.parts, found, strict=True))}
 
 
 VERB = Verb(
