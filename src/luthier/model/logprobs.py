@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from luthier.model.blas import add_product, multiply
 from luthier.model.counted import on_gpu
 from luthier.model.pointwise import Pointwise
-from luthier.model.products import add_product
 
 Head = Callable[[Tensor], Tensor]
 """hidden_RD -> logits_RV"""
@@ -111,11 +111,11 @@ class _ByHand(torch.autograd.Function):
         kept: list[Tensor] = []
         for start in range(0, len(targets_R), rows):
             part = slice(start, start + rows)
-            logits_RV = hidden_RD[part] @ weight.t()
+            logits_RV = multiply(hidden_RD[part], weight.t())
             logprobs_R[part], correct_R[part], norm_R[part] = pointwise.score(logits_RV, targets_R[part])
             if unit_RD is not None:
                 pointwise.score_gradient(logits_RV, targets_R[part], norm_R[part], None)
-                torch.mm(logits_RV, weight, out=unit_RD[part])
+                multiply(logits_RV, weight, out=unit_RD[part])
             elif keep_logits and head_moves:
                 kept.append(logits_RV)
             del logits_RV  # before the next chunk is made
@@ -144,9 +144,9 @@ class _ByHand(torch.autograd.Function):
         assert dweight_VD is not None
         for start in range(0, len(targets_R), ctx.rows):
             part = slice(start, start + ctx.rows)
-            logits_RV = kept.pop() if kept else hidden_RD[part] @ weight.t()
+            logits_RV = kept.pop() if kept else multiply(hidden_RD[part], weight.t())
             ctx.pointwise.score_gradient(logits_RV, targets_R[part], norm_R[part], dlogprobs_R[part])
-            torch.mm(logits_RV, weight, out=dhidden_RD[part])
+            multiply(logits_RV, weight, out=dhidden_RD[part])
             add_product(dweight_VD, logits_RV.t(), hidden_RD[part])
             del logits_RV
         return dhidden_RD, None if in_place else dweight_VD, None, None, None, None

@@ -25,7 +25,7 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor, nn
 
-from luthier.model.counted import counting
+from luthier.model.blas import add_product, add_to, column_sums, multiply, times32
 from luthier.model.lowbit import LowBitLinear
 from luthier.model.pointwise import LowRank, Rider
 
@@ -150,7 +150,7 @@ class Product:
         x_TI: from `room`, its first I columns filled.
         """
         u_TK = self._inner(x_TI)
-        return torch.nn.functional.linear(x_TI, self._weight()[: self.out], self._bias()), u_TK
+        return multiply(x_TI, self._weight()[: self.out].t(), self._bias()), u_TK
 
     def added(self, h_TO: Tensor, x_TI: Tensor) -> tuple[Tensor, Tensor]:
         """h_TO + y_TO, which take h's memory where the product `adds_in_place`, and u_TK.
@@ -161,7 +161,7 @@ class Product:
         bias = self._bias()
         if bias is not None:
             h_TO += bias
-        return h_TO.addmm_(x_TI, self._weight()[: self.out].t()), u_TK
+        return add_to(h_TO, x_TI, self._weight()[: self.out].t()), u_TK
 
     def partly(self, x_TI: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:
         """`forward`, and what y_TO still lacks."""
@@ -184,7 +184,7 @@ class Product:
     def input_gradient(self, dy_TO: Tensor) -> tuple[Tensor, Tensor]:
         """dx_TI and du_TK.  dy_TO: from `room_back`, its first O columns filled."""
         du_TK = self.inner_gradient(dy_TO)
-        return dy_TO @ self._weight()[:, : self.into], du_TK
+        return multiply(dy_TO, self._weight()[:, : self.into]), du_TK
 
     def inner_gradient(self, dy_TO: Tensor) -> Tensor:
         """du_TK alone, which is put beside dy as well."""
@@ -202,11 +202,11 @@ class Product:
 
     def times(self, x_TI: Tensor, bias_O: Tensor | None) -> Tensor:
         """x W^T + b, without adapters.  [T, I] -> [T, O]"""
-        return torch.nn.functional.linear(x_TI, self._weight()[: self.out, : self.into], bias_O)
+        return multiply(x_TI, self._weight()[: self.out, : self.into].t(), bias_O)
 
     def times_back(self, dy_TO: Tensor) -> Tensor:
         """dy W, without adapters.  [T, O] -> [T, I]"""
-        return dy_TO @ self._weight()[: self.out, : self.into]
+        return multiply(dy_TO, self._weight()[: self.out, : self.into])
 
     def gradients(
         self,
@@ -337,32 +337,6 @@ def written_out(products: Sequence[Product], written: Tensor | None = None) -> G
     finally:
         for product in moving:
             product.forget()
-
-
-def times32(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right, summed and kept in float32."""
-    if counting():
-        return left.new_empty(left.shape[0], right.shape[1], dtype=torch.float32)
-    if left.is_cuda and left.dtype != torch.float32:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return (left @ right).float()
-
-
-def column_sums(left_TO: Tensor) -> Tensor:
-    """Summed and kept in float32; as a product it takes half the time of a reduction on a GPU.  [O]"""
-    if left_TO.is_cuda and left_TO.dtype != torch.float32:
-        return times32(left_TO.t(), left_TO.new_ones(len(left_TO), 1))[:, 0]
-    return left_TO.sum(0, dtype=torch.float32)
-
-
-def add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total (float32) += left @ right, in place."""
-    if counting():
-        return
-    if left.is_cuda and left.dtype != torch.float32:
-        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
-    else:
-        total += left @ right
 
 
 def joined(parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

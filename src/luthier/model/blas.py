@@ -1,0 +1,160 @@
+"""Matrix products: PyTorch's, or on a GPU the fastest of cuBLAS's kernels that gives the very same numbers.
+
+cuBLAS guesses which of its kernels suits a product, and guesses for a cool card.  In a training step, where heat and
+power set the pace, another one can be several hundredths faster (docs/performance.md).  So the kernels take turns in
+the steps themselves until it is known which is the fastest there.  A kernel takes part only where every bit of its
+result is the bit of PyTorch's own call: who wins changes the time, never a number.
+
+Legend: M, N, K as in `model.cublas`; O outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from luthier.model import cublas
+from luthier.model.counted import counting
+from luthier.model.cublas import Call, Form, Kernel
+from luthier.model.race import Race
+
+_WORTHWHILE = 2 * 10**10
+"""Operations below which a product is left to PyTorch: some 30 microseconds."""
+
+_ROOM = 2**25
+"""Bytes of each of the two results that are compared: as many rows as fit."""
+
+_FORMS = 4096
+"""Forms that are remembered; packed batches have ever new lengths."""
+
+
+def multiply(left_MK: Tensor, right_KN: Tensor, bias_N: Tensor | None = None, *, out: Tensor | None = None) -> Tensor:
+    """left right + bias, in their type.  [M, K] [K, N] -> [M, N]"""
+    out_MN = left_MK.new_empty(left_MK.shape[0], right_KN.shape[1]) if out is None else out
+    return _compute(left_MK, right_KN, out_MN, bias_N)
+
+
+def add_to(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> Tensor:
+    """total += left right, in place, in their type."""
+    return _compute(left_MK, right_KN, total_MN, adds=True)
+
+
+def times32(left_MK: Tensor, right_KN: Tensor) -> Tensor:
+    """left right, summed and kept in float32.  [M, K] [K, N] -> [M, N]"""
+    if not counting() and not (left_MK.is_cuda and left_MK.dtype != torch.float32):
+        return (left_MK @ right_KN).float()
+    return _compute(left_MK, right_KN, left_MK.new_empty(len(left_MK), right_KN.shape[1], dtype=torch.float32))
+
+
+def add_product(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> None:
+    """total (float32) += left right, in place."""
+    if not counting() and not (left_MK.is_cuda and left_MK.dtype != torch.float32):
+        total_MN += left_MK @ right_KN
+    else:
+        _compute(left_MK, right_KN, total_MN, adds=True)
+
+
+def column_sums(left_TO: Tensor) -> Tensor:
+    """Summed and kept in float32; as a product it takes half the time of a reduction on a GPU.  [O]"""
+    if left_TO.is_cuda and left_TO.dtype != torch.float32:
+        return times32(left_TO.t(), left_TO.new_ones(len(left_TO), 1))[:, 0]
+    return left_TO.sum(0, dtype=torch.float32)
+
+
+def _compute(
+    left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N: Tensor | None = None, *, adds: bool = False
+) -> Tensor:
+    if counting():
+        return out_MN
+    matrices = left_MK, right_KN, out_MN
+    form = Form.of(*matrices, adds=adds, biased=bias_N is not None)
+    if not _has_choice(form, matrices):
+        _by_torch(*matrices, bias_N, adds=adds)
+        return out_MN
+    alike = _alike(form), left_MK.get_device()
+    if alike not in _races:
+        kernels = _equal(form, *matrices, bias_N)
+        if kernels is not None:
+            _races[alike] = Race(kernels)
+        return out_MN
+    race = _races[alike]
+    lap = race.start(_tokens(form))
+    call = _called(form, race.turn, alike[1])
+    if call is None or race.turn is None:
+        _by_torch(*matrices, bias_N, adds=adds)
+    else:
+        call.run(race.turn, *matrices, bias_N)
+    if lap is not None:
+        lap.end.record()
+    return out_MN
+
+
+def _by_torch(left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N: Tensor | None, *, adds: bool) -> None:
+    kind: dict[str, Any] = {} if out_MN.dtype == left_MK.dtype else {"out_dtype": out_MN.dtype}
+    if adds or bias_N is not None:
+        torch.addmm(out_MN if bias_N is None else bias_N, left_MK, right_KN, out=out_MN, **kind)
+    else:
+        torch.mm(left_MK, right_KN, out=out_MN, **kind)
+
+
+def _has_choice(form: Form, matrices: Sequence[Tensor]) -> bool:
+    """Whether kernels are chosen for such a product."""
+    return (
+        form.operations >= _WORTHWHILE
+        and form.kind in (torch.bfloat16, torch.float16)
+        and all(matrix.is_cuda and matrix.data_ptr() % cublas.ALIGNMENT == 0 for matrix in matrices)
+        and form.aligned
+        and cublas.library() is not None
+        and matrices[0].get_device() == torch.cuda.current_device()
+    )
+
+
+_races: dict[tuple[Form, int], Race] = {}
+_calls: dict[tuple[Form, int], Call] = {}
+
+
+def _called(form: Form, kernel: Kernel | None, device: int) -> Call | None:
+    """How to call a kernel for a product of this very form; None where it cannot compute it."""
+    call = _calls.get((form, device))
+    if call is None:
+        if len(_calls) >= _FORMS:
+            _calls.clear()
+        call = _calls[form, device] = Call(form)
+    return call if kernel is not None and call.fits(kernel) else None
+
+
+def _tokens(form: Form) -> int:
+    """How many there are: the rows of an output or of its gradient, or what a weight's gradient is summed over."""
+    return form.m if form.out_kind == form.kind else form.k
+
+
+def _alike(form: Form) -> Form:
+    """One form for all that share a race: the number of tokens counts to the next power of two."""
+    tokens = _tokens(form).bit_length()
+    return form._replace(m=tokens) if form.out_kind == form.kind else form._replace(k=tokens)
+
+
+def _equal(form: Form, left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N: Tensor | None) -> list[Kernel] | None:
+    """Leave the product to PyTorch, and give the kernels that find the same bits in the first rows.
+
+    In which order a kernel adds up is the same for every row.  None where the numbers tell nothing.
+    """
+    rows = min(form.m, max(1, _ROOM // (form.n * out_MN.element_size())))
+    start_MN = out_MN[:rows].clone()
+    _by_torch(left_MK, right_KN, out_MN, bias_N, adds=form.adds)
+    expected_MN, got_MN = out_MN[:rows], torch.empty_like(start_MN)
+    if torch.equal(expected_MN, start_MN) if form.adds else not expected_MN.any():
+        return None
+    call = Call(Form.of(left_MK[:rows], right_KN, got_MN, adds=form.adds, biased=form.biased))
+    bits = torch.int16 if got_MN.element_size() == 2 else torch.int32
+    found: list[Kernel] = []
+    for kernel in filter(call.fits, Call(form).kernels()):
+        if form.adds:
+            got_MN.copy_(start_MN)
+        call.run(kernel, left_MK[:rows], right_KN, got_MN, bias_N)
+        if torch.equal(got_MN.view(bits), expected_MN.view(bits)):
+            found.append(kernel)
+    return found
