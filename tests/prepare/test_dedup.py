@@ -15,7 +15,7 @@ import pytest
 from workshop import run, write_rows
 
 from luthier.prepare import chunks
-from luthier.prepare.groups import distinct, first_of_equals, join, shared
+from luthier.prepare.groups import distinct, first_of_equals, join, leading, shared, stand_alone
 from luthier.prepare.identity import keys_of
 from luthier.prepare.minhash import bands_for, signatures
 from luthier.prepare.shingles import Sizes, jaccard, shingle_sets, tokenise
@@ -244,6 +244,9 @@ def test_rows_that_share_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     for at_once in (10**6, 64):
         monkeypatch.setattr("luthier.prepare.groups._COMPARED_AT_ONCE", at_once)
         assert np.array_equal(shared(groups), expected)
+        first = np.minimum(groups, np.arange(900))[100:]
+        alone = stand_alone(first, 100)
+        assert np.array_equal(leading(first, 100), first[~alone]) and 100 < alone.sum() < 700
 
 
 def test_join_finds_connected_rows() -> None:

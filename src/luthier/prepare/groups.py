@@ -97,6 +97,19 @@ def stand_alone(first: Rows, start: int = 0) -> NDArray[np.bool_]:
     return alone
 
 
+def leading(first: Rows, start: int = 0) -> Rows:
+    """The first row of its group for each row that is not the first itself; a few at a time, for the same reason.
+
+    Args:
+        start: number of the first of these rows.
+    """
+    found = [np.empty(0, first.dtype)]
+    for at in range(0, len(first), _COMPARED_AT_ONCE):
+        some = first[at : at + _COMPARED_AT_ONCE]
+        found.append(some[some != np.arange(start + at, start + at + len(some))])
+    return np.concatenate(found)
+
+
 def shared(groups: Rows) -> NDArray[np.bool_]:
     """Which rows are in a group with others, bool [N].
 

@@ -14,7 +14,7 @@ from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
-from luthier.prepare.groups import Rows, first_of_equals, stand_alone
+from luthier.prepare.groups import Rows, first_of_equals, leading, stand_alone
 from luthier.prepare.identity import RowKeys
 from luthier.prepare.minhash import bands_for
 from luthier.prepare.near import Alike, Likeness, alike
@@ -98,7 +98,7 @@ def dedup(rows: Frame, config: DedupConfig, job: Job) -> Outcome:
     report = Report(summary={"duplicates": repeated})
     if config.against:
         report.summary["overlap"] = overlap
-    report.summary["groups"] = len(np.unique(first[~keep]))
+    report.summary["groups"] = len(np.unique(leading(first, known)))
     _describe(report, found.first, places)
     file, line = places.of_removed(first, keep)
     attached = {
@@ -171,7 +171,7 @@ class _Places:
 
 def _describe(report: Report, first: Rows, places: _Places) -> None:
     """How large the groups are, and the largest ones."""
-    leaders, sizes = np.unique(first[~stand_alone(first)], return_counts=True)
+    leaders, sizes = np.unique(leading(first), return_counts=True)
     sizes += 1
     if not len(leaders):
         return

@@ -242,7 +242,8 @@ def _notes(
     report: Report, counts: Mapping[str, Mapping[str, int]], duplicates: int, total: int, tokenizer: str, counted: int
 ) -> None:
     if duplicates:
-        report.notes.append(f"{duplicates:,} of {total:,} rows repeat an earlier one; luthier data dedup removes them.")
+        what = f"{duplicates:,} of {total:,} rows {'repeats' if duplicates == 1 else 'repeat'} an earlier one"
+        report.notes.append(f"{what}; luthier data dedup removes {'it' if duplicates == 1 else 'them'}.")
     trouble = counts["trouble"]
     for name, remedy in _REMEDIES.items():
         if trouble.get(name):
@@ -253,7 +254,8 @@ def _notes(
         report.notes.append(f"Personal data and secrets: {shown}; --mask of luthier data clean hides them.")
     if counts["shape"].get("unknown"):
         unknown = counts["shape"]["unknown"]
-        report.notes.append(f"{unknown:,} rows have no known shape; --columns renames their columns.")
+        rows = "1 row has" if unknown == 1 else f"{unknown:,} rows have"
+        report.notes.append(f"{rows} no known shape; --columns renames their columns.")
     how = "all rows" if counted == total else f"{counted:,} rows, the others estimated by their characters"
     report.notes.append(f"Tokens were counted with the tokenizer of {tokenizer}, in {how}.")
 
