@@ -8,7 +8,6 @@ from pathlib import Path
 
 from luthier import __version__
 from luthier.base.errors import DataError
-from luthier.base.rundir import write_atomic
 from luthier.data.textfile import describe
 from luthier.prepare.chunks import Span
 from luthier.prepare.config import VerbConfig
@@ -19,7 +18,7 @@ from luthier.prepare.places import Places
 from luthier.prepare.reading import Worker
 from luthier.prepare.report import Finished
 from luthier.prepare.verb import Job, Verb
-from luthier.prepare.write import Writer
+from luthier.prepare.write import Writer, write_rows
 
 
 @dataclass
@@ -70,7 +69,7 @@ class Stage:
             writer.publish()
         if made.rejected and job.rejected().exists():
             made.rejected.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(made.rejected, job.rejected().read_bytes())
+            write_rows(job.rejected(), made.rejected)
         self.finished = Finished(
             self.verb.name,
             __version__,
