@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from workshop import run, write_rows
 
-from luthier.prepare import advice
+from luthier.prepare import advice, chunks
 from luthier.prepare.census import evenly
 from luthier.prepare.distribution import bins, deviation_of, mean_of, median_of, quantiles, spread
 from luthier.prepare.spill import Spill
@@ -57,6 +57,29 @@ def test_tokens_are_estimated_from_some_rows(tmp_path: Path, capsys: Any) -> Non
     exact = run("inspect", capsys, tmp_path / "all", file, flags=[]).report["summary"]["tokens"]
     some = run("inspect", capsys, tmp_path / "some", file, flags=["--token_rows", "20"]).report["summary"]["tokens"]
     assert exact > 200 and abs(some - exact) / exact < 0.03
+
+
+def test_a_report_is_the_same_when_columns_go_to_files(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(8)
+    rows: list[dict[str, Any]] = [
+        {"question": "她在画画。" * int(rng.integers(1, 9)), "answer": f"No. {n % 250}", "label": f"l{n % 7}"}
+        | {f"score {at}": float(rng.normal()) * 10**at for at in range(3)}
+        for n in range(400)
+    ]
+    rows += [{**row, "score 1": None} for row in rows[:40]] + rows[:5]
+    file = write_rows(tmp_path / "in.jsonl", rows)
+    held = run("inspect", capsys, tmp_path / "held", file, flags=["--token_rows", "100"]).report
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 4000)
+    monkeypatch.setattr("luthier.prepare.spill._BLOCK", 160)
+    monkeypatch.setattr("luthier.prepare.spill.IN_MEMORY", 900)
+    monkeypatch.setattr("luthier.prepare.verbs.inspect._HELD", 300)
+    monkeypatch.setattr("luthier.prepare.groups._MOST_AT_ONCE", 150)
+    monkeypatch.setattr(Spill.__init__, "__defaults__", (0, 500))
+    assert run("inspect", capsys, tmp_path / "stored", file, flags=["--token_rows", "100"]).report == held
+    assert held["summary"]["duplicates"] == 5 and held["summary"]["classes"] == 7
+    assert [row["column"] for row in table(held, "Numbers")] == ["characters", "score 0", "score 1", "score 2"]
 
 
 def test_bad_wishes_are_named(tmp_path: Path, capsys: Any) -> None:
