@@ -190,6 +190,8 @@ def test_tags(value: dict[str, Any], tokens: tuple[str, ...], tags: tuple[str, .
             Similar("q", ("a",), ("b",), HERE, positive_scores=(0.9,), negative_scores=(0.1,)),
         ),
         ({"anchor": "q", "positive": "a", "negative": "b"}, Similar("q", ("a",), ("b",), HERE)),
+        ({"query": "q", "positive": ["a"]}, Similar("q", ("a",), (), HERE)),
+        ({"question": "q", "Positives": ["a", "b"], "negatives": ["c"]}, Similar("q", ("a", "b"), ("c",), HERE)),
         ({"sentence1": "q", "sentence2": "a", "score": "0.5"}, Similar("q", ("a",), (), HERE, 0.5)),
         ({"sentence1": "q", "sentence2": "a", "label": 0.5}, Similar("q", ("a",), (), HERE, 0.5)),
         (

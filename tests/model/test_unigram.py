@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from luthier.base.errors import ConfigError
-from luthier.model.scratch_encoders import SENTINELS, T5_SPECIAL, t5_tokenizer
+from luthier.model.scratch_encoders import SENTINELS, T5_SPECIAL, bert_tokenizer, t5_tokenizer
 from luthier.model.unigram import unigram_pieces
 
 STEMS = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in "lmnrst"]
@@ -70,3 +70,5 @@ def test_too_many_characters_and_too_little_text_are_told():
         unigram_pieces(learner(), lines(0), 10)
     with pytest.raises(ConfigError, match="the text is enough for"):
         t5_tokenizer(["one two", "two three"], 300)
+    with pytest.raises(ConfigError, match=r"alone make [0-9]+ tokens, more than 300"):
+        bert_tokenizer([chr(0x4E00 + n) for n in range(300)], 300)

@@ -197,6 +197,16 @@ def test_data_that_cannot_be_classified(
         made(folder_of("bert"), path, **settings)
 
 
+def test_a_set_without_any_label_says_what_is_wrong_with_its_rows(folder_of: Callable[[str], Path], tmp_path: Path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"Input": "x", "Reward": "high"}))
+    with pytest.raises(DataError, match=r"no label: .*rows\.jsonl:1 Reward: a number is expected"):
+        made(folder_of("bert"), path)
+    path.write_text("\n".join(json.dumps({"text": "x", "label": label}) for label in "ab"))
+    with pytest.raises(ConfigError, match=r"2 labels, not 5\. Name all classes with --labels"):
+        made(folder_of("bert"), path, num_labels=5)
+
+
 @pytest.mark.parametrize("settings", [{"focal_gamma": 2.0}, {"label_smoothing": 0.1}, {"class_weights": ("balanced",)}])
 def test_losses_of_classes_are_refused_for_numbers(
     settings: dict[str, Any], folder_of: Callable[[str], Path], tmp_path: Path

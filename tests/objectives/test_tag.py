@@ -12,6 +12,7 @@ import torch
 from encoders import save_encoder
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
+from luthier.base.errors import DataError
 from luthier.base.records import Tagged, Where
 from luthier.data.batch import collate
 from luthier.data.config import DataConfig
@@ -125,6 +126,24 @@ def test_words_beyond_the_longest_length_are_told(folder_of: Callable[[str], Pat
     objective, _ = made(folder_of("bert"), rows_of(tmp_path))
     group = objective.encode(Tagged(("violin",) * 300, ("O",) * 300, Where("test", 1)))
     assert group is not None and group.cut and len(group) == 128 and group.sequences[0].ids[-1] == 3
+    unseen = objective.encode(Tagged(("violin", ""), ("O", "B-job"), Where("test", 1)))
+    assert unseen is not None and not unseen.cut, "a word without a piece was not cut off"
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"tokens": ["a", "b"], "tags": ["O", "O"]}, "only one tag, 'O'"),
+        ({"tokens": ["a", "b"], "tags": ["O"]}, "rows.jsonl:1 tags: 1 tags for 2 tokens"),
+        ({"text": "a b", "label": "pos"}, "rows.jsonl:1 label: a list is expected"),
+    ],
+)
+def test_rows_without_tags_to_tell_apart_are_refused(
+    row: dict[str, Any], what: str, folder_of: Callable[[str], Path], tmp_path: Path
+):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    with pytest.raises(DataError, match=what):
+        made(folder_of("bert"), tmp_path / "rows.jsonl")
 
 
 def test_a_run_finds_entities_and_leaves_what_plain_transformers_opens(

@@ -19,7 +19,7 @@ from settings import HERE, cut, encoded, learnable, measure, opened, same
 from torch.nn import functional as F
 
 from luthier.base.errors import ConfigError
-from luthier.base.records import Chat, Message, Similar, Text
+from luthier.base.records import BadRow, Chat, Message, Similar, Text
 from luthier.data.batch import Group
 from luthier.engine.mesh import open_mesh
 from luthier.engine.step import evaluate
@@ -109,6 +109,34 @@ def test_infonce_is_the_written_out_loss_and_knows_duplicates(tmp_path: Path):
     for loss, logits in zip(found, (sharper, softer), strict=True):
         wanted = sum(float(torch.logsumexp(row, 0) - row[0]) for row in logits) / 2
         assert loss == pytest.approx(wanted, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "record", "code"),
+    [
+        (Embed(loss="cosine"), Similar("q", ("a",), (), HERE, score=4.0), "bad_score"),
+        (Embed(loss="cosent"), Similar("q", ("a",), (), HERE), "no_score"),
+        (Embed(loss="infonce"), Similar("q", (), ("b",), HERE), "no_positive"),
+        (Rerank(loss="pointwise"), Similar("q", ("a",), (), HERE, score=4.0), "bad_score"),
+        (Rerank(loss="listwise"), Similar("q", ("a",), (), HERE), "no_negative"),
+        (Rerank(loss="listwise"), Similar("q", (), ("b", "c"), HERE), "no_positive"),
+    ],
+)
+def test_rows_that_a_loss_has_no_use_for_say_why(tmp_path: Path, config: Any, record: Similar, code: str):
+    with pytest.raises(BadRow) as refused:
+        learnable(config, save_encoder(tmp_path, "bert")).encode(record)
+    assert refused.value.fault.code == code
+
+
+def test_what_cannot_be_learned_is_refused(tiny_model_dir: Callable[..., Path]):
+    with pytest.raises(ValueError, match="whole numbers from 1 on"):
+        Embed(matryoshka=(8, 0))
+    with pytest.raises(ValueError, match="the same word"):
+        GenerativeRerank(positive_token="a", negative_token="a")
+    with pytest.raises(ValueError, match="give top_k"):
+        Distill(teacher="x", store="folder")
+    with pytest.raises(ConfigError, match="does not fit into 64 tokens"):
+        learnable(GenerativeRerank(positive_token="a", negative_token="b"), tiny_model_dir("qwen2"), max_length=64)
 
 
 def test_hard_negatives_are_drawn_anew(tmp_path: Path):
@@ -310,7 +338,7 @@ def test_losses_of_rerankers_are_those_of_cross_encoders(loss: Any, count: int, 
 
 def test_yes_and_no_are_weighed_behind_the_prompt(tiny_model_dir: Callable[..., Path]):
     folder = tiny_model_dir("qwen2")
-    objective = learnable(GenerativeRerank(positive_token="a", negative_token="b"), folder, max_length=120)
+    objective = learnable(GenerativeRerank(positive_token="a", negative_token="b"), folder, max_length=600)
     model = opened(objective, folder, dropout=False)
     groups = encoded(objective, rows(hard=1, count=2))
     whole = measure(model, objective, cut(groups, [range(2)]))

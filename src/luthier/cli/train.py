@@ -125,7 +125,7 @@ def settled(tree: Tree, notes: list[str]) -> RunConfig:
         found = pick(config.data, config.model)
         config = config.model_copy(update={"objective": found})
         if not isinstance(found, Sft):
-            notes.append(f"the data is for {found.type}, which is trained; --task_type says otherwise")
+            notes.append(f"the rows are for {found.type}, so that is trained; --task_type names another")
     if config.stages and not tree.get("objective"):
         config = config.model_copy(update={"stages": picked_stages(config)})
     if isinstance(config.objective, Multi):

@@ -75,7 +75,8 @@ class Reader:
 
     def items(self, value: Json, path: str) -> list[Json]:
         """A list, or the JSON text of one (as in CSV and Parquet columns); null is empty."""
-        value = self.decoded(value, path)
+        if not isinstance(value, str) or value.lstrip().startswith(("[", "{", "null")):
+            value = self.decoded(value, path)
         if value is None or value == "":
             return []
         if not isinstance(value, list):

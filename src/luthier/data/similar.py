@@ -10,6 +10,10 @@ from luthier.data.formats import row_weight
 from luthier.data.messages import Reader
 from luthier.data.prompts import conversation
 
+QUERIES = ("query", "anchor", "question")
+GOOD = ("positive", "positives")
+"""Columns of texts like the query, beside `pos`."""
+
 
 def similarity(reader: Reader, low: Columns, value: Mapping[str, Json]) -> Similar:
     """Two texts with or without a score, or a query with texts like it and unlike it.
@@ -26,8 +30,8 @@ def similarity(reader: Reader, low: Columns, value: Mapping[str, Json]) -> Simil
         if score is None:
             return Similar(one, (other,), (), reader.where, weight=weight)
         return Similar(one, (other,), (), reader.where, number_of(reader, score[1], score[0]), weight=weight)
-    query = text_of(reader, low, ("query", "anchor", "question"), "a query")
-    good = _several(reader, low, ("pos", "positive", "positives"))
+    query = text_of(reader, low, QUERIES, "a query")
+    good = _several(reader, low, ("pos", *GOOD))
     bad = _several(reader, low, ("neg", "negative", "negatives"))
     if not good and not bad:
         raise reader.fail(
@@ -67,7 +71,11 @@ def _several(reader: Reader, low: Columns, names: tuple[str, ...]) -> tuple[str,
     key, item = found
     if isinstance(item, str) and not item.lstrip().startswith("["):
         return (item,)
-    return tuple(reader.text(text, f"{key}[{i}]") for i, text in enumerate(reader.items(item, key)))
+    texts = tuple(reader.text(text, f"{key}[{i}]") for i, text in enumerate(reader.items(item, key)))
+    for i, text in enumerate(texts):
+        if not text.strip():
+            raise reader.fail("empty_text", "a text is empty", f"{key}[{i}]")
+    return texts
 
 
 def _numbers(reader: Reader, low: Columns, name: str) -> tuple[float, ...]:

@@ -35,6 +35,17 @@ def records(config: DataConfig, specs: Sequence[str], task: Task) -> Iterator[Re
             yield record
 
 
+def first_fault(config: DataConfig, specs: Sequence[str], task: Task) -> Fault | None:
+    """Why the first of the rows that cannot be read for a task cannot; None where all can.
+
+    Raises:
+        DataError: a set cannot be opened.
+    """
+    options = RecordOptions.from_config(config, task)
+    found = (to_record(row, options)[0] for row in _rows(config, specs))
+    return next((fault for fault in found if isinstance(fault, Fault)), None)
+
+
 def _rows(config: DataConfig, specs: Sequence[str]) -> Iterator[Row]:
     for text in specs:
         spec = parse_spec(text, config.hub)

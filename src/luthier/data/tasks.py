@@ -28,7 +28,7 @@ from luthier.data.labels import are_tags, classification, spans_in, tagging
 from luthier.data.messages import Reader
 from luthier.data.preferences import SIDES, judged, preference
 from luthier.data.prompts import prompt
-from luthier.data.similar import similarity
+from luthier.data.similar import GOOD, QUERIES, similarity
 
 
 def task_of(value: Mapping[str, Json]) -> Task:
@@ -70,7 +70,7 @@ def _task_by_name(columns: tuple[str, ...]) -> Task | None:
         return "kto"
     if "tokens" in keys and keys & set(TAGS):
         return "tagging"
-    if {"query", "pos"} <= keys or {"query", "neg"} <= keys or {"anchor", "positive"} <= keys:
+    if {"query", "pos"} <= keys or {"query", "neg"} <= keys or (keys & set(QUERIES) and keys & set(GOOD)):
         return "similarity"
     if {"input", "reward"} <= keys or {"prompt", "reward"} <= keys:
         return "prompt" if keys & {"action", "state"} else "classification"

@@ -101,7 +101,13 @@ def _like(blank: Any, model: Any) -> Tokenizer:
 
 
 def _enough(found: int, wanted: int) -> None:
-    if found != wanted:
+    if found > wanted:
+        raise ConfigError(
+            f"the characters of the text alone make {found} tokens, more than {wanted}",
+            where="--vocab_size",
+            fix="Give a larger vocabulary, or a text with fewer rare characters",
+        )
+    if found < wanted:
         raise ConfigError(
             f"the text is enough for {found} tokens, not for {wanted}",
             where="--vocab_size",

@@ -53,7 +53,7 @@ def classification(config: SeqCls, setting: Setting) -> Classification:
     """
     found = labels_of(record.label for record in setting.records("classification") if isinstance(record, Labelled))
     problem = config.problem_type or _problem(config, found)
-    names = ("value",) if problem == "regression" else _names(config, found, own_labels(setting.model))
+    names = ("value",) if problem == "regression" else _names(config, found, setting)
     if problem == "regression" and config.num_labels not in (None, 1):
         raise ConfigError("a row has one number to predict", where="--num_labels", fix="Set it to 1")
     if problem == "regression" and (config.focal_gamma or config.label_smoothing):
@@ -70,8 +70,9 @@ def _problem(config: SeqCls, found: Labels) -> Problem:
     return "multi_label_classification" if found.several else "single_label_classification"
 
 
-def _names(config: SeqCls, found: Labels, own: tuple[str, ...]) -> tuple[str, ...]:
+def _names(config: SeqCls, found: Labels, setting: Setting) -> tuple[str, ...]:
     """The classes in order: those named, the model's own, or those found."""
+    own = own_labels(setting.model)
     count = config.num_labels
     if config.labels:
         names = config.labels
@@ -92,13 +93,15 @@ def _names(config: SeqCls, found: Labels, own: tuple[str, ...]) -> tuple[str, ..
             code="unknown_label",
         )
     if count is not None and count != len(names):
-        raise ConfigError(f"the data has {len(names)} labels, not {count}", where="--num_labels", fix="Leave it out")
+        fix = "Name all classes with --labels" if count > len(names) else "Leave it out"
+        raise ConfigError(f"the data has {len(names)} labels, not {count}", where="--num_labels", fix=fix)
     if len(names) < 2:
         if not names:
             fix = (
                 'Rows need a text and a label; columns of other names are named with --columns \'{"theirs": "label"}\''
             )
-            raise DataError("there is no label", code="no_labels", fix=fix)
+            what = "there is no label" + setting.first_fault("classification")
+            raise DataError(what, code="no_labels", fix=fix)
         only = f"there is only one class, {names[0]!r}"
         raise DataError(only, code="one_class", fix="Give rows of at least two classes, or name them with --labels")
     return names

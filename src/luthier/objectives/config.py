@@ -132,6 +132,8 @@ class Embed(Config):
 
     @model_validator(mode="after")
     def _widths_have_weights(self) -> Embed:
+        if any(width < 1 for width in self.matryoshka) or any(weight <= 0 for weight in self.matryoshka_weights):
+            raise ValueError("matryoshka's widths are whole numbers from 1 on, and their weights more than 0")
         if self.matryoshka_weights and len(self.matryoshka_weights) != len(self.matryoshka):
             raise ValueError("matryoshka_weights needs one weight for each of matryoshka's widths")
         return self
@@ -162,6 +164,12 @@ class GenerativeRerank(Config):
     negative_token: str = "no"
     """The word for one that does not; one token."""
 
+    @model_validator(mode="after")
+    def _words_differ(self) -> GenerativeRerank:
+        if self.positive_token == self.negative_token:
+            raise ValueError("positive_token and negative_token are the same word")
+        return self
+
 
 class Distill(Config):
     """A student learns the whole distribution that a larger teacher gives each token."""
@@ -183,6 +191,12 @@ class Distill(Config):
     """Run the teacher once, before training, and keep its so many likeliest tokens. Unset: run it in every step."""
     store: str | None = None
     """Folder for what is kept of the teacher; it is used again by later runs. Unset: in the cache."""
+
+    @model_validator(mode="after")
+    def _store_keeps_something(self) -> Distill:
+        if self.store is not None and self.top_k is None:
+            raise ValueError("store is for what top_k keeps of the teacher; give top_k, or leave store out")
+        return self
 
 
 class Retain(Config):

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from luthier.base.errors import ConfigError
-from luthier.base.records import Record, Similar, Task
+from luthier.base.records import BadRow, Fault, Record, Similar, Task
 from luthier.data.batch import Batch, Group, Tokens, whole
 from luthier.data.plain import Plain
 from luthier.engine.objective import Terms
@@ -103,7 +103,7 @@ class Embedding(Plainly):
     def key(self) -> str:
         """What `encode` depends on besides the record."""
         prompts = hashlib.sha256(f"{self.config.query_prompt}\0{self.config.text_prompt}".encode()).hexdigest()[:16]
-        return f"embedding:{self.loss}:{prompts}:{self.plain.fingerprint}"
+        return f"embedding:2:{self.loss}:{prompts}:{self.plain.fingerprint}"
 
     @property
     def note(self) -> str | None:
@@ -111,12 +111,23 @@ class Embedding(Plainly):
         return f"Vectors are learned by {self.loss}; a text's vector is the {self.pooling} of its hidden states"
 
     def encode(self, record: Record) -> Group | None:
-        """The query, then texts that are like it, then texts that are not; None where the loss has no use for them."""
+        """The query, then texts that are like it, then texts that are not; None where the row weighs nothing.
+
+        Raises:
+            BadRow: `no_positive`, `no_score`, or `bad_score`, one that no cosine can be.
+        """
         assert isinstance(record, Similar), "rows are read for the task of similarity"
-        scored = record.score is not None
-        if not record.positives or not record.weight or (self.loss != "infonce" and not scored):
-            return None
+        if not record.positives:
+            raise BadRow(Fault("no_positive", record.where, "a text that is like the query is needed"))
+        if self.loss != "infonce" and record.score is None:
+            message = f"{self.loss} needs two texts with a score; without scores, use infonce"
+            raise BadRow(Fault("no_score", record.where, message))
         score = 0.0 if record.score is None else record.score
+        if self.loss == "cosine" and abs(score) > 1:
+            message = f"a cosine lies between -1 and 1, this score is {score:g}; scale the scores, or use cosent"
+            raise BadRow(Fault("bad_score", record.where, message, "score"))
+        if not record.weight:
+            return None
         texts = [(self.config.query_prompt + record.query, QUERY)]
         texts += [(self.config.text_prompt + text, GOOD) for text in record.positives]
         texts += [(self.config.text_prompt + text, BAD) for text in record.negatives if self.loss == "infonce"]

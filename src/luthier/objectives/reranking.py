@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from luthier.base.errors import ConfigError
-from luthier.base.records import Message, Record, Similar, Task
+from luthier.base.records import BadRow, Fault, Message, Record, Similar, Task
 from luthier.data.batch import Batch, Group, whole
 from luthier.data.plain import Plain, Words
 from luthier.engine.objective import Terms
@@ -45,7 +45,11 @@ def reranking(config: Rerank, setting: Setting) -> Reranking:
 
 
 def yes_or_no(config: GenerativeRerank, setting: Setting) -> Reranking:
-    """The objective for a language model.  Raises ConfigError where yes or no is more than one token."""
+    """The objective for a language model.
+
+    Raises:
+        ConfigError: yes or no is more than one token, or the prompt leaves no room for a text.
+    """
     yes = _one_token(setting, config.positive_token, "--positive_token")
     no = _one_token(setting, config.negative_token, "--negative_token")
     system = SYSTEM.format(yes=config.positive_token, no=config.negative_token)
@@ -53,13 +57,22 @@ def yes_or_no(config: GenerativeRerank, setting: Setting) -> Reranking:
     messages = (Message("system", system), Message("user", f"<Instruct>: {config.instruction}\n{_HOLE}"))
     whole: Any = setting.tokenizer.decode(renderer.prompt(messages), skip_special_tokens=False)
     before, _, after = whole.partition(_HOLE)
+    if setting.plain.framed(before, _HOLE, after)[1]:
+        raise ConfigError(
+            f"the prompt around query and text does not fit into {setting.max_length} tokens",
+            where="--max_length",
+            fix="Raise it, or give a shorter --instruction",
+        )
     return Reranking(config.loss, config.negatives, YesOrNo(setting.plain, before, after, yes, no))
 
 
 def _one_token(setting: Setting, word: str, flag: str) -> int:
     ids: list[int] = setting.tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
-        raise ConfigError(f"{word!r} is {len(ids)} tokens", where=flag, fix="Give a word of one token")
+        others = (word.capitalize(), f" {word}")
+        near = [other for other in others if len(setting.tokenizer(other, add_special_tokens=False)["input_ids"]) == 1]
+        fix = f"Give a word of one token{f', as {near[0]!r}' if near else ''}"
+        raise ConfigError(f"{word!r} is {len(ids)} tokens", where=flag, fix=fix)
     return ids[0]
 
 
@@ -164,7 +177,7 @@ class Reranking(Plainly):
     @property
     def key(self) -> str:
         """What `encode` depends on besides the record."""
-        return f"reranking:{self.loss}:{self.judge.key}"
+        return f"reranking:2:{self.loss}:{self.judge.key}"
 
     @property
     def note(self) -> str | None:
@@ -172,11 +185,23 @@ class Reranking(Plainly):
         return f"Texts are scored for their query, with a {self.loss} loss"
 
     def encode(self, record: Record) -> Group | None:
-        """The query with each of its texts, those that answer it first; None where the loss has no use for them."""
+        """The query with each of its texts, those that answer it first; None where the row weighs nothing.
+
+        Raises:
+            BadRow: `bad_score`, one that is no probability; of one list, `no_positive` and `no_negative`.
+        """
         assert isinstance(record, Similar), "rows are read for the task of similarity"
         score = 1.0 if record.score is None else record.score
         texts = [(text, score) for text in record.positives] + [(text, 0.0) for text in record.negatives]
-        if not texts or not record.weight or (self.loss == "listwise" and (len(texts) < 2 or not record.positives)):
+        if not 0 <= score <= 1:
+            message = f"the score of a text that may answer lies between 0 and 1, this is {score:g}"
+            raise BadRow(Fault("bad_score", record.where, message, "score"))
+        if self.loss == "listwise" and not (record.positives and score):
+            raise BadRow(Fault("no_positive", record.where, "listwise needs a text that answers the query"))
+        if self.loss == "listwise" and len(texts) < 2:
+            message = "listwise compares a query's texts, and this has one; use pointwise, or add texts under neg"
+            raise BadRow(Fault("no_negative", record.where, message))
+        if not record.weight:
             return None
         words = [(self.judge.words(record.query, text), label) for text, label in texts]
         return Group(

@@ -69,6 +69,11 @@ class Setting:
         sets = self.data.datasets if training else (*self.data.datasets, *self.data.validation)
         return survey.records(self.data, sets, task)
 
+    def first_fault(self, task: Task) -> str:
+        """What is wrong with the first row that cannot be read for a task, to follow other words; empty if none is."""
+        fault = survey.first_fault(self.data, (*self.data.datasets, *self.data.validation), task)
+        return f": {fault}" if fault else ""
+
 
 class Whole(Objective, Protocol):
     """What a run learns: one objective, or several."""

@@ -56,8 +56,9 @@ def tagging(config: TokenCls, setting: Setting) -> Tagging:
             fix="Name them too, or leave --labels out",
             code="unknown_label",
         )
-    if not names:
-        raise DataError("there is no tag", code="no_tags", fix="Rows need tokens and as many tags")
+    if len(names) < 2:
+        what = f"there is only one tag, {names[0]!r}" if names else "there is no tag" + setting.first_fault("tagging")
+        raise DataError(what, code="no_tags", fix="Rows need tokens and as many tags, of at least two kinds")
     return Tagging(config, names, setting.plain, _class_weights(config, setting, names))
 
 
@@ -103,7 +104,7 @@ class Tagging(Plainly):
     def key(self) -> str:
         """What `encode` depends on besides the record."""
         names = hashlib.sha256("\0".join(self.labels).encode()).hexdigest()[:16]
-        return f"token_cls:2:{names}:{self.plain.fingerprint}"
+        return f"token_cls:3:{names}:{self.plain.fingerprint}"
 
     @property
     def note(self) -> str | None:
@@ -248,8 +249,8 @@ def words_of(plain: Plain, words: Sequence[str]) -> Pieces:
     owners = encoded.word_ids()
     firsts = [word if place == 0 or owners[place - 1] != word else None for place, word in enumerate(owners)]
     segments = np.array(encoded["token_type_ids"], np.int8) if "token_type_ids" in encoded else None
-    reached = max((word for word in owners if word is not None), default=-1)
-    return Pieces(np.array(encoded["input_ids"], dtype=np.int32), segments, firsts, reached < len(words) - 1)
+    cut = bool(encoded.encodings and encoded.encodings[0].overflowing)
+    return Pieces(np.array(encoded["input_ids"], dtype=np.int32), segments, firsts, cut)
 
 
 def _keeps_spaces(tokenizer: PreTrainedTokenizerFast) -> bool:
