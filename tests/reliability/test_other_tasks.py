@@ -28,7 +28,7 @@ TASKS: dict[str, dict[str, Any]] = {
     "seq2seq": {"dataset": "chats", "objective.generate": "false"},
     "span_corruption": {"dataset": "texts", "objective.density": 0.4},
     "distill": {"dataset": "chats", "teacher": "another"},
-    "generative_reranker": {"dataset": "pairs", "positive_token": "a", "negative_token": "b"},
+    "generative_reranker": {"dataset": "pairs", "positive_token": "a", "negative_token": "b", "max_length": 600},
     "multi": {
         "dataset": None,
         "tasks": ["mood=classes", "names=tags", "words=texts"],
@@ -54,7 +54,9 @@ def flags(job: Any, task: str, **encoder: Any) -> dict[str, Any]:
         job.model = t5(job.folder / "t5", dropout=0.0 if encoder else 0.1)
     elif task == "distill":
         TASKS[task]["teacher"] = another(job.folder / "teacher")
-    elif task != "generative_reranker":
+    elif task == "generative_reranker":
+        job.model = roomy(job.folder / "roomy")
+    else:
         job.model = save_encoder(job.folder / "encoder", "bert", **encoder)
     named = {
         name: [place(word) for word in value] if isinstance(value, list) else place(value)
@@ -75,6 +77,14 @@ def t5(folder: Path, dropout: float) -> Path:
 
 def another(folder: Path) -> Path:
     save_model(folder, save_tokenizer(folder), "qwen2", seed=3)
+    return folder
+
+
+def roomy(folder: Path) -> Path:
+    """A model that holds a prompt of several hundred letters, each a token, and texts in it."""
+    save_model(folder, save_tokenizer(folder), "qwen2", max_position_embeddings=600)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 600}))
     return folder
 
 
