@@ -12,7 +12,9 @@ from luthier.model.cublas import Form
 
 def form(m: int, n: int, k: int, *, out_kind: torch.dtype = torch.bfloat16, apart: int = 0) -> Form:
     """x W^T."""
-    return Form(m, n, k, (k + apart, 1), (1, k + apart), n, torch.bfloat16, out_kind, adds=False, biased=False)
+    return Form(
+        m, n, k, (k + apart, 1), (1, k + apart), n, torch.bfloat16, out_kind, adds=False, biased=False, device=0
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])

@@ -10,7 +10,6 @@ Legend: M, N, K as in `model.cublas`; O outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -70,20 +69,18 @@ def _compute(
     if counting():
         return out_MN
     matrices = left_MK, right_KN, out_MN
-    form = Form.of(*matrices, adds=adds, biased=bias_N is not None)
-    if not _has_choice(form, matrices):
+    entry = _entry(Form.of(*matrices, adds=adds, biased=bias_N is not None)) if left_MK.is_cuda else None
+    if entry is None or any(matrix.data_ptr() % cublas.ALIGNMENT for matrix in matrices):
         _by_torch(*matrices, bias_N, adds=adds)
         return out_MN
-    alike = _alike(form), left_MK.get_device()
-    if alike not in _races:
-        kernels = _equal(form, *matrices, bias_N)
-        if kernels is not None:
-            _races[alike] = Race(kernels)
+    race, call = entry
+    if not race.ways:
+        equal = _equal(call, *matrices, bias_N)
+        if equal is not None:
+            race.enter(equal)
         return out_MN
-    race = _races[alike]
-    lap = race.start(_tokens(form))
-    call = _called(form, race.turn, alike[1])
-    if call is None or race.turn is None:
+    lap = race.start(_tokens(call.form))
+    if race.turn is None or not call.fits(race.turn):
         _by_torch(*matrices, bias_N, adds=adds)
     else:
         call.run(race.turn, *matrices, bias_N)
@@ -100,30 +97,27 @@ def _by_torch(left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N: Tensor 
         torch.mm(left_MK, right_KN, out=out_MN, **kind)
 
 
-def _has_choice(form: Form, matrices: Sequence[Tensor]) -> bool:
-    """Whether kernels are chosen for such a product."""
+_races: dict[Form, Race] = {}
+_entries: dict[Form, tuple[Race, Call] | None] = {}
+
+
+def _entry(form: Form) -> tuple[Race, Call] | None:
+    """The race that decides about a product, and how its kernels are called; None where PyTorch is to compute it."""
+    if form not in _entries:
+        if len(_entries) >= _FORMS:
+            _entries.clear()
+        _entries[form] = (_races.setdefault(_alike(form), Race()), Call(form)) if _has_choice(form) else None
+    return _entries[form]
+
+
+def _has_choice(form: Form) -> bool:
     return (
         form.operations >= _WORTHWHILE
         and form.kind in (torch.bfloat16, torch.float16)
-        and all(matrix.is_cuda and matrix.data_ptr() % cublas.ALIGNMENT == 0 for matrix in matrices)
         and form.aligned
+        and form.device == torch.cuda.current_device()
         and cublas.library() is not None
-        and matrices[0].get_device() == torch.cuda.current_device()
     )
-
-
-_races: dict[tuple[Form, int], Race] = {}
-_calls: dict[tuple[Form, int], Call] = {}
-
-
-def _called(form: Form, kernel: Kernel | None, device: int) -> Call | None:
-    """How to call a kernel for a product of this very form; None where it cannot compute it."""
-    call = _calls.get((form, device))
-    if call is None:
-        if len(_calls) >= _FORMS:
-            _calls.clear()
-        call = _calls[form, device] = Call(form)
-    return call if kernel is not None and call.fits(kernel) else None
 
 
 def _tokens(form: Form) -> int:
@@ -137,24 +131,25 @@ def _alike(form: Form) -> Form:
     return form._replace(m=tokens) if form.out_kind == form.kind else form._replace(k=tokens)
 
 
-def _equal(form: Form, left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N: Tensor | None) -> list[Kernel] | None:
+def _equal(call: Call, left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N: Tensor | None) -> list[Kernel] | None:
     """Leave the product to PyTorch, and give the kernels that find the same bits in the first rows.
 
     In which order a kernel adds up is the same for every row.  None where the numbers tell nothing.
     """
+    form = call.form
     rows = min(form.m, max(1, _ROOM // (form.n * out_MN.element_size())))
     start_MN = out_MN[:rows].clone()
     _by_torch(left_MK, right_KN, out_MN, bias_N, adds=form.adds)
     expected_MN, got_MN = out_MN[:rows], torch.empty_like(start_MN)
     if torch.equal(expected_MN, start_MN) if form.adds else not expected_MN.any():
         return None
-    call = Call(Form.of(left_MK[:rows], right_KN, got_MN, adds=form.adds, biased=form.biased))
+    some = Call(Form.of(left_MK[:rows], right_KN, got_MN, adds=form.adds, biased=form.biased))
     bits = torch.int16 if got_MN.element_size() == 2 else torch.int32
     found: list[Kernel] = []
-    for kernel in filter(call.fits, Call(form).kernels()):
+    for kernel in filter(some.fits, call.kernels()):
         if form.adds:
             got_MN.copy_(start_MN)
-        call.run(kernel, left_MK[:rows], right_KN, got_MN, bias_N)
+        some.run(kernel, left_MK[:rows], right_KN, got_MN, bias_N)
         if torch.equal(got_MN.view(bits), expected_MN.view(bits)):
             found.append(kernel)
     return found

@@ -51,13 +51,14 @@ class Form(NamedTuple):
     adds: bool
     """to what is in `out`"""
     biased: bool
+    device: int
 
     @staticmethod
     def of(left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, *, adds: bool, biased: bool) -> Form:
         """The form of a product of these."""
         (m, k), n = left_MK.shape, right_KN.shape[1]
         strides = left_MK.stride(), right_KN.stride(), out_MN.stride(0)
-        return Form(m, n, k, *strides, left_MK.dtype, out_MN.dtype, adds, biased)
+        return Form(m, n, k, *strides, left_MK.dtype, out_MN.dtype, adds, biased, left_MK.get_device())
 
     @property
     def operations(self) -> int:

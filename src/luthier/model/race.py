@@ -17,6 +17,9 @@ from luthier.model.cublas import Kernel
 LAPS = 8
 """Times that each runs before one is chosen."""
 
+_HOPELESS, _PATIENCE = 1.1, 3
+"""Whoever's best time is so many times another's, after so many turns, takes no further one."""
+
 _GAIN = 0.995
 """Share of the time of PyTorch's own call below which another kernel is taken."""
 
@@ -30,17 +33,29 @@ class Lap:
     begin: torch.cuda.Event
     end: torch.cuda.Event
 
+    def time(self) -> float:
+        """Milliseconds for a token: batches are not of one length."""
+        return self.begin.elapsed_time(self.end) / self.tokens
+
 
 class Race:
     """Kernels that take turns until it is known which is the fastest."""
 
-    def __init__(self, kernels: Sequence[Kernel]):
-        self.ways: list[Kernel | None] = [None, *kernels]
-        """None is PyTorch's own call."""
+    def __init__(self) -> None:
+        self.ways: list[Kernel | None] = []
+        """Who has entered, PyTorch's own call (None) first; nobody yet."""
         self.turn: Kernel | None = None
         """Whose turn it is; in the end, always the fastest's."""
-        self.decided = not kernels
+        self.decided = False
+        self._running: list[int] = []
+        self._round, self._place = 0, 0
         self._laps: list[Lap] = []
+
+    def enter(self, kernels: Sequence[Kernel]) -> None:
+        """Begin, with these and PyTorch's own call."""
+        self.ways = [None, *kernels]
+        self._running = list(range(len(self.ways)))
+        self.decided = not kernels
 
     def start(self, tokens: int) -> Lap | None:
         """Before a product: say whose turn it is, and begin to time it while nothing is decided.
@@ -49,22 +64,32 @@ class Race:
         """
         if self.decided:
             return None
-        if len(self._laps) == LAPS * len(self.ways):
-            # The device may be far behind; nobody waits for it.
-            self.turn = self._fastest() if self._laps[-1].end.query() else None
-            return None
-        way = len(self._laps) % len(self.ways)
+        if self._place == len(self._running):
+            self._end_round()
+            if self.decided or self._round == LAPS:
+                return None
+        way = self._running[self._place]
+        self._place += 1
         self.turn = self.ways[way]
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._laps.append(Lap(way, tokens, begin, end))
         begin.record()
         return self._laps[-1]
 
-    def _fastest(self) -> Kernel | None:
-        times: dict[int, list[float]] = {}
-        for lap in self._laps:
-            times.setdefault(lap.way, []).append(lap.begin.elapsed_time(lap.end) / lap.tokens)
-        middle = {way: median(found) for way, found in times.items()}
-        best = min(middle, key=middle.__getitem__)
-        self.decided, self._laps = True, []
-        return self.ways[best] if middle[best] < _GAIN * middle[0] else None
+    def _end_round(self) -> None:
+        """Everybody has run once more.  The device may be far behind; nobody waits for it."""
+        self._round, behind = min(self._round + 1, LAPS), not self._laps[-1].end.query()
+        if self._round < LAPS:
+            self._place = 0
+        if behind:
+            self.turn = None
+            return
+        times = {way: [lap.time() for lap in self._laps if lap.way == way] for way in self._running}
+        if self._round == LAPS:
+            middle = {way: median(found) for way, found in times.items()}
+            best = min(middle, key=middle.__getitem__)
+            self.turn = self.ways[best] if middle[best] < _GAIN * middle[0] else None
+            self.decided, self._laps = True, []
+        elif self._round >= _PATIENCE:
+            least = min(min(found) for found in times.values())
+            self._running = [way for way in self._running if way == 0 or min(times[way]) <= _HOPELESS * least]
