@@ -133,7 +133,9 @@ def test_models_that_cannot_be_used(job: Any, name: str):
 
 def test_a_missing_model_and_a_damaged_adapter(job: Any):
     refused(job, 2, "no such model folder", "Did you mean", model=job.model.with_name(job.model.name + "x"))
-    refused(job, 2, "adapter_config.json", adapters=job.model)
+    refused(job, 2, "a whole model", "Give it as --model", adapters=job.model)
+    (job.folder / "empty").mkdir()
+    refused(job, 2, "adapter_config.json", adapters=job.folder / "empty")
     job.run(max_steps=1)
     (checkpoint,) = job.checkpoints().all()
     file = checkpoint / "adapter_model.safetensors"

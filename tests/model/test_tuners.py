@@ -244,6 +244,6 @@ def test_methods_say_what_they_cannot() -> None:
     assert not Prefix().supports.checkpointing and not Boft().supports.few_bits
     with pytest.raises(ValueError, match="target_rank must be below"):
         AdaLora(target_rank=8, initial_rank=8)
-    with pytest.raises(ValueError, match="go together"):
+    with pytest.raises(ValueError, match="needs a text"):
         Prompt(start="text")
     assert Prompt(text="a").start == "text"

@@ -33,3 +33,8 @@ def test_tokens_are_added_trained_and_used(job: Any):
 
 def test_new_tokens_that_would_not_move_are_refused(job: Any):
     assert "never move" in job.run(expect=2, train_type="ia3", add_tokens="加一")
+
+
+def test_a_text_that_is_not_enough_for_the_tokens_to_learn_is_told(job: Any):
+    said = job.run(learn_tokens=10_000, max_steps=1)
+    assert "was enough to learn" in said and "not 10000" in said

@@ -60,6 +60,15 @@ def test_joined_samples_are_fewer_and_train_as_much(job: Any):
     assert "only texts and chats" in job.run(expect=2, combine="true", **{**words, "task_type": "seq_cls"})
 
 
+def test_what_asks_for_something_that_rows_do_not_have_is_refused(job: Any):
+    said = job.run(expect=2, truncation_strategy="split", task_type="seq_cls")
+    assert "a row of seq_cls cannot be split" in said
+    assert "no row says how much it weighs" in job.run(expect=3, order="weighted")
+    dataset = chats(job.folder)
+    rows = [{**json.loads(line), "weight": 0} for line in dataset.read_text().splitlines()]
+    assert "its weight is 0" in job.run(expect=3, dataset=write(job.folder / "light.jsonl", rows))
+
+
 def test_a_teacher_is_asked_once_and_its_student_goes_on(job: Any, tiny_model_dir: Any):
     words = {"task_type": "distill", "teacher": tiny_model_dir("qwen2", seed=3), "top_k": 5}
     said = job.run(**words)

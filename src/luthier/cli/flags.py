@@ -17,7 +17,7 @@ import yaml
 from luthier.base.config import Config, Tree, assign, nearest
 from luthier.base.errors import ConfigError
 from luthier.base.leaves import Leaf, leaves
-from luthier.run.familiar import FAMILIAR, OWN, WORDS
+from luthier.run.familiar import FAMILIAR, INSTEAD, OWN, WORDS
 from luthier.run.translate import Ignored, Means, Refused
 
 UNSET = "null"
@@ -221,7 +221,8 @@ def convert(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
         problem = error.errors()[0]
         out_of_range = problem["type"].startswith(("greater", "less", "too_"))
         limit = f" that {str(problem['msg']).removeprefix('Input ').replace('should be', 'is')}" if out_of_range else ""
-        _expect(False, flag, leaf.expected + limit, words)
+        fix = INSTEAD.get(leaf.path, {}).get(" ".join(words))
+        _expect(False, flag, leaf.expected + limit, words, fix)
 
 
 def _json(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
@@ -231,7 +232,7 @@ def _json(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
         _expect(False, flag, leaf.expected, words)
 
 
-def _expect(fine: bool, flag: str, expected: str, words: Sequence[str]) -> None:
+def _expect(fine: bool, flag: str, expected: str, words: Sequence[str], fix: str | None = None) -> None:
     if not fine:
         got = repr(" ".join(words)) if words else "nothing"
-        raise ConfigError(f"expected {expected}, got {got}", where=flag, code="bad_value")
+        raise ConfigError(f"expected {expected}, got {got}", where=flag, code="bad_value", fix=fix)

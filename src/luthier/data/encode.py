@@ -90,7 +90,8 @@ class Encoding:
         except BadRow as error:
             return self._reject(error.fault, row, facts), None
         if group is None:
-            fault = Fault("nothing_to_train", record.where, "no token of this row would be trained")
+            what = "no token of this row would be trained" if record.weight else "its weight is 0"
+            fault = Fault("nothing_to_train", record.where, what)
             return self._reject(fault, row, facts), None
         groups, outcome = fit(group, self.max_length, self.overlong)
         if not groups:

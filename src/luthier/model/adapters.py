@@ -285,7 +285,9 @@ def adapter_folder(config: ModelConfig, path: str) -> Path:
     """The local folder of an adapter for a model, whose files are there and whole.  Raises ModelError."""
     folder = model_folder(config.model_copy(update={"path": path, "revision": None}))
     if not (folder / SETTINGS).exists():
-        raise ModelError(f"no {SETTINGS} here", where=str(folder), code="no_adapter", fix="Give an adapter's folder")
+        whole = (folder / "config.json").exists()
+        what, fix = ("a whole model", "Give it as --model") if whole else (f"no {SETTINGS}", "Give an adapter's folder")
+        raise ModelError(f"there is {what} here", where=str(folder), code="no_adapter", fix=fix)
     check_weights(folder, FILE)
     return folder
 

@@ -256,7 +256,7 @@ class Prompt(Config):
     @model_validator(mode="after")
     def _text_when_asked(self) -> Prompt:
         if (self.start == "text") != bool(self.text):
-            raise ValueError("start text and a text go together")
+            raise ValueError("start text needs a text (--prompt_tuning_init_text), and a text needs start text")
         return self
 
 

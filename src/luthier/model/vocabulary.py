@@ -36,6 +36,8 @@ class Grown:
     """The new tokens and their ids."""
     texts: tuple[str, ...]
     """What they stand for, without those that are parts of characters."""
+    learned: int = 0
+    """How many of them were learned from text."""
 
 
 def asked(settings: Vocabulary, base: str) -> str:
@@ -67,6 +69,7 @@ def grow(config: ModelConfig, settings: Vocabulary, folder: Path, texts: Callabl
     old.save_pretrained(folder)
     first = max(old.get_vocab().values()) + 1
     pieces: dict[int, Pieces] = {}
+    merges: list[tuple[str, str]] = []
     if settings.learn:
         merges = _learned(old, texts(), settings.learn, first)
         _write_merges(folder, old, merges)
@@ -89,7 +92,7 @@ def grow(config: ModelConfig, settings: Vocabulary, folder: Path, texts: Callabl
     told = {"tokens": tokens, "asked": asked(settings, config.path)}
     (folder / FILE).write_text(json.dumps(told, ensure_ascii=False, indent=1), encoding="utf-8")
     shown = [str(tokenizer.decode([token])) for token in sorted(pieces)]
-    return Grown(folder, tokens, tuple(text for text in shown if "\ufffd" not in text))
+    return Grown(folder, tokens, tuple(text for text in shown if "\ufffd" not in text), len(merges))
 
 
 def _listed(named: Sequence[str]) -> list[str]:

@@ -284,7 +284,7 @@ def _order(config: RunConfig, data: Prepared, parts: Sequence[Part]) -> Callable
     """The samples of an epoch by what is known of them; None leaves them in random order.
 
     Raises:
-        DataError: rows without the column that says how difficult they are.
+        DataError: rows without the column that says how difficult they are, or no row with one that says its weight.
     """
     kind, seed = config.data.order, config.seed
     if isinstance(data.train, Kinds):
@@ -295,6 +295,13 @@ def _order(config: RunConfig, data: Prepared, parts: Sequence[Part]) -> Callable
         return None
     if kind == "weighted":
         weights_N = data.measures[:, 0].astype(np.float64)
+        if (weights_N == 1).all():
+            raise DataError(
+                "no row says how much it weighs",
+                where="--order weighted",
+                fix="Give rows a number in a column weight, or leave --order out",
+                code="no_weight",
+            )
         return lambda epoch: order.weighted(weights_N, seed, epoch)
     hardness_N = data.train.lengths if kind == "short_first" else data.measures[:, 1]
     unknown = int(np.isnan(hardness_N).sum())

@@ -8,6 +8,7 @@ from luthier.model.method import Adapting, Gradual, Lisa, Prompting
 from luthier.objectives.config import (
     Distill,
     GenerativeRerank,
+    Mlm,
     Multi,
     Pretrain,
     Seq2Seq,
@@ -15,6 +16,9 @@ from luthier.objectives.config import (
     SpanCorruption,
 )
 from luthier.run.config import RunConfig, tasks_of
+
+_IN_PIECES = Pretrain, Sft, Distill, Mlm, SpanCorruption
+"""What can be learned of a row in pieces."""
 
 
 def refuse(config: RunConfig) -> None:
@@ -56,7 +60,16 @@ def _data(config: RunConfig) -> None:
     if asked and not config.data.replay and not config.stages:
         raise ConfigError("there is nothing to replay", where="--replay_ratio", fix="Name sets with --replay_dataset")
     if config.data.combine and not isinstance(config.objective, Pretrain | Sft | Distill):
-        raise ConfigError("only texts and chats can be joined", where="--combine", fix="Leave it out")
+        what = f"only texts and chats can be joined, for pretrain, sft or distill, not for {config.objective.type}"
+        raise ConfigError(what, where="--combine", fix="Leave it out")
+    learned = [task.objective for task in tasks_of(config).values()] or [config.objective]
+    whole = [one for one in learned if one is not None and not isinstance(one, _IN_PIECES)]
+    if config.data.overlong == "split" and whole:
+        raise ConfigError(
+            f"a row of {whole[0].type} cannot be split, it is learned whole",
+            where="--truncation_strategy",
+            fix="Use truncate or drop",
+        )
 
 
 def _several_tasks(config: RunConfig) -> None:

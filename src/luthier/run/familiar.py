@@ -424,3 +424,20 @@ WORDS: dict[str, dict[str, str]] = {
     },
 }
 """Other tools' words for our values, by path."""
+
+_NO_BOTTLENECKS = "PEFT has no bottleneck adapters, and adapters here are PEFT's; lora and ia3 are nearest"
+_A_NUMBER = "A number for each text is learned by seq_cls, of rows with Input and Reward, or text and label"
+
+INSTEAD: dict[str, dict[str, str]] = {
+    "method.type": {
+        "qlora": "QLoRA is --train_type lora --quant_bits 4",
+        "dora": "DoRA is --train_type lora --use_dora true",
+        "rslora": "rsLoRA is --train_type lora --use_rslora true",
+        "pissa": "PiSSA is --train_type lora --init_weights pissa",
+        "loraplus": "LoRA+ is --train_type lora --lorap_lr_ratio 16",
+        "neftune": "NEFTune goes with any of them: --neftune_noise_alpha 5",
+    }
+    | dict.fromkeys(("adapter", "adapters", "bottleneck", "houlsby", "pfeiffer"), _NO_BOTTLENECKS),
+    "objective.type": dict.fromkeys(("regression", "reward", "rm"), _A_NUMBER),
+}
+"""What to do for other tools' words that no value of ours stands for, by path."""

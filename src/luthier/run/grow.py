@@ -41,6 +41,9 @@ def _make(config: RunConfig, folder: Path, console: Console) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     making.rename(folder)
     told = ", ".join(grown.texts[-5:])
+    wanted = config.model.vocabulary.learn
+    if grown.learned < wanted:
+        console.warn(f"the text was enough to learn {grown.learned} tokens, not {wanted}")
     console.say(f"{len(grown.tokens)} tokens more ({told}), each from the middle of its old pieces: {folder}")
 
 

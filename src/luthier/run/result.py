@@ -122,6 +122,8 @@ def _base_of(folder: Path | str) -> str:
     base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.exists() else None
     if not Path(folder).expanduser().exists():
         raise ModelError("no such adapter or run", where=str(folder), code="no_adapter", fix="Give its folder")
+    if not file.exists() and (file.parent / "config.json").exists():
+        raise ModelError("is a whole model, no adapter", where=str(folder), code="no_adapter", fix="Give it as --model")
     if not base:
         raise ModelError("names no base model", where=str(folder), fix="Give the base as --model")
     return str(base)
