@@ -69,7 +69,7 @@ def grow(config: ModelConfig, settings: Vocabulary, folder: Path, texts: Callabl
     old.save_pretrained(folder)
     first = max(old.get_vocab().values()) + 1
     pieces: dict[int, Pieces] = {}
-    merges: list[tuple[str, str]] = []
+    merges: list[Merge] = []
     if settings.learn:
         merges = _learned(old, texts(), settings.learn, first)
         _write_merges(folder, old, merges)
