@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ceiling import operations
+
 REPO = Path(__file__).resolve().parents[1]
 
 
@@ -191,27 +193,40 @@ def main() -> None:
     work, place, folder = WORKS[options.work], options.place.resolve(), options.folder.resolve()
     make(folder, place, work, options.steps)
     tokens = chats(folder, place, work, options.steps) if work.packed else work.length * work.rows
+    settings = json.loads((place / f"m_{work.size}" / "config.json").read_text())
+    share = operations(settings, full=not work.rank, lengths=[work.length] * work.rows) / most()
     # Each is told as soon as it is there, ours first, so that a call that is cut short has not measured for nothing.
     ours: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     for mode in options.modes:
-        ours += tell(luthier(folder, place, work, mode, options.steps, tokens))
+        ours += tell(luthier(folder, place, work, mode, options.steps, tokens), share)
     for name in options.peers:
         if work.packed:
-            others += tell(packed_peers(folder, place, work, [name], options.steps, tokens))
+            others += tell(packed_peers(folder, place, work, [name], options.steps, tokens), share)
         else:
-            others += tell(peers(folder, place, work, [name], options.steps))
+            others += tell(peers(folder, place, work, [name], options.steps), share)
     if others:
         best = max(others, key=lambda row: row["tok_per_s"])
         for row in ours:
             print(f"{row['name']}: {row['tok_per_s'] / best['tok_per_s']:.2f} times {best['name']}", flush=True)
 
 
-def tell(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line for each."""
+def most() -> float:
+    """Operations a second of the fastest product; without a GPU a number that makes shares 0."""
+    done = subprocess.run([sys.executable, Path(__file__).with_name("ceiling.py")], capture_output=True, text=True)
+    return float(done.stdout.split()[0]) * 1e12 if done.returncode == 0 else float("inf")
+
+
+def tell(rows: list[dict[str, Any]], share: float) -> list[dict[str, Any]]:
+    """A line for each.
+
+    Args:
+        share: that of one step a second in the fastest product's rate; packed rows count as full ones.
+    """
     for row in rows:
         peak = "-" if row["peak_alloc_GiB"] is None else row["peak_alloc_GiB"]
-        print(f"{row['name']:22} {row['tok_per_s']:10,.0f} tokens/s  {peak:>7} GiB  {row['end']}", flush=True)
+        rate = f"{row['tok_per_s']:10,.0f} tokens/s  {share / row['median_s']:4.0%}"
+        print(f"{row['name']:22} {rate}  {peak:>7} GiB  {row['end']}", flush=True)
     return rows
 
 

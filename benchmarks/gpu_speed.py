@@ -5,7 +5,8 @@
     python benchmarks/gpu_speed.py --work C --modes fast                 A on chats of mixed length, packed
     torchrun --nproc_per_node 2 benchmarks/gpu_speed.py --work A         as many tokens again on a second GPU
 
-Random weights and tokens say nothing about learning; the loss is printed to show that all modes compute the same.
+Random weights and tokens say nothing about learning; the loss is printed to show that all modes compute the same.  The
+share is that of the step's operations in what one product alone would reach in the same time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ceiling import ceiling, operations
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config
 
 from luthier.data.batch import Batch, Group, Tokens, collate
@@ -38,7 +40,8 @@ from luthier.model.pointwise import Plain, Pointwise
 from luthier.objectives.config import Pretrain
 from luthier.objectives.language import Language
 
-WARM_UP = 3
+WARM_UP = 12
+"""Steps in which the kernels of most products have taken their turns."""
 
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {
@@ -161,8 +164,12 @@ def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int)
     return [collate([groups[index] for index in members], members) for members in bins]
 
 
-def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: Mesh) -> None:
-    """Train a few steps and print one line.  A step lasts from the numbers of one to those of the next."""
+def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: Mesh, most: float) -> None:
+    """Train a few steps and print one line.  A step lasts from the numbers of one to those of the next.
+
+    Args:
+        most: operations a second of the fastest product, of which the line tells the share.
+    """
     started = time.perf_counter()
     model = make_model(work.shape, work.method, mode.quant, mesh.device)
     objective = Language(Pretrain(), Renderer.__new__(Renderer))
@@ -201,9 +208,10 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
     norms = " ".join(f"{result.grad_norm:.4f}" for result in (results[0], results[-1]))
     if not mesh.leads:
         return
+    share = operations(SHAPES[work.shape], full=isinstance(work.method, Full), lengths=work.lengths) / median / most
+    rate = f"{mesh.world * sum(work.lengths) / median:9,.0f} tokens/s  {median * 1e3:7.1f} ms  {share:4.0%}"
     print(
-        f"{name:10} {mesh.world * sum(work.lengths) / median:9,.0f} tokens/s  {median * 1e3:7.1f} ms  {peak:6.1f} GiB  "
-        f"loss {losses}  norm {norms}  first step after {warm:.1f} s",
+        f"{name:10} {rate}  {peak:6.1f} GiB  loss {losses}  norm {norms}  first step after {warm:.1f} s",
         flush=True,
     )
     if profile:
@@ -257,10 +265,13 @@ def main() -> None:
     parser.add_argument("--profile", action="store_true")
     options = parser.parse_args()
     with open_mesh("cuda") as mesh:
+        most = ceiling()
+        if mesh.leads:
+            print(f"a bfloat16 product alone: {most / 1e12:.0f} TFLOP/s; shares are of that")
         for name in options.modes:
             mode = replace(MODES[name], micro_tokens=options.micro) if options.micro else MODES[name]
             try:
-                measure(name, WORKS[options.work], mode, options.steps, options.profile, mesh)
+                measure(name, WORKS[options.work], mode, options.steps, options.profile, mesh, most)
             except torch.OutOfMemoryError as error:
                 print(f"{name:10} out of memory: {str(error)[:120]}", flush=True)
             gc.collect()
