@@ -20,7 +20,7 @@ def split_groups(groups: Rows, strata: Rows, ratios: Sequence[float], seed: int)
     what the group has.  Then the rows that stand alone fill what is lacking; without groups this is the usual
     stratified split, exact to one row a stratum and in all.
 
-    Memory: beside the arguments some fifteen bytes a row, twenty where all of them are in groups.
+    Memory: beside the arguments some ten bytes a row, twenty where all of them are in groups.
 
     Args:
         groups: rows with equal numbers stay together; 0 to N - 1, int [N].
@@ -45,7 +45,7 @@ def split_groups(groups: Rows, strata: Rows, ratios: Sequence[float], seed: int)
         need = np.maximum(lacking[:, number], 0)
         need = need if need.sum() > 0 else np.asarray(ratios, np.float64)
         given = _rounded(need / need.sum() * count, count)
-        parts[alone[start : start + count]] = np.repeat(np.arange(len(ratios)), given).astype(np.int8)
+        parts[alone[start : start + count]] = np.repeat(np.arange(len(ratios), dtype=np.int8), given)
         start += count
     return parts
 
