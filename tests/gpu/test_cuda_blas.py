@@ -103,7 +103,7 @@ def test_all_kernels_whose_bits_agree_on_some_rows_agree_on_all() -> None:
     assert kernels is not None and len(kernels) >= 2, "cuBLAS has several for a product as plain as this"
     assert torch.equal(out_TO, x_TI @ weight_OI.t()), "the first product is computed as well"
     for kernel in kernels:
-        call.run(kernel, x_TI, weight_OI.t(), out_TO.fill_(float("nan")), None)
+        assert call.run(kernel, x_TI, weight_OI.t(), out_TO.fill_(float("nan")), None)
         assert torch.equal(out_TO, x_TI @ weight_OI.t())
 
 

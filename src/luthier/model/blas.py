@@ -80,10 +80,8 @@ def _compute(
             race.enter(equal)
         return out_MN
     lap = race.start(_tokens(call.form))
-    if race.turn is None or not call.fits(race.turn):
+    if race.turn is None or not call.fits(race.turn) or not call.run(race.turn, *matrices, bias_N):
         _by_torch(*matrices, bias_N, adds=adds)
-    else:
-        call.run(race.turn, *matrices, bias_N)
     if lap is not None:
         lap.end.record()
     return out_MN
@@ -149,7 +147,7 @@ def _equal(call: Call, left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N
     for kernel in filter(some.fits, call.kernels()):
         if form.adds:
             got_MN.copy_(start_MN)
-        some.run(kernel, left_MK[:rows], right_KN, got_MN, bias_N)
-        if torch.equal(got_MN.view(bits), expected_MN.view(bits)):
+        ran = some.run(kernel, left_MK[:rows], right_KN, got_MN, bias_N)
+        if ran and torch.equal(got_MN.view(bits), expected_MN.view(bits)):
             found.append(kernel)
     return found

@@ -119,7 +119,9 @@ class Call:
 
     def __init__(self, form: Form):
         self.form = form
-        self._handle = _handle(torch.cuda.current_device())
+        found = library()
+        assert found is not None
+        self._library, self._handle = found, _handle(torch.cuda.current_device())
         self._made: list[tuple[str, c_void_p]] = []
         self._how = self._make("MatmulDesc", c_int(_COMPUTE_32F), c_int(_R_32F))
         self._right, right_turned = self._factor(form.right, form.k, form.n)
@@ -130,14 +132,11 @@ class Call:
         if form.biased:
             self._set("MatmulDesc", self._how, _EPILOGUE, c_int32(_EPILOGUE_BIAS))
         self._one, self._beta = c_float(1.0), c_float(float(form.adds))
-        found = library()
-        assert found is not None
-        self._multiply, self._destroy = found.cublasLtMatmul, found
         self._fitting: dict[int, bool] = {}
 
     def __del__(self) -> None:
         for kind, held in getattr(self, "_made", ()):
-            getattr(self._destroy, f"cublasLt{kind}Destroy")(held)
+            getattr(self._library, f"cublasLt{kind}Destroy")(held)
 
     def kernels(self) -> list[Kernel]:
         """Those that need no memory of their own, in cuBLAS's order of preference."""
@@ -146,32 +145,31 @@ class Call:
         for attribute in _ALIGNMENTS:
             self._set("MatmulPreference", wishes, attribute, c_int32(ALIGNMENT))
         results, count = (_Result * _MOST)(), c_int()
-        sides = self._right, self._left, self._out, self._out
-        _call("MatmulAlgoGetHeuristic", self._handle, self._how, *sides, wishes, c_int(_MOST), results, byref(count))
-        return [result.kernel for result in results[: count.value] if result.state == 0]
+        sides, found = (self._right, self._left, self._out, self._out), (c_int(_MOST), results, byref(count))
+        status = self._library.cublasLtMatmulAlgoGetHeuristic(self._handle, self._how, *sides, wishes, *found)
+        return [result.kernel for result in results[: count.value] if result.state == 0] if status == 0 else []
 
     def fits(self, kernel: Kernel) -> bool:
         """Whether a kernel that was found for another form can compute this one."""
         if id(kernel) not in self._fitting:
             sides = self._right, self._left, self._out, self._out
-            found = library()
-            assert found is not None
-            status = found.cublasLtMatmulAlgoCheck(self._handle, self._how, *sides, byref(kernel), byref(_Result()))
+            status = self._library.cublasLtMatmulAlgoCheck(
+                self._handle, self._how, *sides, byref(kernel), byref(_Result())
+            )
             self._fitting[id(kernel)] = status == 0
         return self._fitting[id(kernel)]
 
-    def run(self, kernel: Kernel, left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N: Tensor | None) -> None:
-        """Launch it on the current stream."""
+    def run(self, kernel: Kernel, left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N: Tensor | None) -> bool:
+        """Launch it on the current stream; False where that is refused, and then nothing has happened."""
         if bias_N is not None:
             self._set("MatmulDesc", self._how, _BIAS_POINTER, c_void_p(bias_N.data_ptr()))
         out = c_void_p(out_MN.data_ptr())
-        status = self._multiply(
+        status = self._library.cublasLtMatmul(
             self._handle, self._how, byref(self._one), c_void_p(right_KN.data_ptr()), self._right,
             c_void_p(left_MK.data_ptr()), self._left, byref(self._beta), out, self._out, out, self._out,
             byref(kernel), None, c_size_t(0), c_void_p(torch.cuda.current_stream().cuda_stream),
         )  # fmt: skip
-        if status:
-            raise RuntimeError(f"cublasLtMatmul answered {status} for {self.form}")
+        return status == 0
 
     def _factor(self, strides: tuple[int, ...], rows: int, columns: int) -> tuple[c_void_p, bool]:
         """A factor as cuBLAS sees it, and whether it is to be turned."""
