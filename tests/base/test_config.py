@@ -62,6 +62,12 @@ def test_assign_makes_the_levels_between():
         ({"objective": {"type": "mlm", "loss": "x"}}, "objective.loss: not a setting of 'mlm'; its settings are proba"),
         ({"method": {"type": "lora", "rank": "x"}}, "method.rank: "),
         ({"optim": {"learning_rate": -1}}, "optim.learning_rate: "),
+        ({"method": {"type": "lara"}}, "method.type: expected one of full, freeze, "),
+        ({"objective": {"type": "multi", "tasks": {"a": {}}}}, "objective.tasks.a.datasets: a value is needed"),
+        (
+            {"objective": {"type": "multi", "tasks": {"a": {"datasets": ["x"], "objective": {"masked": 0.5}}}}},
+            "objective.tasks.a.objective: give its type too",
+        ),
         ({"method": {"type": "freeze"}}, "method: freeze leaves nothing to train"),
     ],
 )

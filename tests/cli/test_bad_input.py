@@ -133,6 +133,7 @@ def test_models_that_cannot_be_used(job: Any, name: str):
 
 def test_a_missing_model_and_a_damaged_adapter(job: Any):
     refused(job, 2, "no such model folder", "Did you mean", model=job.model.with_name(job.model.name + "x"))
+    refused(job, 2, "1000 virtual tokens leave no room", train_type="prompt", num_virtual_tokens=1000)
     refused(job, 2, "a whole model", "Give it as --model", adapters=job.model)
     (job.folder / "empty").mkdir()
     refused(job, 2, "adapter_config.json", adapters=job.folder / "empty")

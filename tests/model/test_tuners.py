@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,21 @@ def test_bitfit_moves_biases_only(tiny_model_dir: Callable[..., Path], tmp_path:
 def test_ia3_on_an_unknown_architecture_asks_for_layers(tiny_model_dir: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match="which layers of a granite"):
         applied(tiny_model_dir("granite"), Ia3())
+
+
+def test_what_peft_would_do_otherwise_is_refused(
+    tiny_model_dir: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT takes another block size, and without its CUDA extension one factor, and goes on."""
+    monkeypatch.setattr("peft.tuners.boft.layer.get_fbd_cuda", lambda: None)
+    for method, what in (
+        (Oft(block_size=7), "32 inputs, no multiple of 7"),
+        (Boft(factors=2), "several butterfly factors"),
+        (Ia3(feedforward=("nope",)), "'nope' is none of the layers that are scaled"),
+    ):
+        with warnings.catch_warnings(), pytest.raises(ConfigError, match=what):
+            warnings.simplefilter("ignore")
+            applied(tiny_model_dir(), method)
 
 
 def test_methods_say_what_they_cannot() -> None:

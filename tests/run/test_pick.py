@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from encoders import save_encoder
 
-from luthier.base.errors import ModelError
+from luthier.base.errors import DataError, ModelError
 from luthier.data.config import DataConfig
 from luthier.model.config import ModelConfig
 from luthier.objectives.config import Embed, Mlm, Pretrain, Seq2Seq, SeqCls, Sft, SpanCorruption, TokenCls
@@ -85,4 +85,13 @@ def test_a_text_alone_trains_an_encoder_from_the_command_line(tmp_path: Path, ca
     folder = save_encoder(tmp_path, "bert")
     assert main(["sft", "--model", str(folder), "--dataset", str(tmp_path / "rows.jsonl"), "--dry_run"]) == 0
     told = capsys.readouterr()
-    assert "type: mlm" in told.out and "the data is for mlm" in told.err
+    assert "type: mlm" in told.out and "the rows are for mlm" in told.err
+
+
+def test_a_missing_file_is_told_before_an_encoder_is_blamed_for_not_talking(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps(ENCODER))
+    data, encoder = DataConfig(datasets=(str(tmp_path / "rows.jsonl"),)), ModelConfig(path=str(tmp_path))
+    with pytest.raises(DataError, match="no such file"):
+        pick(data, encoder)
+    assert pick(data, ModelConfig(path="somebody/model")) == Sft(), "settings may be for another machine"
+    assert pick(DataConfig(datasets=("somebody/rows",)), encoder) == Sft()

@@ -105,8 +105,22 @@ def validate(kind: type[C], tree: Mapping[str, Any]) -> C:
 
 def _explain(kind: type[Config], problem: Mapping[str, Any]) -> str:
     path, member = _dotted(kind, [str(part) for part in problem["loc"]])
-    if problem["type"] != "extra_forbidden":
-        return f"{path or 'config'}: {str(problem['msg']).removeprefix('Value error, ')}"
+    match problem["type"]:
+        case "union_tag_invalid":
+            expected, tag = problem["ctx"]["expected_tags"].replace("'", ""), problem["ctx"]["tag"]
+            return f"{path}.type: expected one of {expected}, got {tag!r}"
+        case "union_tag_not_found":
+            return f"{path}: give its type too, as {path}.type"
+        case "missing":
+            return f"{path}: a value is needed"
+        case "extra_forbidden":
+            return _unknown(kind, path, member)
+        case _:
+            return f"{path or 'config'}: {str(problem['msg']).removeprefix('Value error, ')}"
+
+
+def _unknown(kind: type[Config], path: str, member: type[Config] | None) -> str:
+    """What is wrong with a setting that its place does not have; `member` is the union's member at that place."""
     name = path.rpartition(".")[2]
     known = known_names(kind)
     if member is not None and name in known:

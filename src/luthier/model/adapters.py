@@ -22,7 +22,7 @@ from luthier.model.causal import Model
 from luthier.model.config import Lora, ModelConfig
 from luthier.model.folder import check_weights, first_line, local_folder, model_folder
 from luthier.model.inits import ADAPTER, START, add_start, half, lora_layers, rank_axis, start_inside
-from luthier.model.method import Adapting, Prompting
+from luthier.model.method import Adapting, Boft, Oft, Prompting
 from luthier.model.prompts import Before, begin
 from luthier.model.tuners import peft_settings
 
@@ -54,7 +54,8 @@ def put_on(model: Model, method: Adapting, earlier: str | None) -> None:
 
     Raises:
         ModelError: no layer has the target's name.
-        ConfigError: `earlier` was made with other settings; the message tells the differences.
+        ConfigError: PEFT does not do what was asked for, or `earlier` was made with other settings; the message tells
+            the differences.
     """
     if isinstance(method, Prompting) and model.kind.kind != "causal":
         raise ConfigError(
@@ -63,6 +64,8 @@ def put_on(model: Model, method: Adapting, earlier: str | None) -> None:
             fix="Use --train_type lora or ia3",
         )
     network = _wrapped(model, peft_settings(model, method))
+    if isinstance(method, Oft | Boft):
+        _as_asked(network, method)
     if isinstance(method, Prompting):
         begin(model, method)
     inside = method if isinstance(method, Lora) and method.init in ("pissa", "olora") else None
@@ -279,6 +282,26 @@ def _wrapped(model: Model, config: PeftConfig) -> PeftModel:
     if config.is_prompt_learning:
         model.before = Before(network)
     return network
+
+
+def _as_asked(network: PeftModel, method: Oft | Boft) -> None:
+    """Raises ConfigError where PEFT has taken other blocks or factors than were asked for, which it does by itself."""
+    from peft.tuners.boft.layer import BOFTLayer
+    from peft.tuners.oft.layer import OFTLayer
+
+    for layer in network.modules():
+        if isinstance(layer, OFTLayer) and (size := layer.oft_block_size[ADAPTER]) != method.block_size:
+            raise ConfigError(
+                f"a layer has {layer.in_features} inputs, no multiple of {method.block_size}",
+                where="--oft_block_size",
+                fix=f"Take a divisor of all layers' inputs, here for example {size}",
+            )
+        if isinstance(layer, BOFTLayer) and isinstance(method, Boft) and len(layer.boft_R[ADAPTER]) != method.factors:
+            raise ConfigError(
+                "PEFT multiplies several butterfly factors by a CUDA extension of its own, which is not here",
+                where="--boft_n_butterfly_factor",
+                fix="Set it to 1, or install ninja and a CUDA compiler on a machine with an NVIDIA GPU",
+            )
 
 
 def adapter_folder(config: ModelConfig, path: str) -> Path:

@@ -216,7 +216,7 @@ class Boft(Config):
     block_size: int = Field(default=4, ge=2)
     """Inputs that are rotated together; a divisor of the layers' inputs."""
     factors: int = Field(default=1, ge=1)
-    """Butterfly factors; each mixes farther apart."""
+    """Butterfly factors; each mixes farther apart. More than 1 needs a CUDA extension that PEFT compiles."""
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of the blocks left unrotated in a step."""
     target: str | tuple[str, ...] = "all-linear"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from luthier.base.errors import ModelError
+from luthier.base.errors import ConfigError, ModelError
 from luthier.model import heads
 from luthier.model.causal import Model
 from luthier.model.method import AdaLora, Adapting, Boft, Ia3, LnTuning, Lora, Oft, Prefix, Prompt, PTuning, Vera
@@ -25,6 +26,7 @@ def peft_settings(model: Model, method: Adapting) -> PeftConfig:
 
     Raises:
         ModelError: IA3 on an architecture whose layers must be named, or norms where there are none.
+        ConfigError: see `_among`.
     """
     import peft
 
@@ -158,7 +160,8 @@ def _scaled(model: Model, method: Ia3) -> tuple[str | list[str], list[str]]:
     )
 
     if method.target not in ("auto", ("auto",)):
-        return _target(method.target), list(method.feedforward or ())
+        targets = _target(method.target)
+        return targets, _among(targets, method.feedforward or ())
     kind = model.base.config.get_text_config().model_type
     targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
     if targets is None:
@@ -168,7 +171,19 @@ def _scaled(model: Model, method: Ia3) -> tuple[str | list[str], list[str]]:
             fix=f"Name them: --target_modules {' '.join(_all_linear(model))}",
         )
     known = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(kind, [])
-    return list(targets), list(known if method.feedforward is None else method.feedforward)
+    return list(targets), _among(list(targets), known if method.feedforward is None else method.feedforward)
+
+
+def _among(targets: str | list[str], feedforward: Sequence[str]) -> list[str]:
+    """The layers that IA3 scales on the way in.  Raises ConfigError for one that it does not scale at all."""
+    others = [name for name in feedforward if not isinstance(targets, str) and name not in targets]
+    if others:
+        raise ConfigError(
+            f"{others[0]!r} is none of the layers that are scaled: {', '.join(sorted(targets))}",
+            where="--feedforward_modules",
+            fix="Name some of them, or more with --target_modules",
+        )
+    return list(feedforward)
 
 
 def _norms(model: Model, method: LnTuning) -> str | list[str]:

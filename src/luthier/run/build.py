@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from luthier.base.config import to_yaml
-from luthier.base.errors import DataError
+from luthier.base.errors import ConfigError, DataError
 from luthier.base.rundir import write_atomic
 from luthier.data import order, preview, report
 from luthier.data.dataset import Prepared, encoding_of, prepare, stream, together
@@ -29,7 +29,8 @@ from luthier.engine.trainer import Data, Settings, Trainer
 from luthier.engine.watcher import Watcher
 from luthier.model import ability, lowbit, methods, sharding, shared
 from luthier.model.config import Lora
-from luthier.model.load import Model, arithmetic_dtype
+from luthier.model.load import Model, arithmetic_dtype, context_length
+from luthier.model.method import virtual_tokens
 from luthier.model.noise import Noise
 from luthier.model.turns import turns_of
 from luthier.objectives.config import Multi, Pretrain, Sft
@@ -236,6 +237,22 @@ def _keep(run: Run, model: Model, objective: Whole, data: Prepared) -> Choice:
             f"{choice.available / 2**30:.1f} GiB"
         )
     return choice
+
+
+def room(config: RunConfig, tokenizer: PreTrainedTokenizerFast) -> int:
+    """The longest sequence in tokens that the model holds behind the method's virtual tokens.
+
+    Raises:
+        ConfigError: they leave none.
+    """
+    most, taken = context_length(config.model, tokenizer), virtual_tokens(config.method)
+    if taken and taken >= most:
+        raise ConfigError(
+            f"{taken} virtual tokens leave no room for a text in a model of {most} tokens",
+            where="--num_virtual_tokens",
+            fix="Use fewer; 20 are usual",
+        )
+    return most - taken
 
 
 def longest(run: Run, data: Prepared) -> int:

@@ -45,14 +45,23 @@ def picked_stages(config: RunConfig) -> dict[str, dict[str, Any]]:
 
 
 def pick(data: DataConfig, model: ModelConfig) -> One:
-    """The objective that the first rows are for; sft where they are not on this machine.
+    """The objective that the first rows are for; sft where they are not on this machine and the model talks.
 
     Rows that give nothing away are for what the model can learn from them: an encoder fills gaps in texts, or tells the
     classes in a column that is usually one; of two parts, a decoder answers chats, and T5's writes hidden spans.
+
+    Raises:
+        DataError: there is no such file, and the model could not be trained by sft.
     """
     name = data.datasets[0]
     paths = name, name.rpartition("#")[0], name.rpartition(":")[0]
     if not any(Path(path).expanduser().exists() for path in paths if path):
+        if not isinstance(_by_model(model, classes=False, texts=True), Sft):
+            from luthier.data.sources import files_of, parse_spec
+
+            spec = parse_spec(name, data.hub)
+            if spec.kind == "local":
+                files_of(spec)  # says what is missing, before the model is blamed for what cannot be told
         return Sft()
     # Imported here: reading data takes libraries that are slow to import.
     from luthier.data.survey import look
@@ -69,7 +78,7 @@ def _by_model(model: ModelConfig, *, classes: bool, texts: bool) -> One:
 
     folder = local_folder(model.path) if model.path else None
     settings = read_json(folder / "config.json") if folder and (folder / "config.json").exists() else {}
-    if any("CausalLM" in name for name in settings.get("architectures") or ()):
+    if not settings or any("CausalLM" in name for name in settings.get("architectures") or ()):
         return Sft()
     from luthier.model.heads import made_for
 

@@ -16,10 +16,9 @@ from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.trainer import Trainer
 from luthier.model import lowbit, methods
-from luthier.model.load import context_length, load_tokenizer
-from luthier.model.method import virtual_tokens
+from luthier.model.load import load_tokenizer
 from luthier.objectives.registry import whole
-from luthier.run.build import build_data, build_general, build_model, build_parts, build_trainer, describe
+from luthier.run.build import build_data, build_general, build_model, build_parts, build_trainer, describe, room
 from luthier.run.config import RunConfig
 from luthier.run.environment import environment, measured_memory
 from luthier.run.findings import Judged, write_findings
@@ -53,8 +52,7 @@ def train(config: RunConfig, console: Console) -> Path:
         resume = _find(config, voice, mesh)
         config = with_vocabulary(config, mesh, voice)
         tokenizer = load_tokenizer(config.model)
-        room = context_length(config.model, tokenizer) - virtual_tokens(config.method)
-        max_length = min(config.data.max_length, room)
+        max_length = min(config.data.max_length, room(config, tokenizer))
         if asked_for and max_length < config.data.max_length:  # else rows that are too long are told, if there are any
             voice.warn(f"max_length is {max_length} tokens, the longest the model can hold")
         methods.check_files(config.model)

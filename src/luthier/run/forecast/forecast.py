@@ -24,11 +24,10 @@ from luthier.engine.mesh import Mesh
 from luthier.model import lowbit
 from luthier.model.folder import first_line, model_folder
 from luthier.model.layer import Keep
-from luthier.model.load import Model, context_length, load_tokenizer
-from luthier.model.method import virtual_tokens
+from luthier.model.load import Model, load_tokenizer
 from luthier.objectives.registry import whole
 from luthier.objectives.setting import Part, Whole
-from luthier.run.build import build_parts, fullest, learnable, longest, named, source_of, tokenise, trials
+from luthier.run.build import build_parts, fullest, learnable, longest, named, room, source_of, tokenise, trials
 from luthier.run.config import RunConfig
 from luthier.run.forecast import footprint
 from luthier.run.forecast.demand import Demand, demand_of, evaluation_of, largest
@@ -134,7 +133,7 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     notes = _notes(config)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
     tokenizer = load_tokenizer(config.model)
-    max_length = min(config.data.max_length, context_length(config.model, tokenizer) - virtual_tokens(config.method))
+    max_length = min(config.data.max_length, room(config, tokenizer))
     alone = Run(config, console, Mesh(device.kind), RunDir(Path()), max_length)
     parts = build_parts(alone, tokenizer)
     objective = whole(config.objective, parts)
