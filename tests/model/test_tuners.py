@@ -11,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from encoders import save_encoder
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -18,6 +19,7 @@ from luthier.base.errors import ConfigError, ModelError
 from luthier.data.batch import Batch, Group, Tokens, collate
 from luthier.model import methods, prompts
 from luthier.model.config import Method, ModelConfig
+from luthier.model.heads import Head
 from luthier.model.load import Model, load_model, load_tokenizer
 from luthier.model.method import AdaLora, BitFit, Boft, Ia3, LnTuning, Lora, Oft, Prefix, Prompt, PTuning, Vera
 
@@ -238,6 +240,22 @@ def test_bitfit_moves_biases_only(tiny_model_dir: Callable[..., Path], tmp_path:
 def test_ia3_on_an_unknown_architecture_asks_for_layers(tiny_model_dir: Callable[..., Path]) -> None:
     with pytest.raises(ModelError, match="which layers of a granite"):
         applied(tiny_model_dir("granite"), Ia3())
+
+
+@pytest.mark.parametrize("shape", ["bert", "roberta", "distilbert"])
+@pytest.mark.parametrize("method", [Lora(), AdaLora(), Vera(), Oft(block_size=8), Boft()], ids=lambda one: one.type)
+def test_heads_that_are_learned_whole_get_no_adapters(method: Method, shape: str, tmp_path: Path) -> None:
+    config = ModelConfig(path=str(save_encoder(tmp_path, shape)))
+    head = Head("sequence", ("a", "b"), "single_label_classification")
+    model = load_model(config, torch.device("cpu"), tokenizer=load_tokenizer(config), trained=True, head=head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        methods.apply(model, method)
+    learned = {name for name in model.trained() if "classifier" in name or "pooler" in name}
+    adapters = set(model.trained()) - learned
+    assert learned and all(name.endswith(("weight", "bias")) for name in learned)
+    assert not any(part in name for name in learned for part in ("lora_", "oft_", "boft_", "vera_"))
+    assert {name.split("layer.")[1][0] for name in adapters if "layer." in name} == {"0", "1"}
 
 
 def test_what_peft_would_do_otherwise_is_refused(

@@ -141,13 +141,13 @@ def _target(target: str | tuple[str, ...]) -> str | list[str]:
 
 def _all_linear(model: Model) -> list[str]:
     """The leaf names of all linear layers but the head's, for tuners that PEFT does not look them up for."""
-    spared = [model.head] if model.kind.kind == "causal" else []
-    spared += [model.base.get_submodule(name) for name in heads.modules(model.base, model.kind)]
+    head = model.head if model.kind.kind == "causal" else None
+    learned = [f".{name}." for name in heads.modules(model.base, model.kind)]
     return sorted(
         {
             name.rpartition(".")[2]
             for name, layer in model.base.named_modules()
-            if isinstance(layer, nn.Linear) and not any(layer is part for part in spared)
+            if isinstance(layer, nn.Linear) and layer is not head and not any(part in f".{name}." for part in learned)
         }
     )
 

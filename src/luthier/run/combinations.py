@@ -136,7 +136,7 @@ def _method(config: RunConfig) -> None:
         )
     if (config.retain.kl or config.retain.lwf) and not isinstance(config.objective, Pretrain | Sft):
         raise ConfigError(
-            f"a model for {config.objective.type} made no predictions before",
+            f"predictions are held to those of the start for pretrain and sft only, not for {config.objective.type}",
             where="retain.kl, retain.lwf",
             fix="Use retain.l2sp or retain.ewc",
         )

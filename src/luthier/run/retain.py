@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from luthier.base.errors import ConfigError
+from luthier.base.errors import DataError
 from luthier.data.dataset import prepare
 from luthier.data.encode import Encoding
 from luthier.data.tokens import Groups
@@ -41,7 +41,9 @@ def _general(run: Run, encoding: Encoding, name: str) -> Groups:
     config = run.config.data.model_copy(update={**plain, "datasets": (name,)})
     prepared = prepare(config, encoding, template_note=None, seed=run.config.seed, progress=lambda _: None)
     if not len(prepared.train):
-        raise ConfigError("no row of this general set can be used", where=name, code="no_rows")
+        rejected = prepared.rejected
+        first = f"; first {rejected[0]['file']}:{rejected[0]['line']}: {rejected[0]['message']}" if rejected else ""
+        raise DataError(f"no row of this general set can be used{first}", where=name, code="no_rows")
     return prepared.train
 
 
