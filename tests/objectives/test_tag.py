@@ -130,6 +130,14 @@ def test_words_beyond_the_longest_length_are_told(folder_of: Callable[[str], Pat
     assert unseen is not None and not unseen.cut, "a word without a piece was not cut off"
 
 
+def test_tags_that_are_numbers_are_learned_and_are_no_entities(folder_of: Callable[[str], Path], tmp_path: Path):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"tokens": ["a", "b"], "ner_tags": [0, 3]}))
+    objective, _ = made(folder_of("bert"), tmp_path / "rows.jsonl")
+    assert objective.note is not None and "so none are scored" in objective.note
+    with pytest.raises(DataError, match="where the data has numbers"):
+        made(folder_of("bert"), tmp_path / "rows.jsonl", labels=("O", "B-a", "I-a", "B-b"))
+
+
 @pytest.mark.parametrize(
     ("row", "what"),
     [

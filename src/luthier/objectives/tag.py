@@ -53,7 +53,7 @@ def tagging(config: TokenCls, setting: Setting) -> Tagging:
         raise DataError(
             f"{len(unknown)} tags of the data are not among those named: {', '.join(unknown[:5])}",
             where="--labels",
-            fix="Name them too, or leave --labels out",
+            fix="Name them too, or leave --labels out; where the data has numbers, put the tags in their place",
             code="unknown_label",
         )
     if len(names) < 2:
@@ -110,7 +110,9 @@ class Tagging(Plainly):
     def note(self) -> str | None:
         """Which tags are learned."""
         if self.scheme == "none":
-            return f"Each word is given one of {len(self.labels)} tags: {', '.join(self.labels[:8])}"
+            told = f"Each word is given one of {len(self.labels)} tags: {', '.join(self.labels[:8])}"
+            numbers = all(tag.isdigit() for tag in self.labels)
+            return told + ("; numbers do not say what an entity is, so none are scored" if numbers else "")
         kinds = sorted({kind for kind in (tag.partition("-")[2] for tag in self.labels) if kind})
         return f"Entities are found ({self.scheme}): {', '.join(kinds[:12])}" + (" ..." if len(kinds) > 12 else "")
 
