@@ -133,9 +133,24 @@ def test_words_beyond_the_longest_length_are_told(folder_of: Callable[[str], Pat
 def test_tags_that_are_numbers_are_learned_and_are_no_entities(folder_of: Callable[[str], Path], tmp_path: Path):
     (tmp_path / "rows.jsonl").write_text(json.dumps({"tokens": ["a", "b"], "ner_tags": [0, 3]}))
     objective, _ = made(folder_of("bert"), tmp_path / "rows.jsonl")
-    assert objective.note is not None and "so none are scored" in objective.note
-    with pytest.raises(DataError, match="where the data has numbers"):
-        made(folder_of("bert"), tmp_path / "rows.jsonl", labels=("O", "B-a", "I-a", "B-b"))
+    assert objective.labels == ("0", "3")
+    assert objective.note is not None and "--labels O B-PER I-PER" in objective.note
+    with pytest.raises(DataError, match="count through the names"):
+        made(folder_of("bert"), tmp_path / "rows.jsonl", labels=("O", "B-a", "I-a"))
+
+
+def test_numbers_count_through_the_names_that_are_given(folder_of: Callable[[str], Path], tmp_path: Path):
+    names = ("O", "B-a", "I-a", "B-b")
+    objectives: list[Tagging] = []
+    for file, tags in (("numbers.jsonl", [0, 3]), ("names.jsonl", ["O", "B-b"])):
+        (tmp_path / file).write_text(json.dumps({"tokens": ["a", "b"], "ner_tags": tags}))
+        objective, setting = made(folder_of("bert"), tmp_path / file, labels=names, class_weights=("balanced",))
+        (group,) = [objective.encode(record) for record in setting.records("tagging")]
+        assert group is not None and group.sequences[0].targets is not None
+        assert objective.scheme == "BIO" and [int(at) for at in group.sequences[0].targets if at] == [3]
+        objectives.append(objective)
+    weights = [objective.weights_C for objective in objectives]
+    assert weights[0] is not None and weights[1] is not None and torch.equal(weights[0], weights[1])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from luthier.score.entities import entities, scheme_of, score
+from luthier.score.entities import entities, named, scheme_of, score
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,10 @@ def test_scores_are_those_of_seqeval():
         assert found["f1"] == pytest.approx(metrics.f1_score(theirs, mine, zero_division=0))
         macro = metrics.f1_score(theirs, mine, average="macro", zero_division=0)
         assert found["macro_f1"] == pytest.approx(macro)
+
+
+def test_numbers_count_through_names():
+    names = ("O", "B-a", "I-a")
+    assert named(["0", "1", "2"], names) == names
+    assert named(["O", "2", "3", "x"], names) == ("O", "I-a", "3", "x"), "what has no name is left as it is"
+    assert named(["0", "1"], ("1", "0")) == ("0", "1"), "numbers that are names are names"

@@ -55,6 +55,7 @@ def tagged(name: str, folder: Path, config: SetConfig, skill: Skill) -> list[Tas
     """Words with tags, for a model that tags them."""
 
     def item(record: Tagged) -> Item:
+        record = replace(record, tags=entities.named(record.tags, skill.labels))
         return Item("", (Message("user", " ".join(record.tokens)),), (" ".join(record.tags),), record=record)
 
     return list(

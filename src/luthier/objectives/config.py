@@ -50,7 +50,8 @@ class TokenCls(Config):
 
     type: Literal["token_cls"] = "token_cls"
     labels: tuple[str, ...] = ()
-    """Names of the tags, in order. Unset: the model's own if they fit, else those found in the data."""
+    """Names of the tags, in order; numbers in the data count through them, from 0 on. Unset: the model's own where the
+    data has these, else those found in the data."""
     class_weights: tuple[str, ...] = ()
     """Weight of each tag in the loss, in order or as name=number; or 'balanced': rare tags count more."""
     label_smoothing: float = Field(default=0.0, ge=0.0, lt=1.0)

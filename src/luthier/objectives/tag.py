@@ -48,12 +48,12 @@ def tagging(config: TokenCls, setting: Setting) -> Tagging:
     found = labels_of(record.tags for record in setting.records("tagging") if isinstance(record, Tagged)).counts
     own = own_labels(setting.model)
     names = config.labels or (own if own and set(found) <= set(own) else tuple(_ordered(found)))
-    unknown = sorted(set(found) - set(names))
+    unknown = sorted(set(entities.named(tuple(found), names)) - set(names))
     if unknown:
         raise DataError(
             f"{len(unknown)} tags of the data are not among those named: {', '.join(unknown[:5])}",
             where="--labels",
-            fix="Name them too, or leave --labels out; where the data has numbers, put the tags in their place",
+            fix="Name them too, or leave --labels out; numbers in the data count through the names, from 0 on",
             code="unknown_label",
         )
     if len(names) < 2:
@@ -68,7 +68,7 @@ def _class_weights(config: TokenCls, setting: Setting, names: tuple[str, ...]) -
     def survey() -> tuple[Mapping[str, int], int]:
         counts = Counter[str]()
         for record in setting.records("tagging", training=True):
-            counts.update(record.tags if isinstance(record, Tagged) else ())
+            counts.update(entities.named(record.tags, names) if isinstance(record, Tagged) else ())
         return counts, counts.total()
 
     return class_weights(config.class_weights, names, survey, several=False)
@@ -104,15 +104,16 @@ class Tagging(Plainly):
     def key(self) -> str:
         """What `encode` depends on besides the record."""
         names = hashlib.sha256("\0".join(self.labels).encode()).hexdigest()[:16]
-        return f"token_cls:3:{names}:{self.plain.fingerprint}"
+        return f"token_cls:4:{names}:{self.plain.fingerprint}"
 
     @property
     def note(self) -> str | None:
         """Which tags are learned."""
         if self.scheme == "none":
             told = f"Each word is given one of {len(self.labels)} tags: {', '.join(self.labels[:8])}"
-            numbers = all(tag.isdigit() for tag in self.labels)
-            return told + ("; numbers do not say what an entity is, so none are scored" if numbers else "")
+            numbers = all(tag.isdecimal() for tag in self.labels)
+            how = "; numbers name no entities: --labels O B-PER I-PER ... names them in order, to score these"
+            return told + (how if numbers else "")
         kinds = sorted({kind for kind in (tag.partition("-")[2] for tag in self.labels) if kind})
         return f"Entities are found ({self.scheme}): {', '.join(kinds[:12])}" + (" ..." if len(kinds) > 12 else "")
 
@@ -123,10 +124,11 @@ class Tagging(Plainly):
             BadRow: `unknown_label`.
         """
         assert isinstance(record, Tagged), "rows are read for the task of tagging"
-        unknown = [tag for tag in record.tags if tag not in self._numbers]
+        tags = entities.named(record.tags, self.labels)
+        unknown = [tag for tag in tags if tag not in self._numbers]
         if unknown:
             raise BadRow(Fault("unknown_label", record.where, f"the tag {unknown[0]!r} is none of the known", "tags"))
-        group = self._group(record, [self._numbers[tag] for tag in record.tags])
+        group = self._group(record, [self._numbers[tag] for tag in tags])
         return group if group.sequences[0].weights.any() else None
 
     def untagged(self, record: Tagged) -> Group:

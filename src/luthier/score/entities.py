@@ -42,6 +42,13 @@ def scheme_of(tags: Iterable[str]) -> Scheme:
     return "none"
 
 
+def named(tags: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Tags, of which numbers count through the names, from 0 on, unless names are numbers themselves."""
+    if any(name.isdecimal() for name in names):
+        return tuple(tags)
+    return tuple(names[int(tag)] if tag.isdecimal() and int(tag) < len(names) else tag for tag in tags)
+
+
 def entities(tags: Sequence[str]) -> list[Entity]:
     """The entities of one sequence, in order."""
     found: list[Entity] = []
