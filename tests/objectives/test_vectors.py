@@ -137,6 +137,9 @@ def test_what_cannot_be_learned_is_refused(tiny_model_dir: Callable[..., Path]):
         Distill(teacher="x", store="folder")
     with pytest.raises(ConfigError, match="does not fit into 64 tokens"):
         learnable(GenerativeRerank(positive_token="a", negative_token="b"), tiny_model_dir("qwen2"), max_length=64)
+    with pytest.raises(ValueError, match="beta is for jsd"):
+        Distill(teacher="t", beta=0.3)
+    assert Distill(teacher="t", divergence="jsd", beta=0.3).beta == 0.3
 
 
 def test_hard_negatives_are_drawn_anew(tmp_path: Path):

@@ -199,6 +199,12 @@ class Distill(Config):
             raise ValueError("store is for what top_k keeps of the teacher; give top_k, or leave store out")
         return self
 
+    @model_validator(mode="after")
+    def _beta_means_something(self) -> Distill:
+        if self.beta != Distill.model_fields["beta"].default and self.divergence != "jsd":
+            raise ValueError(f"beta is for jsd, and the divergence is {self.divergence}; leave one of them out")
+        return self
+
 
 class Retain(Config):
     """Against forgetting: hold on to what the model could do before."""
