@@ -12,9 +12,11 @@ share is that of the step's operations in what one product alone would reach in 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import gc
+import pstats
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -164,7 +166,7 @@ def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int)
     return [collate([groups[index] for index in members], members) for members in bins]
 
 
-def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: Mesh, most: float) -> None:
+def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, host: bool, mesh: Mesh, most: float) -> None:
     """Train a few steps and print one line.  A step lasts from the numbers of one to those of the next.
 
     Args:
@@ -223,6 +225,22 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, mesh: 
             optimizer.step(1.0)
             torch.cuda.synchronize()
         table(seen)
+    if host:
+        host_time(lambda batches: gradients(model, objective, batches, mesh, max_norm=1.0), model.vocabulary, mesh)
+
+
+def host_time(train: Callable[[Sequence[Batch]], object], vocabulary: int, mesh: Mesh, rounds: int = 10) -> None:
+    """What a micro-batch costs the host, however few tokens it has: it bounds steps of small micro-batches."""
+    batches = [batch.to(mesh.device) for batch in make_step((64, 64), 128, vocabulary, 0)]
+    train(batches)
+    started = time.perf_counter()
+    for _ in range(rounds):
+        train(batches)
+    print(f"    a micro-batch of 128 tokens: {(time.perf_counter() - started) / rounds * 1e3:.1f} ms")
+    with cProfile.Profile() as seen:
+        for _ in range(rounds):
+            train(batches)
+    pstats.Stats(seen).sort_stats("tottime").print_stats(30)
 
 
 def table(seen: torch.profiler.profile, rows: int = 48) -> None:
@@ -262,7 +280,8 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["fast"])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--micro", type=int, help="tokens of a micro-batch, instead of the mode's own")
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="device time by kernel, and gaps between kernels")
+    parser.add_argument("--host", action="store_true", help="what a micro-batch costs the host, by function")
     options = parser.parse_args()
     with open_mesh("cuda") as mesh:
         most = ceiling()
@@ -271,7 +290,7 @@ def main() -> None:
         for name in options.modes:
             mode = replace(MODES[name], micro_tokens=options.micro) if options.micro else MODES[name]
             try:
-                measure(name, WORKS[options.work], mode, options.steps, options.profile, mesh, most)
+                measure(name, WORKS[options.work], mode, options.steps, options.profile, options.host, mesh, most)
             except torch.OutOfMemoryError as error:
                 print(f"{name:10} out of memory: {str(error)[:120]}", flush=True)
             gc.collect()
