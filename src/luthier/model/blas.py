@@ -70,7 +70,7 @@ def _compute(
         return out_MN
     matrices = left_MK, right_KN, out_MN
     entry = _entry(Form.of(*matrices, adds=adds, biased=bias_N is not None)) if left_MK.is_cuda else None
-    if entry is None or any(matrix.data_ptr() % cublas.ALIGNMENT for matrix in matrices):
+    if entry is None or not _launches(matrices):
         _by_torch(*matrices, bias_N, adds=adds)
         return out_MN
     race, call = entry
@@ -113,9 +113,14 @@ def _has_choice(form: Form) -> bool:
         form.operations >= _WORTHWHILE
         and form.kind in (torch.bfloat16, torch.float16)
         and form.aligned
-        and form.device == torch.cuda.current_device()
         and cublas.library() is not None
     )
+
+
+def _launches(matrices: Sequence[Tensor]) -> bool:
+    """Whether kernels can be launched for matrices that lie here: they go to the current device."""
+    here = torch.cuda.current_device()
+    return all(matrix.get_device() == here and matrix.data_ptr() % cublas.ALIGNMENT == 0 for matrix in matrices)
 
 
 def _tokens(form: Form) -> int:

@@ -100,9 +100,9 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def _handle(device: int) -> c_void_p:
-    """Of the current device, which is `device`."""
     handle = c_void_p()
-    _call("Create", byref(handle))
+    with torch.cuda.device(device):
+        _call("Create", byref(handle))
     return handle
 
 
@@ -115,13 +115,13 @@ def _call(name: str, *arguments: Any) -> None:
 
 
 class Call:
-    """A product of one form on the current device, with any of its kernels."""
+    """A product of one form, with any of its kernels."""
 
     def __init__(self, form: Form):
         self.form = form
         found = library()
         assert found is not None
-        self._library, self._handle = found, _handle(torch.cuda.current_device())
+        self._library, self._handle = found, _handle(form.device)
         self._made: list[tuple[str, c_void_p]] = []
         self._how = self._make("MatmulDesc", c_int(_COMPUTE_32F), c_int(_R_32F))
         self._right, right_turned = self._factor(form.right, form.k, form.n)
@@ -160,7 +160,10 @@ class Call:
         return self._fitting[id(kernel)]
 
     def run(self, kernel: Kernel, left_MK: Tensor, right_KN: Tensor, out_MN: Tensor, bias_N: Tensor | None) -> bool:
-        """Launch it on the current stream; False where that is refused, and then nothing has happened."""
+        """Launch it on the current stream of the current device, where the matrices must lie.
+
+        False where that is refused, and then nothing has happened.
+        """
         if bias_N is not None:
             self._set("MatmulDesc", self._how, _BIAS_POINTER, c_void_p(bias_N.data_ptr()))
         out = c_void_p(out_MN.data_ptr())
