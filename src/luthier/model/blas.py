@@ -10,6 +10,7 @@ Legend: M, N, K as in `model.cublas`; O outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
