@@ -44,14 +44,14 @@ def add_to(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> Tensor:
 
 def times32(left_MK: Tensor, right_KN: Tensor) -> Tensor:
     """left right, summed and kept in float32.  [M, K] [K, N] -> [M, N]"""
-    if not counting() and not (left_MK.is_cuda and left_MK.dtype != torch.float32):
+    if not _keeps32(left_MK):
         return (left_MK @ right_KN).float()
     return _compute(left_MK, right_KN, left_MK.new_empty(len(left_MK), right_KN.shape[1], dtype=torch.float32))
 
 
 def add_product(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> None:
     """total (float32) += left right, in place."""
-    if not counting() and not (left_MK.is_cuda and left_MK.dtype != torch.float32):
+    if not _keeps32(left_MK):
         total_MN += left_MK @ right_KN
     else:
         _compute(left_MK, right_KN, total_MN, adds=True)
@@ -59,9 +59,18 @@ def add_product(total_MN: Tensor, left_MK: Tensor, right_KN: Tensor) -> None:
 
 def column_sums(left_TO: Tensor) -> Tensor:
     """Summed and kept in float32; as a product it takes half the time of a reduction on a GPU.  [O]"""
-    if left_TO.is_cuda and left_TO.dtype != torch.float32:
+    if _on_gpu(left_TO) and left_TO.dtype != torch.float32:
         return times32(left_TO.t(), left_TO.new_ones(len(left_TO), 1))[:, 0]
     return left_TO.sum(0, dtype=torch.float32)
+
+
+def _on_gpu(tensor: Tensor) -> bool:
+    return tensor.is_cuda
+
+
+def _keeps32(left_MK: Tensor) -> bool:
+    """Whether a product of such numbers can be written in float32 as it is summed."""
+    return counting() or (_on_gpu(left_MK) and left_MK.dtype != torch.float32)
 
 
 def _compute(
@@ -70,7 +79,7 @@ def _compute(
     if counting():
         return out_MN
     matrices = left_MK, right_KN, out_MN
-    entry = _entry(Form.of(*matrices, adds=adds, biased=bias_N is not None)) if left_MK.is_cuda else None
+    entry = _entry(Form.of(*matrices, adds=adds, biased=bias_N is not None)) if _on_gpu(left_MK) else None
     if entry is None or not _launches(matrices):
         _by_torch(*matrices, bias_N, adds=adds)
         return out_MN
