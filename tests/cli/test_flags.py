@@ -16,10 +16,11 @@ from luthier.cli.infer import InferConfig
 from luthier.export.config import ExportConfig
 from luthier.model.config import Freeze, Lora, Quant
 from luthier.run.config import RunConfig
-from luthier.run.familiar import FAMILIAR, WORDS
+from luthier.run.familiar import FAMILIAR
 from luthier.run.resolve import resolve
 from luthier.run.search.space import SearchRun
 from luthier.run.translate import Ignored, Means, Refused
+from luthier.run.values import WORDS
 
 SWIFT = """
   --model Qwen/Qwen2.5-7B-Instruct --train_type lora

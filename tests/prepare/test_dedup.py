@@ -242,7 +242,7 @@ def test_rows_that_share_a_group(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = np.random.default_rng(2).integers(0, 900, 900, dtype=np.int32)
     expected = np.bincount(groups)[groups] > 1
     for at_once in (10**6, 64):
-        monkeypatch.setattr("luthier.prepare.groups._COMPARED_AT_ONCE", at_once)
+        monkeypatch.setattr("luthier.prepare.groups.AT_ONCE", at_once)
         assert np.array_equal(shared(groups), expected)
         first = np.minimum(groups, np.arange(900))[100:]
         alone = stand_alone(first, 100)
@@ -298,7 +298,7 @@ def test_removed_rows_name_the_line_they_repeat_wherever_it_stands(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunks, "CHUNK_BYTES", 300)
-    monkeypatch.setattr("luthier.prepare.verbs.dedup._AT_ONCE", 37)
+    monkeypatch.setattr("luthier.prepare.verbs.dedup.AT_ONCE", 37)
     rng = random.Random(6)
     seen: dict[str, str] = {}
     expected: dict[tuple[str, int], str] = {}

@@ -164,7 +164,7 @@ def test_rows_looked_at_a_few_at_a_time_are_divided_alike(
     file = write_rows(tmp_path / "rows.jsonl", rows)
     flags = ["--ratio", "0.5", "0.5", "--stratify", "label"]
     table = run("split", capsys, tmp_path / "a", file, flags=flags).report["tables"][1]
-    for name in ("splits._AT_ONCE", "groups._COMPARED_AT_ONCE", "verbs.split._AT_ONCE", "labels._AT_ONCE"):
+    for name in ("splits.AT_ONCE", "groups.AT_ONCE", "verbs.split.AT_ONCE", "labels.AT_ONCE"):
         monkeypatch.setattr(f"luthier.prepare.{name}", 41)
     assert np.array_equal(split_groups(groups, strata, (8, 1, 1), 5), divided)
     assert np.array_equal(split_by_time(times, groups, (8, 1, 1)), timed)

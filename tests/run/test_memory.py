@@ -13,9 +13,9 @@ from luthier.base.errors import DoesNotFit
 from luthier.base.rundir import RunDir
 from luthier.cli.flags import parse
 from luthier.engine.mesh import Mesh
-from luthier.run.build import Run
 from luthier.run.config import RunConfig
 from luthier.run.memory import Use, suggestions, within_memory
+from luthier.run.parts import Run
 
 
 def run(device: str = "cpu", world: int = 1, **settings: Any) -> Run:

@@ -17,8 +17,9 @@ import yaml
 from luthier.base.config import Config, Tree, assign, nearest
 from luthier.base.errors import ConfigError
 from luthier.base.leaves import Leaf, leaves
-from luthier.run.familiar import FAMILIAR, INSTEAD, OWN, WORDS
+from luthier.run.familiar import FAMILIAR, OWN
 from luthier.run.translate import Ignored, Means, Refused
+from luthier.run.values import INSTEAD, WORDS
 
 UNSET = "null"
 """The word that unsets an optional setting."""

@@ -13,7 +13,8 @@ Rows = NDArray[np.signedinteger[Any]]
 """Numbers of rows, no wider than they need be."""
 _MOST_AT_ONCE = 2_000_000
 """Keys that are sorted at a time; more are sorted share by share, so that memory stays bounded."""
-_COMPARED_AT_ONCE = 1_000_000
+AT_ONCE = 1_000_000
+"""Rows that are looked at together where numpy would take eight bytes for each of them."""
 
 
 def width(rows: int) -> type[np.signedinteger[Any]]:
@@ -25,8 +26,8 @@ def positions(which: NDArray[np.bool_]) -> Rows:
     """The rows for which something is true; a few at a time, since `np.flatnonzero` takes eight bytes for each."""
     found = np.empty(int(which.sum()), width(len(which)))
     filled = 0
-    for at in range(0, len(which), _COMPARED_AT_ONCE):
-        some = np.flatnonzero(which[at : at + _COMPARED_AT_ONCE])
+    for at in range(0, len(which), AT_ONCE):
+        some = np.flatnonzero(which[at : at + AT_ONCE])
         found[filled : filled + len(some)] = some + at
         filled += len(some)
     return found
@@ -38,8 +39,8 @@ def frequencies(values: NDArray[np.signedinteger[Any]], length: int) -> NDArray[
     A few at a time: `np.bincount` would take eight bytes for each of them.
     """
     found = np.zeros(length, np.int64)
-    for at in range(0, len(values), _COMPARED_AT_ONCE):
-        some = values[at : at + _COMPARED_AT_ONCE]
+    for at in range(0, len(values), AT_ONCE):
+        some = values[at : at + AT_ONCE]
         found += np.bincount(some[some >= 0], minlength=length)
     return found
 
@@ -97,9 +98,9 @@ def stand_alone(first: Rows, start: int = 0) -> NDArray[np.bool_]:
         start: number of the first of these rows.
     """
     alone = np.empty(len(first), bool)
-    for at in range(0, len(first), _COMPARED_AT_ONCE):
-        some = first[at : at + _COMPARED_AT_ONCE]
-        alone[at : at + _COMPARED_AT_ONCE] = some == np.arange(start + at, start + at + len(some))
+    for at in range(0, len(first), AT_ONCE):
+        some = first[at : at + AT_ONCE]
+        alone[at : at + AT_ONCE] = some == np.arange(start + at, start + at + len(some))
     return alone
 
 
@@ -110,8 +111,8 @@ def leading(first: Rows, start: int = 0) -> Rows:
         start: number of the first of these rows.
     """
     found = [np.empty(0, first.dtype)]
-    for at in range(0, len(first), _COMPARED_AT_ONCE):
-        some = first[at : at + _COMPARED_AT_ONCE]
+    for at in range(0, len(first), AT_ONCE):
+        some = first[at : at + AT_ONCE]
         found.append(some[some != np.arange(start + at, start + at + len(some))])
     return np.concatenate(found)
 
@@ -123,8 +124,8 @@ def shared(groups: Rows) -> NDArray[np.bool_]:
         groups: the number of every row's group, 0 to N - 1.
     """
     seen, again = np.zeros(len(groups), bool), np.zeros(len(groups), bool)
-    for at in range(0, len(groups), _COMPARED_AT_ONCE):
-        some, counts = np.unique(groups[at : at + _COMPARED_AT_ONCE], return_counts=True)
+    for at in range(0, len(groups), AT_ONCE):
+        some, counts = np.unique(groups[at : at + AT_ONCE], return_counts=True)
         again[some[seen[some] | (counts > 1)]] = True
         seen[some] = True
     return again[groups]

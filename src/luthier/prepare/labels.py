@@ -14,13 +14,12 @@ from luthier.base.config import nearest
 from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.frame import Frame
-from luthier.prepare.groups import frequencies
+from luthier.prepare.groups import AT_ONCE, frequencies
 from luthier.prepare.parcel import Batch, Parcel, Tally
 from luthier.prepare.view import column
 
 MOST_CLASSES = 10_000
 """A column with more values is no label."""
-_AT_ONCE = 1_000_000
 _COLUMNS = "columns"
 """Where the columns of rows without the label are kept, to name them should no row have it."""
 
@@ -115,8 +114,8 @@ def read_labels(rows: Frame, name: str, *, needed: bool = True) -> Labels:
     names = sorted(met)
     ranks = {label: rank for rank, label in enumerate(names)}
     order = np.array([*(ranks[label] for label in met), -1], np.int16)
-    for start in range(0, len(codes), _AT_ONCE):
-        codes[start : start + _AT_ONCE] = order[codes[start : start + _AT_ONCE]]
+    for start in range(0, len(codes), AT_ONCE):
+        codes[start : start + AT_ONCE] = order[codes[start : start + AT_ONCE]]
     return Labels(tuple(names), codes)
 
 

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.prepare.groups import Rows, frequencies, positions, shared
+from luthier.prepare.groups import AT_ONCE, Rows, frequencies, positions, shared
 
 Numbers = NDArray[np.int64]
-_AT_ONCE = 1_000_000
 
 
 def split_groups(groups: Rows, strata: Rows, ratios: Sequence[float], seed: int) -> NDArray[np.int8]:
@@ -69,8 +68,8 @@ def _by_kind(rows: Rows, kind: Rows, counts: Numbers) -> Rows:
     """
     found = np.empty_like(rows)
     ends = np.cumsum(counts) - counts  # of what has found its place of each class
-    for at in range(0, len(rows), _AT_ONCE):
-        some = rows[at : at + _AT_ONCE]
+    for at in range(0, len(rows), AT_ONCE):
+        some = rows[at : at + AT_ONCE]
         of = kind[some]
         more = frequencies(of, len(counts))
         before = np.cumsum(more) - more
@@ -139,6 +138,6 @@ def split_by_time(times: NDArray[np.float64], groups: Rows, ratios: Sequence[flo
     cuts = np.array([ordered[end] if end < len(ordered) else np.inf for end in ends.tolist()])
     del ordered
     parts = np.empty(len(moment), np.int8)
-    for at in range(0, len(moment), _AT_ONCE):
-        parts[at : at + _AT_ONCE] = np.searchsorted(cuts, moment[at : at + _AT_ONCE], side="right")
+    for at in range(0, len(moment), AT_ONCE):
+        parts[at : at + AT_ONCE] = np.searchsorted(cuts, moment[at : at + AT_ONCE], side="right")
     return parts

@@ -113,9 +113,11 @@ def usual_values(
 def _numbers(rows: Frame, names: Sequence[str], scratch: Path) -> Generator[dict[str, Spill]]:
     found = spills(scratch, tuple(dict.fromkeys(names)), np.float64)
     rows.measure(_Look(tuple(found), ()), "Measuring", spilled=found)
-    yield found
-    for values in found.values():
-        values.close()
+    try:
+        yield found
+    finally:
+        for values in found.values():
+            values.close()
 
 
 def fillers(rows: Frame, names: Sequence[str], how: str, scratch: Path) -> tuple[tuple[str, Json], ...]:

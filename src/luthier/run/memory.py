@@ -11,7 +11,7 @@ import torch
 from luthier.base.errors import DoesNotFit
 from luthier.engine.attempt import out_of_memory
 from luthier.model.config import Lora
-from luthier.run.build import Run
+from luthier.run.parts import Run
 
 Use = Literal["weights", "step", "evaluation"]
 """What did not fit: weights with gradients and optimizer state, the activations of a step, those of an evaluation."""

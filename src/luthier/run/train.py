@@ -18,14 +18,15 @@ from luthier.engine.trainer import Trainer
 from luthier.model import lowbit, methods
 from luthier.model.load import load_tokenizer
 from luthier.objectives.registry import whole
-from luthier.run.build import build_data, build_general, build_model, build_parts, build_trainer, describe, room
+from luthier.run.build import build_general, build_model, build_parts, build_trainer, describe
 from luthier.run.config import RunConfig
+from luthier.run.data import build_data
 from luthier.run.environment import environment, measured_memory
 from luthier.run.findings import Judged, write_findings
 from luthier.run.forecast.refusal import refuse_what_cannot_fit
 from luthier.run.grow import with_vocabulary
 from luthier.run.memory import within_memory
-from luthier.run.parts import Run
+from luthier.run.parts import Run, longest_held
 from luthier.run.plan import RunPlan
 from luthier.run.report import write_report
 from luthier.run.resolve import resolve
@@ -52,7 +53,7 @@ def train(config: RunConfig, console: Console) -> Path:
         resume = _find(config, voice, mesh)
         config = with_vocabulary(config, mesh, voice)
         tokenizer = load_tokenizer(config.model)
-        max_length = min(config.data.max_length, room(config, tokenizer))
+        max_length = longest_held(config, tokenizer)
         if asked_for and max_length < config.data.max_length:  # else rows that are too long are told, if there are any
             voice.warn(f"max_length is {max_length} tokens, the longest the model can hold")
         methods.check_files(config.model)

@@ -14,7 +14,7 @@ from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
-from luthier.prepare.groups import Rows, first_of_equals, leading, stand_alone
+from luthier.prepare.groups import AT_ONCE, Rows, first_of_equals, leading, stand_alone
 from luthier.prepare.identity import RowKeys
 from luthier.prepare.minhash import bands_for
 from luthier.prepare.near import Alike, Likeness, alike
@@ -25,7 +25,6 @@ from luthier.prepare.spill import Spill
 from luthier.prepare.verb import Job, Outcome, Verb
 
 _LISTED = 50  # groups that the report lists
-_AT_ONCE = 1_000_000
 
 
 class DedupConfig(VerbConfig):
@@ -155,8 +154,8 @@ class _Places:
         line = first.view(np.uint32) if first.dtype == np.int32 else np.empty(len(first), np.uint32)
         several = len(self.names) > 1
         file = np.zeros(len(first), np.int32) if several else np.broadcast_to(np.int32(0), len(first))
-        for start in range(0, len(first), _AT_ONCE):
-            removed = start + np.flatnonzero(~keep[start : start + _AT_ONCE])
+        for start in range(0, len(first), AT_ONCE):
+            removed = start + np.flatnonzero(~keep[start : start + AT_ONCE])
             files, lines = self.find(first[removed])
             line[removed] = lines
             if several:

@@ -20,7 +20,7 @@ from luthier.prepare.census import SEPARATOR, USES, Census, Measure, evenly
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.distribution import bins, spread
 from luthier.prepare.frame import Frame, Measured
-from luthier.prepare.gaps import Rule, limits
+from luthier.prepare.gaps import FACTORS, limits
 from luthier.prepare.groups import distinct
 from luthier.prepare.labels import count_labels
 from luthier.prepare.report import Chart, Report, Table
@@ -31,7 +31,6 @@ _LABELS = ("label", "labels", "category", "class", "sentiment", "intent", "depar
 _MOST_LABELS = 500
 _HELD = 16 * 2**20
 """Bytes of each column of lengths that stay in memory."""
-_RULES: tuple[Rule, ...] = ("iqr", "zscore")
 _REMEDIES = {
     "encoding": "luthier data clean repairs them",
     "control_characters": "luthier data clean removes them",
@@ -228,7 +227,7 @@ def _outliers(report: Report, columns: Mapping[str, Spill]) -> None:
     found: list[dict[str, Json]] = []
     for name, values in columns.items():
         row: dict[str, Json] = {"column": name}
-        ranges = {rule: limits(values, rule) for rule in _RULES}
+        ranges = {rule: limits(values, rule) for rule in FACTORS}
         for rule, (low, high) in ranges.items():
             outside = (int(((block < low) | (block > high)).sum()) for block in values.blocks())
             row[f"outliers by {rule}"] = sum(outside)

@@ -17,7 +17,17 @@ from luthier.base.errors import DataError
 from luthier.base.records import Json
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
-from luthier.prepare.groups import Rows, first_of_equals, frequencies, join, positions, shared, stand_alone, width
+from luthier.prepare.groups import (
+    AT_ONCE,
+    Rows,
+    first_of_equals,
+    frequencies,
+    join,
+    positions,
+    shared,
+    stand_alone,
+    width,
+)
 from luthier.prepare.identity import RowKeys, keys_of
 from luthier.prepare.labels import Labels, read_labels
 from luthier.prepare.parcel import Batch, Parcel
@@ -28,7 +38,6 @@ from luthier.prepare.verb import Job, Outcome, Verb
 from luthier.prepare.view import column, text_of
 
 _NAMES = {2: ("train", "validation"), 3: ("train", "validation", "test")}
-_AT_ONCE = 1_000_000
 
 
 class SplitConfig(VerbConfig):
@@ -217,10 +226,10 @@ def _report(config: SplitConfig, parts: NDArray[np.int8], groups: Rows, labels: 
 def _by_label(config: SplitConfig, parts: NDArray[np.int8], labels: Labels) -> Iterator[dict[str, Json]]:
     names, many = [*labels.names, "(none)"], len(config.parts)
     counts = np.zeros((len(names), many), np.int64)
-    for at in range(0, len(parts), _AT_ONCE):
-        codes = labels.codes[at : at + _AT_ONCE].astype(np.int64)
+    for at in range(0, len(parts), AT_ONCE):
+        codes = labels.codes[at : at + AT_ONCE].astype(np.int64)
         codes[codes < 0] = len(labels.names)
-        counts += frequencies(codes * many + parts[at : at + _AT_ONCE], counts.size).reshape(counts.shape)
+        counts += frequencies(codes * many + parts[at : at + AT_ONCE], counts.size).reshape(counts.shape)
     for name, found in zip(names, counts.tolist(), strict=True):
         if any(found):
             yield {"label": name, **dict(zip(config.parts, found, strict=True))}

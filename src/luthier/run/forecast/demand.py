@@ -10,7 +10,8 @@ from luthier.model.layer import Keep
 from luthier.model.load import Model
 from luthier.objectives.setting import Whole
 from luthier.run import statesize
-from luthier.run.build import longest, trials
+from luthier.run.build import trials
+from luthier.run.data import longest
 from luthier.run.forecast import footprint, sharded
 from luthier.run.forecast.hardware import Device
 from luthier.run.parts import Run

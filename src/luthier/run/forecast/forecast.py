@@ -27,8 +27,9 @@ from luthier.model.layer import Keep
 from luthier.model.load import Model, load_tokenizer
 from luthier.objectives.registry import whole
 from luthier.objectives.setting import Part, Whole
-from luthier.run.build import build_parts, fullest, learnable, longest, named, room, source_of, tokenise, trials
+from luthier.run.build import build_parts, named, trials
 from luthier.run.config import RunConfig
+from luthier.run.data import fullest, learnable, longest, source_of, tokenise
 from luthier.run.forecast import footprint
 from luthier.run.forecast.demand import Demand, demand_of, evaluation_of, largest
 from luthier.run.forecast.disk import checkpoint_files
@@ -36,7 +37,7 @@ from luthier.run.forecast.hardware import Device
 from luthier.run.forecast.pace import Pace, Work, pace
 from luthier.run.forecast.sketch import arithmetic, without_numbers
 from luthier.run.memory import suggestions
-from luthier.run.parts import Run
+from luthier.run.parts import Run, longest_held
 from luthier.run.recompute import fits, keeps_of
 from luthier.run.resolve import resolve
 
@@ -133,7 +134,7 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     notes = _notes(config)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
     tokenizer = load_tokenizer(config.model)
-    max_length = min(config.data.max_length, room(config, tokenizer))
+    max_length = longest_held(config, tokenizer)
     alone = Run(config, console, Mesh(device.kind), RunDir(Path()), max_length)
     parts = build_parts(alone, tokenizer)
     objective = whole(config.objective, parts)
