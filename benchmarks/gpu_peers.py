@@ -54,7 +54,7 @@ WORKS = {
 MODES: dict[str, tuple[int, tuple[str, ...]]] = {
     "kept": (1, ("--gradient_checkpointing", "false")),
     "lean": (4, ("--gradient_checkpointing", "true")),
-    "lean 8-bit": (4, ("--gradient_checkpointing", "true", "--optim", "adamw_8bit")),
+    "lean 8-bit": (2, ("--gradient_checkpointing", "true", "--optim", "adamw_8bit")),
     "fp8": (1, ("--gradient_checkpointing", "false", "--quant_method", "fp8")),
     "fp8 lean": (2, ("--gradient_checkpointing", "true", "--quant_method", "fp8")),
     "auto": (1, ()),

@@ -111,7 +111,7 @@ MODES = {
     "some": Mode("some", micro_tokens=32768),
     "lean": Mode("input", micro_tokens=4096),
     "lean8": Mode("input", micro_tokens=8192),
-    "lean8bit": Mode("input", micro_tokens=12288, optimizer="adamw_8bit"),
+    "lean8bit": Mode("input", micro_tokens=16384, optimizer="adamw_8bit"),
     "fp8": Mode(micro_tokens=32768, quant="fp8"),
     "fp8lean": Mode("input", micro_tokens=8192, quant="fp8"),
     "fp8lean4": Mode("input", micro_tokens=4096, quant="fp8"),
@@ -213,7 +213,7 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, host: 
     share = operations(SHAPES[work.shape], full=isinstance(work.method, Full), lengths=work.lengths) / median / most
     rate = f"{mesh.world * sum(work.lengths) / median:9,.0f} tokens/s  {median * 1e3:7.1f} ms  {share:4.0%}"
     print(
-        f"{name:10} {rate}  {peak:6.1f} GiB  loss {losses}  norm {norms}  first step after {warm:.1f} s",
+        f"{name:10} {rate}  {peak:6.2f} GiB  loss {losses}  norm {norms}  first step after {warm:.1f} s",
         flush=True,
     )
     if profile:

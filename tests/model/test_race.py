@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ctypes import c_uint64
+from math import inf
 
 import pytest
 import torch
@@ -15,17 +16,20 @@ class Clock:
     """Events of a device that is some laps behind."""
 
     now = 0.0
-    arrived = True
+    behind: float = 0
+    """Events that the device has not reached yet, of those recorded last."""
+    recorded = 0
 
     def __init__(self, enable_timing: bool):
         assert enable_timing
-        self.at = 0.0
+        self.at, self.number = 0.0, 0
 
     def record(self) -> None:
-        self.at = Clock.now
+        Clock.recorded += 1
+        self.at, self.number = Clock.now, Clock.recorded
 
     def query(self) -> bool:
-        return Clock.arrived
+        return self.number <= Clock.recorded - Clock.behind
 
     def elapsed_time(self, end: Clock) -> float:
         return end.at - self.at
@@ -35,14 +39,16 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
     monkeypatch.setattr(torch.cuda, "Event", Clock)
     monkeypatch.setattr(Clock, "now", 0.0)
-    monkeypatch.setattr(Clock, "arrived", True)
+    monkeypatch.setattr(Clock, "behind", 0)
+    monkeypatch.setattr(Clock, "recorded", 0)
     return Clock
 
 
-def run(race: Race, clock: type[Clock], seconds: dict[int, float], calls: int, tokens: int = 4096) -> None:
+def run(race: Race, clock: type[Clock], microseconds: dict[int, float], calls: int, tokens: int = 1000) -> None:
+    """microseconds: for each token"""
     for _ in range(calls):
         lap = race.start(tokens)
-        clock.now += seconds[id(race.turn)] * tokens
+        clock.now += microseconds[id(race.turn)] * tokens / 1000
         if lap is not None:
             lap.end.record()
 
@@ -60,29 +66,50 @@ def entered(*names: Kernel) -> Race:
 def test_the_fastest_kernel_wins(clock: type[Clock]) -> None:
     slow, fast = kernels(1, 2)
     race = entered(slow, fast)
-    seconds = {id(None): 1.0, id(slow): 0.98, id(fast): 0.9}
-    run(race, clock, seconds, 10, tokens=5000)
-    run(race, clock, seconds, 3 * LAPS - 10)  # shorter batches take less time and prove nothing
+    times = {id(None): 1.0, id(slow): 0.98, id(fast): 0.9}
+    run(race, clock, times, 10, tokens=1200)
+    run(race, clock, times, 3 * LAPS - 10)  # shorter batches take less time and prove nothing
     assert not race.decided
-    clock.arrived = False
-    run(race, clock, seconds, 2)
+    clock.behind = inf
+    run(race, clock, times, 2)
     assert not race.decided and race.turn is None, "while the device is behind, PyTorch computes"
-    clock.arrived = True
-    run(race, clock, seconds, 1)
+    clock.behind = 0
+    run(race, clock, times, 1)
     assert race.decided and race.turn is fast
-    run(race, clock, seconds, 5)
+    run(race, clock, times, 5)
     assert race.turn is fast
 
 
 def test_a_hopeless_kernel_has_three_turns(clock: type[Clock]) -> None:
     hopeless, fast = kernels(1, 2)
     race = entered(hopeless, fast)
-    seconds = {id(None): 1.0, id(hopeless): 1.2, id(fast): 0.95}
-    run(race, clock, seconds, 3 * 3)
+    times = {id(None): 1.0, id(hopeless): 1.2, id(fast): 0.95}
+    run(race, clock, times, 3 * 3)
     before = clock.now
-    run(race, clock, seconds, 2 * (LAPS - 3))
-    assert clock.now - before == pytest.approx(4096 * (LAPS - 3) * 1.95)
-    run(race, clock, seconds, 1)
+    run(race, clock, times, 2 * (LAPS - 3))
+    assert clock.now - before == pytest.approx((LAPS - 3) * 1.95)
+    run(race, clock, times, 1)
+    assert race.decided and race.turn is fast
+
+
+def test_a_hopeless_kernel_is_known_while_the_device_is_behind(clock: type[Clock]) -> None:
+    hopeless, fast = kernels(1, 2)
+    race = entered(hopeless, fast)
+    times = {id(None): 1.0, id(hopeless): 1.2, id(fast): 0.95}
+    run(race, clock, times, 4 * 3)
+    clock.behind = 2  # events: a lap
+    before = clock.now
+    run(race, clock, times, 2)
+    assert clock.now - before == pytest.approx(1.95)
+
+
+def test_long_products_are_decided_after_a_few_turns(clock: type[Clock]) -> None:
+    hopeless, other, fast = kernels(1, 2, 3)
+    race = entered(hopeless, other, fast)
+    times = {id(None): 10.0, id(hopeless): 12.0, id(other): 9.9, id(fast): 9.5}
+    run(race, clock, times, 4 + 3 + 3)
+    assert not race.decided
+    run(race, clock, times, 1)
     assert race.decided and race.turn is fast
 
 

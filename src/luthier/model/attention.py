@@ -9,15 +9,12 @@ what its lanes remember; without either `packed` is plain SDPA.
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -29,8 +26,10 @@ from luthier.model.lanes import Step
 
 NAME = "packed"
 
-# torch 2.11 infers grouped heads from the shapes, torch 2.13 wants to be told.
-_VARLEN_GQA: dict[str, Any] = {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
+# PyTorch's operators themselves, which have derivatives: `varlen_attn` and `sdpa_kernel`, which call them, take 0.5 and
+# 0.1 ms of a host's time for each layer (0.04 here).
+_flash: Any = torch.ops.aten._flash_attention_forward.default
+_cudnn: Any = torch.ops.aten._scaled_dot_product_cudnn_attention.default
 
 # The kernel's backward pass indexes a padded buffer of this many numbers with 32 bits.
 _KERNEL_LIMIT = 2**31
@@ -150,35 +149,34 @@ def within(
     """
     if window is not None and window >= max(packing.lengths):
         window = None
-    half = counted.on_gpu(q_THE.device) and q_THE.dtype != torch.float32
-    if not half or dropout or not q_THE.shape[-1] == v_TGE.shape[-1] <= 256:
+    half, width = counted.on_gpu(q_THE.device) and q_THE.dtype != torch.float32, q_THE.shape[-1]
+    if not half or dropout or width != v_TGE.shape[-1] or width > 256 or width % 8:
         return _by_sequence(q_THE, k_TGE, v_TGE, packing, scaling, window, dropout, causal)
     if counted.counting():
         return counted.attention(q_THE, k_TGE, v_TGE)
-    if window is None and packing.even and q_THE.shape[-1] <= 128 and _has_cudnn(q_THE.device):
+    if window is None and packing.even and width <= 128 and _has_cudnn(q_THE.device):
         return _by_cudnn(q_THE, k_TGE, v_TGE, packing, scaling, causal)
     return _by_varlen(q_THE, k_TGE, v_TGE, packing, scaling, window, causal)
 
 
-@cache
 def _has_cudnn(device: torch.device) -> bool:
-    """Whether cuDNN's attention, the fastest on Hopper for sequences of one length, is there."""
-    return torch.backends.cuda.cudnn_sdp_enabled() and torch.cuda.get_device_capability(device) >= (9, 0)
+    """Whether cuDNN's attention, the fastest on Hopper for sequences of one length, is there and may be used.
+
+    Its gradients are not the same each time.
+    """
+    repeats = torch.are_deterministic_algorithms_enabled()
+    return not repeats and torch.backends.cuda.cudnn_sdp_enabled() and _capability(device) >= (9, 0)
+
+
+_capability = cache(torch.cuda.get_device_capability)
 
 
 def _by_cudnn(
     q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor, packing: Packing, scaling: float | None, causal: bool
 ) -> Tensor:
     rows = len(packing.lengths), packing.lengths[0]
-    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION]):
-        out_SHLE = scaled_dot_product_attention(
-            q_THE.unflatten(0, rows).transpose(1, 2),
-            k_TGE.unflatten(0, rows).transpose(1, 2),
-            v_TGE.unflatten(0, rows).transpose(1, 2),
-            is_causal=causal,
-            scale=scaling,
-            enable_gqa=q_THE.shape[1] != k_TGE.shape[1],
-        )
+    heads = (part.unflatten(0, rows).transpose(1, 2) for part in (q_THE, k_TGE, v_TGE))
+    out_SHLE = _cudnn(*heads, None, torch.is_grad_enabled(), 0.0, causal, scale=scaling)[0]
     return out_SHLE.transpose(1, 2).flatten(0, 1)
 
 
@@ -202,22 +200,12 @@ def _by_varlen(
             _by_varlen(q_THE[at:], k_TGE[at:], v_TGE[at:], second, scaling, window, causal),
         ]
         return torch.cat(parts)
-    longest = max(packing.lengths)
+    longest, offsets_S1 = max(packing.lengths), packing.offsets_S1
     before = -1 if window is None else window - 1
-    out_THE = varlen_attn(
-        q_THE,
-        k_TGE,
-        v_TGE,
-        packing.offsets_S1,
-        packing.offsets_S1,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(before, 0 if causal else before),
-        **_VARLEN_GQA,
-    )
-    assert isinstance(out_THE, Tensor)
-    return out_THE
+    after = 0 if causal else before
+    lengths = offsets_S1, offsets_S1, longest, longest
+    seen = {"window_size_left": before, "window_size_right": after}
+    return _flash(q_THE, k_TGE, v_TGE, *lengths, 0.0, (before, after) == (-1, 0), False, scale=scaling, **seen)[0]
 
 
 def _by_sequence(

@@ -79,7 +79,9 @@ def _compute(
     if counting():
         return out_MN
     matrices = left_MK, right_KN, out_MN
-    entry = _entry(Form.of(*matrices, adds=adds, biased=bias_N is not None)) if _on_gpu(left_MK) else None
+    entry = None
+    if _on_gpu(left_MK) and 2 * out_MN.numel() * left_MK.shape[1] >= _WORTHWHILE:
+        entry = _entry(Form.of(*matrices, adds=adds, biased=bias_N is not None))
     if entry is None or not _launches(matrices):
         _by_torch(*matrices, bias_N, adds=adds)
         return out_MN
@@ -119,12 +121,7 @@ def _entry(form: Form) -> tuple[Race, Call] | None:
 
 
 def _has_choice(form: Form) -> bool:
-    return (
-        form.operations >= _WORTHWHILE
-        and form.kind in (torch.bfloat16, torch.float16)
-        and form.aligned
-        and cublas.library() is not None
-    )
+    return form.kind in (torch.bfloat16, torch.float16) and form.aligned and cublas.library() is not None
 
 
 def _launches(matrices: Sequence[Tensor]) -> bool:

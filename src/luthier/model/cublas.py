@@ -61,11 +61,6 @@ class Form(NamedTuple):
         return Form(m, n, k, *strides, left_MK.dtype, out_MN.dtype, adds, biased, left_MK.get_device())
 
     @property
-    def operations(self) -> int:
-        """Multiplications and additions."""
-        return 2 * self.m * self.n * self.k
-
-    @property
     def aligned(self) -> bool:
         """Whether each factor has rows or columns without gaps, and lines that start where kernels can read them."""
         lines = [self.left, self.right, (self.out, 1)]

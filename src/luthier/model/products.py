@@ -188,8 +188,9 @@ class Product:
 
     def inner_gradient(self, dy_TO: Tensor) -> Tensor:
         """du_TK alone, which is put beside dy as well."""
-        if self.spare:
-            torch.mm(dy_TO[:, : self.out], self._weight()[: self.out, self.into :], out=dy_TO[:, self.out :])
+        if not self.spare:
+            return dy_TO.new_empty(len(dy_TO), 0)
+        torch.mm(dy_TO[:, : self.out], self._weight()[: self.out, self.into :], out=dy_TO[:, self.out :])
         return dy_TO[:, self.out : self.out + self.rank].contiguous()
 
     def input_gradient_partly(self, dy_TO: Tensor) -> tuple[Tensor, Tensor, LowRank | None]:

@@ -14,11 +14,14 @@ import torch
 
 from luthier.model.cublas import Kernel
 
-LAPS = 8
-"""Times that each runs before one is chosen."""
+LAPS, _PATIENCE = 8, 3
+"""Times that each runs before one is chosen; and how often before whoever is hopeless takes no further turn."""
 
-_HOPELESS, _PATIENCE = 1.1, 3
-"""Whoever's best time is so many times another's, after so many turns, takes no further one."""
+_LONG, _LAPS_IF_LONG, _PATIENCE_IF_LONG = 2.0, 3, 1
+"""The same where the fastest takes so many milliseconds: then one time tells more, and costs more."""
+
+_HOPELESS = 1.1
+"""Whoever's best time is so many times another's is that."""
 
 _GAIN = 0.995
 """Share of the time of PyTorch's own call below which another kernel is taken."""
@@ -33,9 +36,10 @@ class Lap:
     begin: torch.cuda.Event
     end: torch.cuda.Event
 
-    def time(self) -> float:
-        """Milliseconds for a token: batches are not of one length."""
-        return self.begin.elapsed_time(self.end) / self.tokens
+    @property
+    def milliseconds(self) -> float:
+        """How long it took, once the device is through with it."""
+        return self.begin.elapsed_time(self.end)
 
 
 class Race:
@@ -48,7 +52,7 @@ class Race:
         """Whose turn it is; in the end, always the fastest's."""
         self.decided = False
         self._running: list[int] = []
-        self._round, self._place = 0, 0
+        self._round, self._place = 1, 0
         self._laps: list[Lap] = []
 
     def enter(self, kernels: Sequence[Kernel]) -> None:
@@ -66,7 +70,7 @@ class Race:
             return None
         if self._place == len(self._running):
             self._end_round()
-            if self.decided or self._round == LAPS:
+            if self._place:
                 return None
         way = self._running[self._place]
         self._place += 1
@@ -77,19 +81,28 @@ class Race:
         return self._laps[-1]
 
     def _end_round(self) -> None:
-        """Everybody has run once more.  The device may be far behind; nobody waits for it."""
-        self._round, behind = min(self._round + 1, LAPS), not self._laps[-1].end.query()
-        if self._round < LAPS:
-            self._place = 0
-        if behind:
-            self.turn = None
+        """Everybody has run once more: decide, begin the next round, or let PyTorch compute until the times are there.
+
+        The device may be far behind; nobody waits for it.
+        """
+        if self.turn is None and not self._laps[-1].end.query():
             return
-        times = {way: [lap.time() for lap in self._laps if lap.way == way] for way in self._running}
-        if self._round == LAPS:
+        done = [lap for lap in self._laps if lap.end.query()]
+        long = bool(done) and min(lap.milliseconds for lap in done) > _LONG
+        laps, patience = (_LAPS_IF_LONG, _PATIENCE_IF_LONG) if long else (LAPS, _PATIENCE)
+        # For a token, since batches are not of one length.
+        times = {way: [lap.milliseconds / lap.tokens for lap in done if lap.way == way] for way in self._running}
+        seen = min(map(len, times.values()))
+        if seen >= laps:
             middle = {way: median(found) for way, found in times.items()}
             best = min(middle, key=middle.__getitem__)
             self.turn = self.ways[best] if middle[best] < _GAIN * middle[0] else None
             self.decided, self._laps = True, []
-        elif self._round >= _PATIENCE:
+            return
+        if seen >= patience:
             least = min(min(found) for found in times.values())
             self._running = [way for way in self._running if way == 0 or min(times[way]) <= _HOPELESS * least]
+        if self._round < laps:
+            self._round, self._place = self._round + 1, 0
+        else:
+            self.turn, self._place = None, len(self._running)
