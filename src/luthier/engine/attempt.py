@@ -27,7 +27,6 @@ class Attempt:
 
     def __init__(self, model: Model):
         self._model = model
-        self._empty = collate([], []).to(model.device)
         self._why = ""
 
     @property
@@ -37,7 +36,7 @@ class Attempt:
 
     def batches(self, batches: Sequence[Batch]) -> Sequence[Batch]:
         """The batches to go on with: empty ones after a failure."""
-        return [self._empty] * len(batches) if self.failed else batches
+        return [collate([], []).to(self._model.device)] * len(batches) if self.failed else batches
 
     def run(self, work: Callable[[Sequence[Batch]], T], batches: Sequence[Batch]) -> T:
         """Do some work on batches, or the same work on empty ones where there is no room.

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,6 +96,7 @@ class Trainer:
         """What the objective gave out for each row of the validation set when the model was at its best."""
         self._since_log = Means()
         self._clock = Clock()
+        self._untold: list[Callable[[], None]] = []
         self._guard = Guard(watcher)
 
     def restore(self, checkpoint: Path, approve: Callable[[State], None] | None = None) -> None:
@@ -125,7 +127,10 @@ class Trainer:
             reason = self._ended()
             while reason is None:
                 with closing(self._steps()) as steps:
-                    reason = self._run(steps, request)
+                    try:
+                        reason = self._run(steps, request)
+                    finally:
+                        self._tell()
             self._save(final=True)
         return reason
 
@@ -149,6 +154,7 @@ class Trainer:
         while self.state.step < self.settings.total_steps:
             step, batches = coming
             pending = self._begin(batches)
+            self._tell()  # of the step before, while the device computes this one
             if self.state.step + 1 < self.settings.total_steps:
                 coming = self._fetch(steps)  # while the device computes
             # Where the device itself can tell whether to move, it need not wait for the host to say so.
@@ -175,12 +181,13 @@ class Trainer:
             self._advance(step, result)
             if sound:
                 self._guard.look(self.state.step, result, step.draw.samples)
-                self._tell(result)
+                self._note(result)
             if self._due(self.settings.eval.every) and self._evaluate():
                 return "early_stopped"
             if self._due(self.settings.save.every) and self.state.skipped == 0:
                 self._save()
             if self.mesh.any(request.asked is not None) and self.state.step < self.settings.total_steps:
+                self._tell()
                 self.watcher.event("stopping", f"{request.asked or 'another process'}: saving and stopping")
                 return request.asked or "SIGTERM"
         if not self._due(self.settings.eval.every):
@@ -233,12 +240,20 @@ class Trainer:
         self.state.trained += result.trained
         self._clock.add(result.tokens)
 
-    def _tell(self, result: StepResult) -> None:
+    def _note(self, result: StepResult) -> None:
+        """Keep what is to be told of a step: writing it can wait until the device has the next one to do."""
         self._since_log.add({**result.means, "loss": (result.loss, 1.0), "grad_norm": (result.grad_norm, 1.0)})
-        self.watcher.step(self._row({"loss": result.loss, "grad_norm": result.grad_norm}))
+        row = self._row({"loss": result.loss, "grad_norm": result.grad_norm})
+        self._untold.append(partial(self.watcher.step, row))
         if self._due(self.settings.log_every) or self.state.step in (1, self.settings.total_steps):
-            self.watcher.log(self._row(self._since_log.read()))
+            self._untold.append(partial(self.watcher.log, self._row(self._since_log.read())))
             self._since_log, self._clock = Means(), Clock()
+
+    def _tell(self) -> None:
+        """Say what is kept."""
+        untold, self._untold = self._untold, []
+        for say in untold:
+            say()
 
     def _row(self, means: Mapping[str, float]) -> StepRow:
         tokens_per_second, seconds_per_step = self._clock.rates()
@@ -271,6 +286,7 @@ class Trainer:
 
     def _evaluate(self) -> bool:
         """Judge the weights, keep them if they are the best so far; whether patience has run out."""
+        self._tell()
         metrics = self._judge()
         if metrics is None:
             return False
@@ -338,6 +354,7 @@ class Trainer:
 
     def _save(self, *, best: bool = False, final: bool = False) -> None:
         """Write a checkpoint unless this step has one.  A failure ends the run only when it is the final one."""
+        self._tell()
         if self.saved == self.checkpoints.path(self.state.step):
             return
         error: RunError | None = None
