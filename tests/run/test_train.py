@@ -74,6 +74,17 @@ def _events(job: Any) -> None:
     metrics = [row["data"] for row in rows if row["type"] == "metrics"]
     assert sum("full_valid_loss" in data for data in metrics) == 3
     assert [data["step"] for data in metrics if "train_loss" in data] == list(range(1, 9))
+    # Of one step, first how it went, then how the model does, then that it is kept.
+    told = [(data["step"], order) for data in (row["data"] for row in rows) if (order := _order(data)) is not None]
+    assert told == sorted(told)
+
+
+def _order(data: dict[str, Any]) -> int | None:
+    if "train_loss" in data:
+        return 0
+    if "full_valid_loss" in data:
+        return 1
+    return 2 if data.get("event") == "checkpoint" else None
 
 
 BACKWARDS = {"greater_is_better": "true", "split_dataset_ratio": 0.2, "eval_steps": 1}

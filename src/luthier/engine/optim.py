@@ -136,8 +136,9 @@ class Optimizer:
             part.step()
 
     def zero_grad(self) -> None:
-        for part in self.parts:
-            part.zero_grad(set_to_none=True)
+        """Let go of the gradients."""
+        for weight in self.named.values():
+            weight.grad = None
 
     def forget_resting(self) -> None:
         """Let go of the state of parameters that do not move now."""

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,7 +95,7 @@ class Trainer:
         """What the objective gave out for each row of the validation set when the model was at its best."""
         self._since_log = Means()
         self._clock = Clock()
-        self._untold: list[Callable[[], None]] = []
+        self._untold: StepResult | None = None
         self._guard = Guard(watcher)
 
     def restore(self, checkpoint: Path, approve: Callable[[State], None] | None = None) -> None:
@@ -181,7 +180,7 @@ class Trainer:
             self._advance(step, result)
             if sound:
                 self._guard.look(self.state.step, result, step.draw.samples)
-                self._note(result)
+                self._untold = result
             if self._due(self.settings.eval.every) and self._evaluate():
                 return "early_stopped"
             if self._due(self.settings.save.every) and self.state.skipped == 0:
@@ -201,7 +200,7 @@ class Trainer:
 
     def _begin(self, batches: Sequence[Batch]) -> Pending:
         # Every random number of a step is a function of (seed, step, rank), so a resumed step repeats itself.
-        torch.manual_seed((self.settings.seed * 1_000_003 + self.state.step) * 1_009 + self.mesh.rank)
+        self.mesh.seed((self.settings.seed * 1_000_003 + self.state.step) * 1_009 + self.mesh.rank)
         self.optimizer.zero_grad()
         if self.turns.before(self.state.step):
             self.optimizer.forget_resting()
@@ -240,20 +239,17 @@ class Trainer:
         self.state.trained += result.trained
         self._clock.add(result.tokens)
 
-    def _note(self, result: StepResult) -> None:
-        """Keep what is to be told of a step: writing it can wait until the device has the next one to do."""
-        self._since_log.add({**result.means, "loss": (result.loss, 1.0), "grad_norm": (result.grad_norm, 1.0)})
-        row = self._row({"loss": result.loss, "grad_norm": result.grad_norm})
-        self._untold.append(partial(self.watcher.step, row))
-        if self._due(self.settings.log_every) or self.state.step in (1, self.settings.total_steps):
-            self._untold.append(partial(self.watcher.log, self._row(self._since_log.read())))
-            self._since_log, self._clock = Means(), Clock()
-
     def _tell(self) -> None:
-        """Say what is kept."""
-        untold, self._untold = self._untold, []
-        for say in untold:
-            say()
+        """Say how the last step went, unless that is said."""
+        result, self._untold = self._untold, None
+        if result is None:
+            return
+        self._since_log.add({**result.means, "loss": (result.loss, 1.0), "grad_norm": (result.grad_norm, 1.0)})
+        self.watcher.step(self._row({"loss": result.loss, "grad_norm": result.grad_norm}))
+        if self._due(self.settings.log_every) or self.state.step in (1, self.settings.total_steps):
+            self.watcher.log(self._row(self._since_log.read()))
+            self._since_log = Means()
+            self._clock.restart()
 
     def _row(self, means: Mapping[str, float]) -> StepRow:
         tokens_per_second, seconds_per_step = self._clock.rates()
