@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -164,10 +165,18 @@ def run(
     found = [json.loads(line.removeprefix("BENCH ")) for line in done.stdout.splitlines() if line.startswith("BENCH ")]
     if not found and not quiet:
         print(f"{' '.join(command[:8])} ... gave nothing:\n{(done.stdout + done.stderr)[-1500:]}", flush=True)
-    losses = [line for line in (done.stdout + done.stderr).splitlines() if "loss" in line]
     for row in found:
-        row["end"] = " ".join(losses[-1].split()[:5]) if losses else ""
+        row["end"] = last_loss(done.stdout + done.stderr)
     return found
+
+
+def last_loss(output: str) -> str:
+    """As a program prints it, or the last of the numbers that the launcher lists."""
+    lines = [line for line in output.splitlines() if "loss" in line or re.fullmatch(r"[\d. ]*\d\.\d+ *", line)]
+    if not lines:
+        return ""
+    last = lines[-1].split()
+    return " ".join(last[:5]) if "loss" in lines[-1] else f"loss {last[-1]}"
 
 
 def make(folder: Path, place: Path, work: Work, steps: int) -> None:
