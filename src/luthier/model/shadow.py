@@ -72,6 +72,28 @@ def shadow(
 
 
 @contextmanager
+def unpermuted() -> Generator[None]:
+    """While this lasts, BOFT's layers take their permutations as matrices without numbers.
+
+    PEFT writes them entry by entry, by indices that it looks at.
+    """
+    from peft.tuners.boft.layer import BOFTLayer
+
+    unwritten: dict[str, Callable[..., Tensor]] = {
+        "block_butterfly_perm": lambda _layer, size, *_: torch.empty(size, dtype=torch.int64),
+        "perm2mat": lambda _layer, indices: torch.empty(len(indices), len(indices)),
+    }
+    written = {name: getattr(BOFTLayer, name) for name in unwritten}
+    try:
+        for name, method in unwritten.items():
+            setattr(BOFTLayer, name, method)
+        yield
+    finally:
+        for name, method in written.items():
+            setattr(BOFTLayer, name, method)
+
+
+@contextmanager
 def on_cpu(model: Model) -> Generator[None]:
     """While this lasts, the weights say that they are on the CPU, and types are chosen as they are for real ones.
 

@@ -51,18 +51,19 @@ def plan_of(folder: Path, device: Device = CPU, devices: int = 1, **more: Any) -
     "more",
     [
         {},
-        {"method": {"type": "full", "rank": None}, "train": {"ema_decay": 0.9}},
+        {"method": {"type": "full"}, "train": {"ema_decay": 0.9}},
         {"optim": {"name": "sgd"}, "data": {"packing": True}},
+        {"method": {"type": "boft", "target": ["q_proj"]}},
+        {"method": {"type": "prompt", "text": "Answer in one sentence."}},
+        {"method": {"type": "prefix"}},
+        {"method": {"type": "ptuning"}},
     ],
-    ids=["lora", "full-ema", "sgd-packed"],
+    ids=["lora", "full-ema", "sgd-packed", "boft", "prompt", "prefix", "ptuning"],
 )
 def test_a_plan_is_what_the_run_then_is(tmp_path: Path, more: dict[str, Any]) -> None:
+    config = settings(tmp_path, **{**more, "method": {}})
     if "method" in more:
-        more = {**more, "method": {"type": "full"}}
-        config = settings(tmp_path, **{**more, "method": {}})
-        config = RunConfig.model_validate({**config.model_dump(), "method": {"type": "full"}})
-    else:
-        config = settings(tmp_path, **more)
+        config = RunConfig.model_validate({**config.model_dump(), "method": more["method"]})
     plan = forecast(config, CPU, 1, Console(quiet=True))
     run = train(config, Console(quiet=True))
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
@@ -145,10 +146,13 @@ def test_other_tasks_are_counted_too(
     assert plan.demand.whole == (objective != "embedding") == (not plan.notes)
 
 
-def test_what_cannot_be_counted_is_refused(tmp_path: Path) -> None:
-    config = RunConfig.model_validate({**settings(tmp_path).model_dump(), "method": {"type": "prompt"}})
-    with pytest.raises(ConfigError, match="cannot be counted without weights") as told:
-        forecast(config, CPU, 1, Console(quiet=True))
+def test_what_cannot_be_counted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(*_: Any) -> None:
+        raise NotImplementedError("Cannot copy out of meta tensor; no data!")
+
+    monkeypatch.setattr("luthier.run.forecast.forecast.without_numbers", unable)
+    with pytest.raises(ConfigError, match="lora for sft cannot be counted without weights") as told:
+        plan_of(tmp_path)
     assert told.value.code == "cannot_plan"
 
 

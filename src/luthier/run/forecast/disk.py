@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from luthier.engine.checkpoint import EMA, OPTIMIZER, TRAINED
+from luthier.model import shadow
 from luthier.model.load import Model
 from luthier.model.tensorfile import file_size
 from luthier.run import statesize
@@ -35,7 +37,10 @@ def _artefact(model: Model) -> dict[str, int]:
         from peft import get_peft_model_state_dict
 
         network: Any = model.network
-        return {ADAPTER: file_size(get_peft_model_state_dict(network, save_embedding_layers=False), {"format": "pt"})}
+        # PEFT brings what stands before the text to the CPU, which tensors without numbers only pretend to.
+        with nullcontext() if model.before is None else shadow.on_cpu(model):
+            state = get_peft_model_state_dict(network, save_embedding_layers=False)
+            return {ADAPTER: file_size(state, {"format": "pt"})}
     seen: set[int] = set()
     state: dict[str, Tensor] = {}
     for name, value in model.base.state_dict(keep_vars=True).items():

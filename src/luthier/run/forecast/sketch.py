@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 
 from luthier.model import methods, shadow, shared
-from luthier.model.config import Lora
+from luthier.model.config import Lora, Method
 from luthier.model.load import Model, arithmetic_dtype, load_tokenizer
+from luthier.model.method import Boft, Prefix, Prompt
 from luthier.objectives.setting import Part
 from luthier.run.forecast.hardware import Device
 from luthier.run.parts import Run
@@ -30,10 +32,7 @@ def without_numbers(run: Run, dtype: torch.dtype, device: Device, parts: Sequenc
     config = run.config
     tokenizer = load_tokenizer(config.model)
     tasks = {part.name: part.objective.head for part in parts}
-    method = config.method
-    if isinstance(method, Lora) and method.init in ("pissa", "olora"):
-        method = method.model_copy(update={"init": "default"})  # there is no weight to start from
-    with shadow.META:
+    with shadow.META, shadow.unpermuted() if isinstance(config.method, Boft) else nullcontext():
         model = shared.load_shared(
             config.model,
             shadow.META,
@@ -41,7 +40,7 @@ def without_numbers(run: Run, dtype: torch.dtype, device: Device, parts: Sequenc
             tasks=tasks,
             open_model=lambda settings, head: shadow.shadow(settings, dtype, tokenizer=tokenizer, head=head),
         )
-        methods.apply(model, method, (), widen=not run.split)
+        methods.apply(model, _unstarted(config.method), (), widen=not run.split)
     if not device.gpu:
         return model, "transformers"
     if run.split:
@@ -50,3 +49,12 @@ def without_numbers(run: Run, dtype: torch.dtype, device: Device, parts: Sequenc
         return model, "transformers" + ("" if device.kernels else f": {device.name} is older than Luthier's kernels")
     reason = model.by_hand(shadow.Sizes())
     return model, "Luthier's kernels" if reason is None else f"transformers: {reason}"
+
+
+def _unstarted(method: Method) -> Method:
+    """The method without the numbers that it would start from: there are no weights to take them of."""
+    if isinstance(method, Lora) and method.init in ("pissa", "olora"):
+        return method.model_copy(update={"init": "default"})
+    if isinstance(method, Prompt | Prefix):
+        return method.model_copy(update={"start": "random", "text": None})
+    return method
