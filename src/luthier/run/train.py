@@ -63,7 +63,7 @@ def train(config: RunConfig, console: Console) -> Path:
         stack.callback(directory.close)
         run = Run(config, voice, mesh, directory, max_length)
         parts = build_parts(run, tokenizer)
-        refuse_what_cannot_fit(run, parts)
+        refuse_what_cannot_fit(run, tokenizer, parts)
         objective = whole(config.objective, parts)
         data = build_data(run, parts, tokenizer)
         objective.begin([data.train, *([] if data.validation is None else [data.validation])], voice)

@@ -173,7 +173,7 @@ def test_a_step_on_this_machine_holds_what_was_foretold(method: Method, keep: Ke
         real.open_gradient()
         torch.stack(list(OBJECTIVE.sums(real, batch).losses.values())).sum().backward()
     run = Run(RunConfig(model=config, method=method), Console(quiet=True), Mesh(CPU.kind), RunDir(Path()), 512)
-    blank, _ = without_numbers(run, torch.float32, CPU, [Part("", OBJECTIVE, run.config.data)])
+    blank, _ = without_numbers(run, tokenizer, torch.float32, CPU, [Part("", OBJECTIVE, run.config.data)])
     step = count_step(blank, OBJECTIVE, batch, keep, accumulates=False, gpu=False)
     assert step.peak.weights == ledger.peak.weights
     assert step.peak.total == pytest.approx(ledger.peak.total, rel=0.02)

@@ -11,6 +11,8 @@ import pytest
 
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
+from luthier.model.config import ModelConfig
+from luthier.model.load import load_tokenizer
 from luthier.run.config import RunConfig
 from luthier.run.forecast.forecast import Forecast, forecast
 from luthier.run.forecast.hardware import DEVICES, GIB, Device, device_named
@@ -144,6 +146,19 @@ def test_other_tasks_are_counted_too(
     assert plan.fits and plan.demand.activations > 0 and plan.objective == objective
     # Losses that choose rows by their numbers are left out, and that is said.
     assert plan.demand.whole == (objective != "embedding") == (not plan.notes)
+
+
+def test_the_tokenizer_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+
+    def reading(config: ModelConfig) -> Any:
+        read.append(config.path)
+        return load_tokenizer(config)
+
+    for room in ("forecast", "sketch"):
+        monkeypatch.setattr(f"luthier.run.forecast.{room}.load_tokenizer", reading, raising=False)
+    plan_of(tmp_path)
+    assert len(read) == 1
 
 
 def test_what_cannot_be_counted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError, LuthierError
@@ -146,7 +147,7 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     run = replace(alone, mesh=Mesh(device.kind, world=devices))
     dtype = arithmetic(config.model.dtype, device)
     with _countable(config):
-        return _counted(run, title, notes, dtype, device, parts, objective, data)
+        return _counted(run, title, notes, tokenizer, dtype, device, parts, objective, data)
 
 
 @contextmanager
@@ -169,6 +170,7 @@ def _counted(
     run: Run,
     title: str,
     notes: list[str],
+    tokenizer: PreTrainedTokenizerFast,
     dtype: torch.dtype,
     device: Device,
     parts: Sequence[Part],
@@ -177,7 +179,7 @@ def _counted(
 ) -> Forecast:
     """The plan, once the data are read."""
     config, devices = run.config, run.mesh.world
-    model, layers = without_numbers(run, dtype, device, parts)
+    model, layers = without_numbers(run, tokenizer, dtype, device, parts)
     keeps = _keeps(run, model)
     micro = fullest(run, data)
     made = trials(run, model, objective, data)

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import PreTrainedTokenizerFast
+
 from luthier.base.errors import DoesNotFit, LuthierError
 from luthier.model.folder import model_folder
 from luthier.model.method import Gradual, Lisa
@@ -24,7 +26,7 @@ _AT_MOST = 12
 gradient, two numbers of optimizer state and an average, and something over.  What fits even so need not be counted."""
 
 
-def refuse_what_cannot_fit(run: Run, parts: Sequence[Part]) -> None:
+def refuse_what_cannot_fit(run: Run, tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part]) -> None:
     """Count what a run, whose weights' files are there, holds whatever its steps are like.
 
     Raises:
@@ -35,7 +37,7 @@ def refuse_what_cannot_fit(run: Run, parts: Sequence[Part]) -> None:
     room = device.available // processes
     if _AT_MOST * _file_bytes(model_folder(run.config.model)) <= room:
         return
-    bare = _counted(run, parts, device)
+    bare = _counted(run, tokenizer, parts, device)
     if bare is None or bare.total <= room:
         return
     kinds = {
@@ -59,12 +61,12 @@ def _file_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
 
 
-def _counted(run: Run, parts: Sequence[Part], device: Device) -> Bare | None:
+def _counted(run: Run, tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part], device: Device) -> Bare | None:
     """None for what cannot be counted without numbers: loading will tell."""
     if isinstance(run.config.method, Gradual | Lisa):
         return None  # not all that is trained moves at once
     try:
-        model, _ = without_numbers(run, arithmetic(run.config.model.dtype, device), device, parts)
+        model, _ = without_numbers(run, tokenizer, arithmetic(run.config.model.dtype, device), device, parts)
         return bare_of(run, model)
     except (LuthierError, RuntimeError, NotImplementedError):
         return None

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from luthier.model import methods, shadow, shared
 from luthier.model.config import Lora, Method
-from luthier.model.load import Model, arithmetic_dtype, load_tokenizer
+from luthier.model.load import Model, arithmetic_dtype
 from luthier.model.method import Boft, Prefix, Prompt
 from luthier.objectives.setting import Part
 from luthier.run.forecast.hardware import Device
@@ -23,14 +24,15 @@ def arithmetic(name: str, device: Device) -> torch.dtype:
     return arithmetic_dtype(name, device.kind)
 
 
-def without_numbers(run: Run, dtype: torch.dtype, device: Device, parts: Sequence[Part]) -> tuple[Model, str]:
+def without_numbers(
+    run: Run, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype, device: Device, parts: Sequence[Part]
+) -> tuple[Model, str]:
     """A run's model, its method applied, and who runs its layers.
 
     Raises:
         ConfigError, RuntimeError, NotImplementedError: a method that looks at numbers where it is put on.
     """
     config = run.config
-    tokenizer = load_tokenizer(config.model)
     tasks = {part.name: part.objective.head for part in parts}
     with shadow.META, shadow.unpermuted() if isinstance(config.method, Boft) else nullcontext():
         model = shared.load_shared(
