@@ -56,6 +56,11 @@ def test_help_lists_the_commands(capsys):
         assert f" {name} " in out
 
 
+def test_no_words_ask_for_help(capsys):
+    code, _, err = run(capsys)
+    assert code == 0 and "error" not in err
+
+
 def test_help_of_sft_shows_every_setting(capsys):
     code, out, _ = run(capsys, "sft", "-h")
     assert code == 0
@@ -117,6 +122,17 @@ def test_schema_describes_a_recipe(capsys):
     [
         (["sftt"], "Did you mean 'sft'"),
         (["--verson"], "no command '--verson'"),
+        (["rlhf", "--rlhf_type", "dpo"], "Preference training and RL are not there yet"),
+        (["chat"], "Did you mean 'luthier infer'?"),
+        (["merge-lora"], "Did you mean 'luthier export'?"),
+        (["dedup", "a.jsonl"], "Did you mean 'luthier data dedup'?"),
+        (["sft", *GIVEN, "--rlhf_type", "dpo"], "--rlhf_type: preference training is not there yet"),
+        (["sft", *GIVEN, "--task_type", "dpo"], "Preference training is not there yet"),
+        (["sft", *GIVEN, "-lr", "3"], "-lr: flags begin with two dashes. Did you mean --lr? As the value of --dataset"),
+        (["sft", *GIVEN, "--dry_run", "more.jsonl"], "--dry_run: expected no value, got 'more.jsonl'"),
+        (["sft", *GIVEN, "--learning_rate", "inf"], "--learning_rate: expected a number that is a finite number"),
+        (["sft", *GIVEN, "--bf16", "--fp16"], "--fp16: given twice. --bf16 sets the same to something else"),
+        (["sft", *GIVEN, "--lr", "1", "--learning_rate", "1"], "--learning_rate: given twice. --lr says the same"),
         (["sft", *GIVEN, "--lorarank", "3"], "--lora_rank"),
         (["sft", "--dataset", "d"], "no model was named"),
         (["sft", "--model", "m"], "no training data was named"),

@@ -30,6 +30,13 @@ def test_the_first_word_is_a_recipe_only_where_one_may_stand() -> None:
         take(["x", "--config", "r.yaml"], TAKES, ())
 
 
+def test_a_recipe_may_follow_a_switch_and_other_words_may_not() -> None:
+    assert take(["--dry_run", "r.yaml", "--seed", "3"], TAKES, ("dry_run",)).recipe == Path("r.yaml")
+    with pytest.raises(ConfigError, match="expected no value, got 'true'"):
+        take(["--data", "a", "--dry_run", "true"], TAKES, ("dry_run",), recipe_first=False)
+    assert take(["--dry_run", "x", "-h"], TAKES, ("dry_run", "help"), recipe_first=False).switches
+
+
 @pytest.mark.parametrize("words", [["--config"], ["--config="], ["--space", "--dry_run"]])
 def test_a_missing_value_is_told(words: list[str]) -> None:
     with pytest.raises(ConfigError, match="expected a file, got nothing"):

@@ -279,3 +279,4 @@ def test_rows_of_other_tasks_are_refused_by_name(value: dict[str, Any], task: st
     with pytest.raises(BadRow, match=task) as caught:
         read_record(value, HERE)
     assert caught.value.fault.code == "wrong_task"
+    assert "luthier rlhf" not in caught.value.fault.message  # no command may be named that there is not

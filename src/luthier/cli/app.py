@@ -16,10 +16,11 @@ from typing import Any, Literal, TypeVar
 import typer
 
 from luthier import __version__
-from luthier.base.config import Config, nearest, validate
+from luthier.base.config import Config, validate
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DoesNotFit, LuthierError
 from luthier.base.rundir import storage_error
+from luthier.cli.commands import instead_of
 
 C = TypeVar("C", bound=Config)
 
@@ -315,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = list(sys.argv[1:] if argv is None else argv)
     json = "--json" in words
-    words = [word for word in words if word != "--json"]
+    words = [word for word in words if word != "--json"] or ["--help"]
     console = Console(json=json, quiet=os.environ.get("RANK", "0") != "0")
     if words[:1] == ["--version"]:
         console.result(f"luthier {__version__}", version=__version__)
@@ -338,14 +339,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check_command(words: list[str]) -> None:
     names = [str(command.name) for command in app.registered_commands]
-    if not words or words[0] in ("-h", "--help", *names):
+    if words[0] in ("-h", "--help", *names):
         return
-    hint = nearest(words[0].removeprefix("--"), names)
-    raise ConfigError(
-        f"there is no command {words[0]!r}",
-        fix=f"Did you mean {hint!r}?" if hint else "luthier -h lists the commands",
-        code="unknown_command",
-    )
+    raise ConfigError(f"there is no command {words[0]!r}", fix=instead_of(words[0], names), code="unknown_command")
 
 
 def _explain(error: Exception) -> LuthierError:

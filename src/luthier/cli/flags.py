@@ -7,6 +7,7 @@ A flag is a dotted path (`--optim.learning_rate`), the last name of a path when 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -20,6 +21,10 @@ from luthier.base.leaves import Leaf, leaves
 from luthier.run.familiar import FAMILIAR, OWN
 from luthier.run.translate import Ignored, Means, Refused
 from luthier.run.values import INSTEAD, WORDS
+
+_NUMBERS = pydantic.ConfigDict(allow_inf_nan=False)
+_SHORT = re.compile(r"-[A-Za-z][\w-]*(=.*)?")
+"""What looks like a flag with one dash. Numbers below zero do not."""
 
 UNSET = "null"
 """The word that unsets an optional setting."""
@@ -49,8 +54,7 @@ def parse(argv: Sequence[str], kind: type[Config]) -> Parsed:
     for flag, words in _split(argv):
         for path, value in _read(flag, words, known, parsed.notes):
             if path in seen:
-                fix = f"{seen[path]} says the same" if seen[path] != flag else None
-                raise ConfigError("given twice", where=flag, code="repeated_flag", fix=fix)
+                raise _twice(flag, seen[path], same=(path, value) in found)
             seen[path] = flag
             found.append((path, value))
     for path, value in sorted(found, key=lambda setting: setting[0].count(".")):  # a mapping before what is in it
@@ -91,6 +95,17 @@ def _fitting(group: str, below: Tree, known: Mapping[str, Leaf]) -> set[str]:
     return members
 
 
+def _twice(flag: str, earlier: str, *, same: bool) -> ConfigError:
+    """A setting that two flags make, `same` or not."""
+    if flag == earlier:
+        fix = None
+    elif same:
+        fix = f"{earlier} says the same"
+    else:
+        fix = f"{earlier} sets the same to something else. Leave one of them out"
+    return ConfigError("given twice", where=flag, code="repeated_flag", fix=fix)
+
+
 def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Each flag with the words that follow it."""
     found: list[tuple[str, list[str]]] = []
@@ -98,11 +113,22 @@ def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
             found.append(("--" + flag[2:].replace("-", "_"), [value] if equals else []))
+        elif _SHORT.fullmatch(word):
+            raise _short(word, found[-1][0] if found else None)
         elif found:
             found[-1][1].append(word)
         else:
             raise ConfigError(f"unexpected word {word!r}", code="bad_usage", fix="Settings are given as --name value")
     return found
+
+
+def _short(word: str, before: str | None) -> ConfigError:
+    """A word that looks like a flag and would be taken for one of the values before it."""
+    name = word.lstrip("-").partition("=")[0].replace("-", "_")
+    fix = f"Did you mean --{name}?" if len(name) > 1 else "-h lists all flags"
+    if before is not None:
+        fix += f" As the value of {before} it is written {before}={word}"
+    return ConfigError("flags begin with two dashes", where=word, code="unknown_flag", fix=fix)
 
 
 def _read(flag: str, words: list[str], known: Mapping[str, Leaf], notes: list[str]) -> list[tuple[str, Any]]:
@@ -216,11 +242,11 @@ def convert(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
         raw = words[0]
     annotation: Any = Annotated[(leaf.annotation, *leaf.constraints)] if leaf.constraints else leaf.annotation
     try:
-        value = pydantic.TypeAdapter(annotation).validate_python(raw)
+        value = pydantic.TypeAdapter(annotation, config=_NUMBERS).validate_python(raw)
         return raw if leaf.is_dict else value
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
-        out_of_range = problem["type"].startswith(("greater", "less", "too_"))
+        out_of_range = problem["type"].startswith(("greater", "less", "too_", "finite"))
         limit = f" that {str(problem['msg']).removeprefix('Input ').replace('should be', 'is')}" if out_of_range else ""
         fix = INSTEAD.get(leaf.path, {}).get(" ".join(words))
         _expect(False, flag, leaf.expected + limit, words, fix)

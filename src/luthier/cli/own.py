@@ -33,10 +33,10 @@ def take(argv: Sequence[str], takes: Mapping[str, str], switches: Collection[str
         recipe_first: whether a first word that is no flag is the `config`.
 
     Raises:
-        ConfigError: a flag is given twice, or its value is missing.
+        ConfigError: a flag is given twice, its value is missing, or it has one and takes none.
     """
     words, rest = list(argv), list[str]()
-    values, given = dict[str, str](), set[str]()
+    values, given, astray = dict[str, str](), set[str](), list[ConfigError]()
     if recipe_first and words and not words[0].startswith("-"):
         values["config"] = words.pop(0)
     while words:
@@ -45,6 +45,11 @@ def take(argv: Sequence[str], takes: Mapping[str, str], switches: Collection[str
         name = "help" if word == "-h" else flag.removeprefix("--").replace("-", "_") if flag.startswith("--") else ""
         if name in switches and not equals:
             given.add(name)
+            if words and not words[0].startswith("-"):  # it belongs to no flag before the switch
+                if recipe_first and "config" not in values:
+                    values["config"] = words.pop(0)
+                else:
+                    astray.append(ConfigError(f"expected no value, got {words[0]!r}", where=flag, code="bad_value"))
         elif name not in takes:
             rest.append(word)
         else:
@@ -55,4 +60,6 @@ def take(argv: Sequence[str], takes: Mapping[str, str], switches: Collection[str
             if name in values:
                 raise ConfigError("given twice", where=flag, code="repeated_flag")
             values[name] = value
+    if astray and "help" not in given:
+        raise astray[0]
     return Own(values, frozenset(given), rest)

@@ -15,7 +15,8 @@ _EXTRAS = ("system", "tools", "functions", "history", "weight")
 _QUESTIONS = ("query", "question", "ask", "instruction")
 _ANSWERS = ("response", "answer", "output")
 
-_PREFERENCE = "preference training (luthier rlhf --rlhf_type dpo)"
+_NOT_YET = "which is not there yet"
+_PREFERENCE = f"preference training (dpo and its like), {_NOT_YET}"
 _OTHER_TASKS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"rejected"}), _PREFERENCE),
     (frozenset({"rejected_response"}), _PREFERENCE),
@@ -23,8 +24,8 @@ _OTHER_TASKS: tuple[tuple[frozenset[str], str], ...] = (
     (frozenset({"preferred_output"}), _PREFERENCE),
     (frozenset({"preferred_completion"}), _PREFERENCE),
     (frozenset({"answer1", "answer2"}), _PREFERENCE),
-    (frozenset({"messages", "label"}), "KTO (luthier rlhf --rlhf_type kto) or classification"),
-    (frozenset({"kto_tag"}), "KTO (luthier rlhf --rlhf_type kto)"),
+    (frozenset({"messages", "label"}), f"classification, or preference training (kto), {_NOT_YET}"),
+    (frozenset({"kto_tag"}), f"preference training (kto), {_NOT_YET}"),
     (frozenset({"query", "pos"}), "embedding training"),
     (frozenset({"query", "neg"}), "embedding training"),
     (frozenset({"sentence1", "sentence2"}), "sentence similarity"),

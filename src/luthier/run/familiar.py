@@ -168,6 +168,13 @@ FAMILIAR: dict[str, Familiar] = {
     "loss_scale": Means("objective.train_on"),
     "mask_history": Means("objective.train_on", switch("objective.train_on", "last")),
     "train_on_prompt": Means("objective.train_on", switch("objective.train_on", "all")),
+    "rlhf_type": _not_yet("preference training"),
+    "pref_loss": _not_yet("preference training"),
+    "pref_beta": _not_yet("preference training"),
+    "ref_model": _not_yet("preference training"),
+    "reward_model": _not_yet("RL"),
+    "reward_funcs": _not_yet("RL"),
+    "num_generations": _not_yet("RL"),
     "do_train": _ALWAYS,
     "do_eval": Ignored("evaluation happens when validation data is given"),
     # against forgetting

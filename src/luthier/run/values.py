@@ -76,6 +76,10 @@ INSTEAD: dict[str, dict[str, str]] = {
         "neftune": "NEFTune goes with any of them: --neftune_noise_alpha 5",
     }
     | dict.fromkeys(("adapter", "adapters", "bottleneck", "houlsby", "pfeiffer"), _NO_BOTTLENECKS),
-    "objective.type": dict.fromkeys(("regression", "reward", "rm"), _A_NUMBER),
+    "objective.type": {
+        **dict.fromkeys(("regression", "reward", "rm"), _A_NUMBER),
+        **dict.fromkeys(("dpo", "orpo", "simpo", "cpo", "kto", "rlhf"), "Preference training is not there yet"),
+        **dict.fromkeys(("ppo", "grpo", "rloo"), "RL is not there yet"),
+    },
 }
 """What to do for other tools' words that no value of ours stands for, by path."""
