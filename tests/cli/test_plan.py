@@ -66,6 +66,14 @@ def test_a_plan_for_a_program_and_a_page(chats: Path, tmp_path: Path, capfd: pyt
     assert not list(tmp_path.glob("runs*")), "a plan leaves no run behind"
 
 
+def test_a_plan_without_rows(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "sft", "--model", "nano", "--max_length", "64", "--per_device_train_batch_size", "2"]
+    assert main([*words, "--device", "L4"]) == 0
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "samples of 64 tokens are supposed" in shown and "at most 128 tokens" in shown
+    assert "not known without rows or --max_steps" in shown and "Note: No rows were named" in shown
+
+
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
@@ -74,6 +82,8 @@ def test_a_plan_for_a_program_and_a_page(chats: Path, tmp_path: Path, capfd: pyt
         (["plan", "--model", "nano", "--dataset", "{chats}", "--lora_rnk", "3"], 2, "Did you mean --lora_rank"),
         (["plan", "sft", "--model", "./nowhere", "--dataset", "{chats}"], 2, "no such model folder"),
         (["plan", "sft", "--model", "nano", "--dataset", "nowhere.jsonl"], 3, "no such file"),
+        (["plan", "sft", "--model", "nano"], 2, "or --max_length and --per_device_train_batch_size"),
+        (["sft", "--model", "nano", "--max_length", "64"], 2, "no training data was named"),
         (["compare"], 2, "no runs were named"),
         (["compare", "./nowhere"], 2, "nothing is there"),
         (["compare", "{folder}"], 2, "neither a run nor results"),

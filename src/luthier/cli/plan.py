@@ -19,12 +19,14 @@ PLAN = Command(
     "[sft | pretrain | train] [RECIPE.yaml] [flags of the training]",
     "Tell what a training would need before it is started: memory on each device, the largest micro-batch, disk, steps "
     "and time. Takes the recipe and the flags of luthier sft, pretrain or train as they are. Reads the model's config "
-    "and the data, through the same cache as training; no weights. Exit code 4: it does not fit on the device.",
+    "and the data, through the same cache as training; no weights. Without --dataset, sft and pretrain are planned for "
+    "samples of --max_length tokens. Exit code 4: it does not fit on the device.",
     (
         "luthier plan recipe.yaml --device 4090",
         "luthier plan sft --model Qwen/Qwen2.5-7B-Instruct --dataset my.jsonl --train_type lora --device A100-80",
         "luthier plan pretrain --model ./base --dataset corpus/ --memory 24 --devices 4 --fsdp full_shard",
         "luthier plan recipe.yaml --device H100 --html plan.html",
+        "luthier plan sft --model ./base --max_length 4096 --per_device_train_batch_size 4 --device L40S",
     ),
     {
         "--device NAME": "The device it is for: H200, H100, A100-80, A100-40, L40S, L4, 5090, 4090, 3090, T4 ...; cpu, "
@@ -82,7 +84,7 @@ def plan(argv: Sequence[str], console: Console, environ: dict[str, str]) -> int:
             fix="luthier plan RECIPE.yaml, or luthier plan --model MODEL --dataset DATA",
             code="bad_usage",
         )
-    config = read_config(asked.recipe, asked.flags, asked.objective, console)
+    config = read_config(asked.recipe, asked.flags, asked.objective, console, rows=False)
     from luthier.run.forecast.forecast import forecast
     from luthier.run.forecast.hardware import device_named
     from luthier.run.forecast.text import html, sections, to_json

@@ -77,9 +77,17 @@ SWITCHES = ("dry_run", "schema", "help")
 
 
 def read_config(
-    recipe: Path | None, argv: Sequence[str], objective: Literal["sft", "pretrain"] | None, console: Console
+    recipe: Path | None,
+    argv: Sequence[str],
+    objective: Literal["sft", "pretrain"] | None,
+    console: Console,
+    *,
+    rows: bool = True,
 ) -> RunConfig:
     """The resolved settings of a run: recipe, then flags, then defaults.
+
+    Args:
+        rows: whether there must be training data.
 
     Raises:
         ConfigError: for anything that cannot work, before anything heavy is loaded.
@@ -96,7 +104,7 @@ def read_config(
         if objective == "pretrain":
             tree = merge(tree, {"objective": {"type": objective}})
     config = settled(tree, parsed.notes)
-    config = resolve(config)
+    config = resolve(config, rows=rows)
     if "eval" in parsed.tree and not config.judged:
         fix = "give --val_dataset, or hold rows out with --split_dataset_ratio 0.05"
         parsed.notes.append(f"nothing will be evaluated, there is no validation data: {fix}")

@@ -21,13 +21,13 @@ _IN_PIECES = Pretrain, Sft, Distill, Mlm, SpanCorruption
 """What can be learned of a row in pieces."""
 
 
-def refuse(config: RunConfig) -> None:
-    """Raises ConfigError for what would only fail later."""
+def refuse(config: RunConfig, *, rows: bool = True) -> None:
+    """Raises ConfigError for what would only fail later; rows: whether there must be training data."""
     if not config.model.path:
         raise ConfigError("no model was named", where="--model", fix="Give a folder or a hub id")
     if isinstance(config.objective, Multi):
         _several_tasks(config)
-    elif not config.data.datasets:
+    elif rows and not config.data.datasets:
         raise ConfigError("no training data was named", where="--dataset", fix="Give at least one file or data set")
     _data(config)
     if config.eval.patience and not config.judged:

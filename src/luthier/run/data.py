@@ -86,8 +86,8 @@ def _show_data(run: Run, prepared: Prepared, tokenizer: PreTrainedTokenizerFast)
 
 
 def longest(run: Run, data: Prepared) -> int:
-    """Tokens of the longest sample; of a streamed run, of the longest there may be."""
-    return run.max_length if run.config.data.streaming else int(data.train.lengths.max())
+    """Tokens of the longest sample; of a streamed run, and without any row, of the longest there may be."""
+    return run.max_length if run.config.data.streaming else int(data.train.lengths.max(initial=0)) or run.max_length
 
 
 def fullest(run: Run, data: Prepared) -> int:

@@ -15,8 +15,11 @@ _OF_THE_SEQUENCE = ("stages", "output_dir", "device", "save.resume", "model.path
 """Settings that no stage has for itself."""
 
 
-def resolve(config: RunConfig) -> RunConfig:
+def resolve(config: RunConfig, *, rows: bool = True) -> RunConfig:
     """Fill in the defaults that depend on other settings, and refuse what cannot work.
+
+    Args:
+        rows: whether there must be training data.
 
     Raises:
         ConfigError: for a combination that would only fail later.
@@ -29,9 +32,9 @@ def resolve(config: RunConfig) -> RunConfig:
             code="secret_in_config",
         )
     if config.stages:
-        _check_stages(config)
+        _check_stages(config, rows=rows)
         return config
-    refuse(config)
+    refuse(config, rows=rows)
     pretrain = isinstance(config.objective, Pretrain)
     packing = config.data.packing
     if packing is None:
@@ -56,7 +59,7 @@ def resolve(config: RunConfig) -> RunConfig:
     )
 
 
-def _check_stages(config: RunConfig) -> None:
+def _check_stages(config: RunConfig, *, rows: bool) -> None:
     wrong = [name for name in config.stages if not re.fullmatch(r"[A-Za-z0-9_-]+", name)]
     if wrong:
         raise ConfigError(
@@ -71,7 +74,7 @@ def _check_stages(config: RunConfig) -> None:
                 raise ConfigError("this is said for all stages together", where=f"stages.{name}.{path}")
         stage = stage_of(config, name)
         try:
-            resolve(stage)
+            resolve(stage, rows=rows)
         except ConfigError as error:
             raise ConfigError(
                 error.what, where=f"stages.{name}: {error.where}", code=error.code, fix=error.fix

@@ -148,6 +148,42 @@ def test_other_tasks_are_counted_too(
     assert plan.demand.whole == (objective != "embedding") == (not plan.notes)
 
 
+@pytest.mark.parametrize("kind", ["sft", "pretrain"])
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+def test_without_rows_a_plan_is_that_of_rows_as_long_as_they_may_be(tmp_path: Path, kind: str, method: str) -> None:
+    file = tmp_path / "long.jsonl"
+    line = {"messages": [{"role": "user", "content": "Go on."}, {"role": "assistant", "content": "On and on. " * 99}]}
+    file.write_text("\n".join(json.dumps(line) for _ in range(8)))
+    more = {"objective": {"type": kind}, "data": {"max_length": 64}}
+    config = settings(tmp_path, **more)
+    config = RunConfig.model_validate({**config.model_dump(), "method": {"type": method}})
+
+    def plan(datasets: list[str]) -> Forecast:
+        tree = config.model_dump()
+        return forecast(
+            RunConfig.model_validate({**tree, "data": {**tree["data"], "datasets": datasets}}),
+            DEVICES["L4"],
+            1,
+            Console(quiet=True),
+        )
+
+    read, supposed = plan([str(file)]), plan([])
+    assert supposed.demands == read.demands and supposed.largest == read.largest
+    assert supposed.checkpoint == read.checkpoint and supposed.data.steps == read.data.steps == 2
+    assert supposed.data.tokens_in_all == 2 * supposed.data.per_step * 64
+    assert any("each is taken to be 64 tokens long" in note for note in supposed.notes)
+    assert "64 tokens are supposed" in str(sections(supposed)[0].rows) and to_json(supposed)["fits"] is True
+
+
+def test_without_rows_what_depends_on_them_is_refused(tmp_path: Path) -> None:
+    tree = settings(tmp_path).model_dump(exclude={"data"})
+    with pytest.raises(ConfigError, match="not how long its samples are"):
+        forecast(RunConfig.model_validate(tree), CPU, 1, Console(quiet=True))
+    tree |= {"objective": {"type": "seq_cls"}, "data": {"max_length": 64}}
+    with pytest.raises(ConfigError, match="what a step of seq_cls holds depends on its rows"):
+        forecast(RunConfig.model_validate(tree), CPU, 1, Console(quiet=True))
+
+
 def test_the_tokenizer_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[str] = []
 

@@ -6,21 +6,19 @@ without numbers (`footprint`); only time is a guess (`pace`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from luthier.base.console import Console
-from luthier.base.errors import ConfigError, DataError, LuthierError
+from luthier.base.errors import ConfigError, LuthierError
 from luthier.base.rundir import RunDir
-from luthier.data.dataset import Prepared, together
-from luthier.data.pack import epoch_packs
+from luthier.data.dataset import Prepared
 from luthier.engine.mesh import Mesh
 from luthier.model import lowbit
 from luthier.model.folder import first_line, model_folder
@@ -30,40 +28,18 @@ from luthier.objectives.registry import whole
 from luthier.objectives.setting import Part, Whole
 from luthier.run.build import build_parts, named, trials
 from luthier.run.config import RunConfig
-from luthier.run.data import fullest, learnable, longest, source_of, tokenise
+from luthier.run.data import fullest, source_of
 from luthier.run.forecast import footprint
 from luthier.run.forecast.demand import Demand, demand_of, evaluation_of, largest
 from luthier.run.forecast.disk import checkpoint_files
 from luthier.run.forecast.hardware import Device
+from luthier.run.forecast.lot import Lot, check_supposed, lot_of, read_lot
 from luthier.run.forecast.pace import Pace, Work, pace
 from luthier.run.forecast.sketch import arithmetic, without_numbers
 from luthier.run.memory import suggestions
 from luthier.run.parts import Run, longest_held
 from luthier.run.recompute import fits, keeps_of
 from luthier.run.resolve import resolve
-
-
-@dataclass(frozen=True, slots=True)
-class Lot:
-    """The data of a run, and the steps it makes."""
-
-    samples: int
-    """Of an epoch; 0 when streamed."""
-    tokens: int | None
-    """Of an epoch; None when nobody has counted them."""
-    trained: int | None
-    longest: int
-    per_step: int
-    """Samples, or packs, of a step."""
-    steps: int
-    epochs: float | None
-    filled: float | None
-    """Share of each pack, or of what padding makes of each micro-batch, that holds tokens."""
-
-    @property
-    def tokens_in_all(self) -> float | None:
-        """Of the whole run."""
-        return None if self.tokens is None or self.epochs is None else self.tokens * self.epochs
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +101,10 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     """Plan a training.
 
     Raises:
-        ConfigError, DataError: as training would before its first step; also for a run in stages.
+        ConfigError, DataError: as training would before its first step; without rows, where they matter.
     """
-    config = resolve(config)
-    if config.stages:
-        raise ConfigError("stages are planned one by one", where="luthier plan", fix="Give the settings of one of them")
+    config = resolve(config, rows=False)
+    check_supposed(config)
     title = config.model.path
     folder = model_folder(config.model, weights=False)
     notes = _notes(config)
@@ -139,10 +114,7 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     alone = Run(config, console, Mesh(device.kind), RunDir(Path()), max_length)
     parts = build_parts(alone, tokenizer)
     objective = whole(config.objective, parts)
-    found = tokenise(alone, parts)
-    data = learnable(alone, parts, found, together(found))
-    if not len(data.train):
-        raise DataError("there is no row to train on", where=" ".join(config.data.datasets), code="no_rows")
+    data = read_lot(alone, parts)
     objective.begin([data.train, *([] if data.validation is None else [data.validation])], console)
     run = replace(alone, mesh=Mesh(device.kind, world=devices))
     dtype = arithmetic(config.model.dtype, device)
@@ -188,7 +160,9 @@ def _counted(
         notes.append("The layers are counted, the loss over their output is not: it depends on the rows")
     chosen: Keep = next((demand for demand in demands if demand.fits), demands[-1]).keep
     use = "weights" if not demands[-1].fits and demands[-1].bare > device.available else "step"
-    lot = _lot(run, data, model, source_of(run, data, parts, objective).steps)
+    lot = lot_of(run, data, model, source_of(run, data, parts, objective).steps)
+    if lot.supposed:
+        notes.append(f"No rows were named: each is taken to be {lot.longest:,} tokens long, all of them trained")
     shown = next(demand for demand in demands if demand.keep == chosen)
     evaluation = evaluation_of(run, model, objective, data, shown, device) if data.validation is not None else None
     return Forecast(
@@ -241,36 +215,6 @@ def _keeps(run: Run, model: Model) -> list[Keep]:
     if run.split:
         return ["input" if asked is None else "most"]
     return [keep for keep in keeps_of(model) if asked is None or keep in ("all", "most")]
-
-
-def _lot(run: Run, data: Prepared, model: Model, steps_of: Callable[[float], int | None]) -> Lot:
-    config = run.config
-    steps = config.train.max_steps or steps_of(config.train.epochs) or 0
-    an_epoch = steps_of(1.0)
-    streaming = config.data.streaming
-    tokens = None if streaming else int(data.train.lengths.sum())
-    filled = None
-    if config.data.packing and tokens is not None:
-        order = np.random.default_rng([config.seed, 0]).permutation(len(data.train))
-        filled = tokens / (len(epoch_packs(data.train.lengths, order, run.max_length, None)) * run.max_length)
-    elif not model.packed and tokens is not None:
-        filled = footprint.padded_share(
-            data.train.lengths, config.train.micro_batch * run.max_length, config.seed, run.per_step
-        )
-    train = [part for part in data.report.sets if part.use == "train"]
-    held = sum(part.tokens for part in train)
-    return Lot(
-        samples=0 if streaming else len(data.train),
-        tokens=tokens,
-        trained=None
-        if tokens is None or not held
-        else round(tokens * sum(part.trained_tokens for part in train) / held),
-        longest=longest(run, data),
-        per_step=run.per_step,
-        steps=steps,
-        epochs=steps / an_epoch if an_epoch else None,
-        filled=filled,
-    )
 
 
 def _parameters(model: Model) -> int:

@@ -45,6 +45,9 @@ def sections(plan: Forecast) -> list[Section]:
 def _facts(plan: Forecast) -> dict[str, str]:
     lot, share = plan.data, plan.trained / max(1, plan.parameters)
     samples = f"{lot.samples:,} samples, {lot.tokens:,} tokens an epoch" if lot.tokens is not None else "streamed"
+    if lot.supposed:
+        samples = f"none read; samples of {lot.longest:,} tokens are supposed"
+    steps = "not known without rows or --max_steps; each of" if lot.steps is None else f"{lot.steps:,} of"
     if lot.tokens and lot.trained is not None:
         samples += f", {lot.trained / lot.tokens:.0%} trained"
     where = plan.device.name if plan.devices == 1 else f"{plan.devices} x {plan.device.name}"
@@ -64,7 +67,7 @@ def _facts(plan: Forecast) -> dict[str, str]:
     if lot.filled is not None:
         facts["filled"] = f"{lot.filled:.1%} of {'packs' if plan.packed else 'padded micro-batches'} are tokens"
     facts |= {
-        "steps": f"{lot.steps:,} of {lot.per_step:,} samples{epochs}",
+        "steps": f"{steps} {lot.per_step:,} samples{epochs}",
         "micro-batch": f"at most {plan.micro_tokens:,} tokens",
         "device": f"{where}, {plan.device.gib:.1f} GiB{held}",
     }
