@@ -300,3 +300,26 @@ def test_a_base_in_few_bits_is_held_as_in_training_unless_asked_otherwise(
         assert ("held in 4 bits, as in training" in capsys.readouterr().err) is (number == 0)
         assert len([row for row in lines(tmp_path / f"{number}.jsonl") if "response" in row]) == 4
     assert held == [{torch.uint8}, set(), {torch.int8}]
+
+
+def test_answers_of_another_model_or_other_settings_are_not_mixed(
+    run: Path, tiny_model_dir: Callable[..., Path], tmp_path: Path
+) -> None:
+    file, result = tmp_path / "q.jsonl", tmp_path / "out.jsonl"
+    file.write_text('{"query": "Who are you?"}\n{"nothing": 5}\n{"query": "Why?"}\n')
+    asked = options(tiny_model_dir("qwen2"), val_dataset=str(file), result_path=str(result), system="Be brief.")
+    infer(asked, Console())
+    assert ["error" in row for row in lines(result)] == [False, True, False], "in the order of the rows"
+    kept = result.read_bytes()
+    for changed, told in (
+        ({"model": asked.model.model_copy(update={"adapters": [str(run)]})}, "model was"),
+        ({"sampling": asked.sampling.model_copy(update={"temperature": 0.7})}, "temperature was"),
+        ({"regex": "yes|no"}, "form was unset, now yes|no"),
+    ):
+        with pytest.raises(ConfigError, match="made otherwise") as caught:
+            infer(asked.model_copy(update=changed), Console())
+        assert told in str(caught.value)
+        assert result.read_bytes() == kept
+    file.write_text('{"query": "Who are you?"}\n{"query": "How?"}\n{"query": "Why?"}\n')
+    infer(asked, Console())
+    assert [row["index"] for row in lines(result) if "response" in row] == [0, 1, 2]

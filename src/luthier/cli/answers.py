@@ -17,6 +17,7 @@ from luthier.data.row import Row
 from luthier.data.sources import drawn_rows
 from luthier.generate.request import Request
 from luthier.generate.sampler import Completion
+from luthier.run.resultfile import put_in_order, standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,9 @@ def answer_file(
 ) -> str:
     """Answer every row of a data set into a JSON-lines file, one line a row; returns what was done, in a sentence.
 
-    Lines come as answers are finished, each with the `index` of its row.  Rows whose line is there already are skipped,
-    so an interrupted file is finished by the same command.  A row that asks nothing gets a line with its `error`.
+    Lines come as answers are finished, each with the `index` of its row, and are put in order at the end.  Rows whose
+    answer is there already are skipped, so an interrupted file is finished by the same command.  A row that asks
+    nothing gets a line with its `error`, and is tried again by the next command.
 
     Args:
         columns: what columns of the rows are called, and what they mean.
@@ -44,13 +46,9 @@ def answer_file(
         DataError: the data set cannot be read, or none of its rows answered.
         ConfigError: the file holds answers to other questions.
     """
-    data = DataConfig()
-    if result.is_dir():
-        raise ConfigError("is a folder", where=str(result), fix="Name a file in it as --result_path")
-    result.parent.mkdir(parents=True, exist_ok=True)
-    rows = drawn_rows(dataset, data)
+    rows = drawn_rows(dataset, DataConfig())
     results = RunDir(result.parent)
-    done = {line["index"]: line for line in results.read_rows(result.name) if "index" in line}
+    done = standing(result, len(rows))
 
     def write(index: int, line: Mapping[str, Json]) -> None:
         results.append_json(result.name, {"index": index, **line})
@@ -68,17 +66,17 @@ def answer_file(
                 else:
                     yield (index, asked), speaker.request(asked.messages, asked.tools, name=name, seed=index)
             except (BadRow, DataError) as error:
-                if index not in done:
-                    write(index, {"error": str(error)})
+                write(index, {"error": str(error)})
 
     for (index, asked), answer in speaker.generator.answers(questions()):
         write(index, {"error": str(answer)} if isinstance(answer, LuthierError) else _answered(asked, answer))
+    put_in_order(result)
     lines = results.read_rows(result.name)
     failed = sum("error" in line for line in lines)
     if lines and failed == len(lines):
         why = str(lines[0]["error"])
         raise DataError(f"no row could be answered; the first one: {why}", where=str(result), code="no_answers")
-    before = f", {len(done)} lines were there before" if done else ""
+    before = f", {len(done)} of them from before" if done else ""
     return f"{len(lines) - failed} answers and {failed} errors{before}: {result}"
 
 
@@ -101,8 +99,8 @@ def _plain(asked: Question) -> list[Json]:
     return [{"role": message.role, "content": message.content} for message in asked.messages]
 
 
-def _check_same(line: dict[str, Json], asked: Question, result: Path) -> None:
-    if "error" not in line and line.get("messages") != _plain(asked):
+def _check_same(line: Mapping[str, Json], asked: Question, result: Path) -> None:
+    if line.get("messages") != _plain(asked):
         raise ConfigError(
             f"row {line['index']} of this file answers another question",
             where=str(result),

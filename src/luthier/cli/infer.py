@@ -13,6 +13,7 @@ from pydantic import Field
 from luthier.base.config import Config
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
+from luthier.base.records import Json
 from luthier.generate.config import Backend, EngineConfig, SamplingConfig
 from luthier.model.config import ModelConfig
 
@@ -45,7 +46,8 @@ class InferConfig(Config):
     """Rename columns of val_dataset before its shape is recognised: {"their name": "our name"}. What was renamed in
     training is renamed here too."""
     result_path: str | None = None
-    """JSON-lines file for the answers to val_dataset; lines already in it are not answered again."""
+    """JSON-lines file for the answers to val_dataset. What the same model has answered there with the same settings is
+    not asked again; with others another file is needed."""
     batch_size: int = Field(default=8, ge=1)
     """Answers to val_dataset under way at once."""
     backend: Backend = "transformers"
@@ -71,10 +73,13 @@ def infer(options: InferConfig, console: Console) -> None:
     from luthier.cli.predict import predicts
     from luthier.run.opening import split_named
     from luthier.run.result import find
+    from luthier.run.resultfile import claim
 
     config, named = split_named(options.model)
     usable = None if named else find(config)
     columns = {**(usable.columns if usable else {}), **options.columns}
+    if options.result_path is not None:
+        claim(Path(options.result_path), made_by(options, config, named, columns))
     if usable is not None and predicts(usable, columns, options, console):
         return
     from luthier.cli.answers import answer_file
@@ -95,6 +100,32 @@ def infer(options: InferConfig, console: Console) -> None:
             if sys.stdin.isatty():
                 show(WORDS)
             Conversation(speaker, stream=options.stream).run(typed, show)
+
+
+def made_by(
+    options: InferConfig, config: ModelConfig, named: Mapping[str, str], columns: Mapping[str, str]
+) -> dict[str, Json]:
+    """What decides what a line of `result_path` says, besides its row.
+
+    Raises:
+        ConfigError, ModelError: a model is not there.
+    """
+    from luthier.run.result import find
+    from luthier.run.subject import identity
+
+    every = {name: find(config.model_copy(update={"adapters": [folder]})) for name, folder in named.items()}
+    models = every.values() if named else [find(config)]
+    told = [f"{(one.model.adapters or [one.model.path])[-1]} ({identity(one)})" for one in models]
+    form = form_of(options.json_schema, options.regex)
+    return {
+        "model": ", ".join(told),
+        "adapter": options.adapter,
+        "backend": "transformers" if options.backend == "pt" else options.backend,
+        "system": options.system,
+        "columns": dict(columns),
+        "form": form and form.text,
+        **options.sampling.model_dump(mode="json"),
+    }
 
 
 def form_of(json_schema: str | None, regex: str | None) -> Form | None:

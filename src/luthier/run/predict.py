@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from luthier.base.errors import ConfigError
 from luthier.base.records import BadRow, Fault, Json, Labelled, Record, Tagged, Where
 from luthier.base.rundir import RunDir
 from luthier.data.batch import Batch, Group, Tokens, whole
@@ -28,6 +27,7 @@ from luthier.objectives.classify import Classification, Problem
 from luthier.objectives.config import SeqCls, TokenCls
 from luthier.objectives.tag import Tagging, words_of
 from luthier.run.result import Usable
+from luthier.run.resultfile import put_in_order, standing
 
 _AT_ONCE = 512
 """Rows that are sorted by length and packed together."""
@@ -77,36 +77,30 @@ Predict = Callable[[list[Row]], list[dict[str, Json]]]
 def predict_file(dataset: str, result: Path, predict: Predict, progress: Callable[[int], None]) -> str:
     """Say something of every row of a data set, into a JSON-lines file, one line a row; returns what was done.
 
-    Lines that are there already are not written again.
+    Rows whose line is there already are not asked again; those that were errors are.
 
     Args:
         progress: told how many rows have been dealt with.
 
     Raises:
         DataError: the data set cannot be read.
-        ConfigError: `result` is a folder, or has more lines than the data set rows.
+        ConfigError: the file has lines about other rows.
     """
-    if result.is_dir():
-        raise ConfigError("is a folder", where=str(result), fix="Name a file in it as --result_path")
-    result.parent.mkdir(parents=True, exist_ok=True)
-    data = DataConfig()
-    rows = drawn_rows(dataset, data)
+    rows = drawn_rows(dataset, DataConfig())
     results = RunDir(result.parent)
-    done = len(results.read_rows(result.name))
-    if done > len(rows):
-        raise ConfigError(
-            f"has {done} lines for {len(rows)} rows", where=str(result), fix="Give another --result_path, or remove it"
-        )
-    progress(done)
+    done = standing(result, len(rows))
+    progress(len(done))
+    wanted = [index for index in range(len(rows)) if index not in done]
     errors = 0
-    for start in range(done, len(rows), _AT_ONCE):
-        chunk = [rows[index] for index in range(start, min(start + _AT_ONCE, len(rows)))]
-        for index, line in enumerate(predict(chunk), start):
+    for start in range(0, len(wanted), _AT_ONCE):
+        chunk = wanted[start : start + _AT_ONCE]
+        for index, line in zip(chunk, predict([rows[index] for index in chunk]), strict=True):
             errors += "error" in line
             results.append_json(result.name, {"index": index, **line})
         progress(len(chunk))
-    before = f", {done} lines were there before" if done else ""
-    return f"{len(rows) - done - errors} predictions and {errors} errors{before}: {result}"
+    put_in_order(result)
+    before = f", {len(done)} of them from before" if done else ""
+    return f"{len(rows) - errors} predictions and {errors} errors{before}: {result}"
 
 
 def predict(rows: list[Row], predictor: Predictor, columns: Mapping[str, str] | None = None) -> list[dict[str, Json]]:

@@ -1,0 +1,93 @@
+"""A JSON-lines file with a line for every row of a data set, made over several commands by one model.
+
+Each line has the `index` of its row.  Which model and settings make the lines stands in a hidden file beside it, so
+that those of an earlier model are not taken for those of the one that is asked now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import orjson
+
+from luthier.base.errors import ConfigError
+from luthier.base.records import Json
+from luthier.base.rundir import RunDir, write_atomic
+
+_ANOTHER = "Give another --result_path, or remove the file to begin anew"
+
+
+def claim(result: Path, made_by: Mapping[str, Json]) -> None:
+    """Say what makes the lines of a file from now on.
+
+    Args:
+        made_by: all that decides what a line says besides its row, in words for people.
+
+    Raises:
+        ConfigError: `result` is a folder (`bad_config`), or has lines that something else made (`other_results`).
+    """
+    if result.is_dir():
+        raise ConfigError("is a folder", where=str(result), fix="Name a file in it as --result_path")
+    result.parent.mkdir(parents=True, exist_ok=True)
+    results = RunDir(result.parent)
+    note = f".{result.name}.made_by.json"
+    before = _noted(result.parent / note) if results.read_rows(result.name) else None
+    now = orjson.loads(orjson.dumps(made_by))
+    if before is not None and before != now:
+        names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        changed = "; ".join(f"{name} was {_told(before.get(name))}, now {_told(now.get(name))}" for name in names)
+        raise ConfigError(
+            f"its lines were made otherwise: {changed}", where=str(result), code="other_results", fix=_ANOTHER
+        )
+    results.write_json(note, now)
+
+
+def standing(result: Path, count: int) -> dict[int, Mapping[str, Json]]:
+    """The lines that need not be made again, by the index of their row.  Errors are: what caused them may be mended.
+
+    Args:
+        count: rows of the data set.
+
+    Raises:
+        ConfigError: a line is about a row that the data set does not have (`other_results`).
+        RunError: the file cannot be written.
+    """
+    results = RunDir(result.parent)
+    lines = [line for line in results.read_rows(result.name) if isinstance(line.get("index"), int)]
+    last = max((_index(line) for line in lines), default=-1)
+    if last >= count:
+        raise ConfigError(
+            f"this file is about another question set: it has a line for row {last}, and there are {count} rows",
+            where=str(result),
+            code="other_results",
+            fix=_ANOTHER,
+        )
+    if any("error" in line for line in lines):
+        results.truncate_rows(result.name, lambda line: "error" not in line)
+    return {_index(line): line for line in lines if "error" not in line}
+
+
+def put_in_order(result: Path) -> None:
+    """Sort the lines by their rows.  Raises RunError."""
+    lines = RunDir(result.parent).read_rows(result.name)
+    ordered = sorted(lines, key=_index)
+    if ordered != lines:
+        write_atomic(result, b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in ordered))
+
+
+def _index(line: Mapping[str, Json]) -> int:
+    index = line.get("index")
+    return index if isinstance(index, int) else -1
+
+
+def _noted(path: Path) -> dict[str, Json] | None:
+    try:
+        found = orjson.loads(path.read_bytes())
+    except (OSError, orjson.JSONDecodeError):  # a file that was brought here alone
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _told(value: Json) -> str:
+    return "unset" if value is None else orjson.dumps(value).decode() if not isinstance(value, str) else value
