@@ -162,6 +162,13 @@ def test_stages_of_different_kinds_hand_their_model_on(job: Any):
         ({"a": {}}, "stages.a: --dataset"),
         ({"a/b": {"data": {"datasets": "a.jsonl"}}}, "letters, digits"),
         ({"a": {"model": {"path": "x"}}}, "stages.a.model.path"),
+        (
+            {
+                "a": {"data": {"datasets": "a.jsonl"}, "method": {"type": "prompt"}},
+                "b": {"data": {"datasets": "a.jsonl"}},
+            },
+            "stages.a: --train_type prompt: what stands before the text cannot become part",
+        ),
     ],
 )
 def test_stages_that_cannot_run_are_refused_before_the_first(job: Any, stages: dict[str, Any], told: str):

@@ -18,9 +18,9 @@ PLAN = Command(
     "plan",
     "[sft | pretrain | train] [RECIPE.yaml] [flags of the training]",
     "Tell what a training would need before it is started: memory on each device, the largest micro-batch, disk, steps "
-    "and time. Takes the recipe and the flags of luthier sft, pretrain or train as they are. Reads the model's config "
-    "and the data, through the same cache as training; no weights. Without --dataset, sft and pretrain are planned for "
-    "samples of --max_length tokens. Exit code 4: it does not fit on the device.",
+    "and time; of stages, each. Takes the recipe and the flags of luthier sft, pretrain or train as they are. Reads "
+    "the model's config and the data, through the same cache as training; no weights. Without --dataset, sft and "
+    "pretrain are planned for samples of --max_length tokens. Exit code 4: it does not fit on the device.",
     (
         "luthier plan recipe.yaml --device 4090",
         "luthier plan sft --model Qwen/Qwen2.5-7B-Instruct --dataset my.jsonl --train_type lora --device A100-80",
@@ -87,21 +87,27 @@ def plan(argv: Sequence[str], console: Console, environ: dict[str, str]) -> int:
     config = read_config(asked.recipe, asked.flags, asked.objective, console, rows=False)
     from luthier.run.forecast.forecast import forecast
     from luthier.run.forecast.hardware import device_named
+    from luthier.run.forecast.staged import forecast_stages
     from luthier.run.forecast.text import html, sections, to_json
 
     device = device_named(asked.device or config.device, asked.memory)
-    found = forecast(config, device, asked.devices, console)
-    if console.json:
-        console.result("", **to_json(found))
+    if config.stages:
+        plans = forecast_stages(config, device, asked.devices, console)
     else:
+        plans = {"": forecast(config, device, asked.devices, console)}
+    for name, found in plans.items():
+        stage = {"stage": name} if name else {}
+        if console.json:
+            console.result("", **stage, **to_json(found))
+            continue
         for section in sections(found):
             if section.rows:
-                console.table(section.title, section.rows, result=True)
+                console.table(f"{name}: {section.title}" if name else section.title, section.rows, result=True)
             for line in section.lines:
                 console.result(line)
     if asked.html:
-        _write(asked.html, html(found), console)
-    return 0 if found.fits else 4
+        _write(asked.html, html(plans), console)
+    return 0 if all(found.fits for found in plans.values()) else 4
 
 
 def _write(file: str, text: str, console: Console) -> None:

@@ -7,12 +7,16 @@ import re
 from luthier.base.errors import ConfigError
 from luthier.base.secrets import secrets_in
 from luthier.model.config import Lora, ModelConfig
+from luthier.model.method import Adapting, Prompting
 from luthier.objectives.config import Multi, Pretrain, overlong
 from luthier.run.combinations import refuse
 from luthier.run.config import RunConfig, stage_of
 
 _OF_THE_SEQUENCE = ("stages", "output_dir", "device", "save.resume", "model.path", "model.adapters")
 """Settings that no stage has for itself."""
+
+_CAUSAL = ("pretrain", "sft", "distill", "generative_reranker")
+"""Objectives whose adapters lie over the same model."""
 
 
 def resolve(config: RunConfig, *, rows: bool = True) -> RunConfig:
@@ -66,7 +70,7 @@ def _check_stages(config: RunConfig, *, rows: bool) -> None:
             f"a stage's name is made of letters, digits, _ and -; {wrong[0]!r} is not", where="stages", code="bad_value"
         )
     names = list(config.stages)
-    for name in names:
+    for number, name in enumerate(names):
         for path in _OF_THE_SEQUENCE:
             group, _, last = path.rpartition(".")
             own = config.stages[name].get(group, {}) if group else config.stages[name]
@@ -79,6 +83,14 @@ def _check_stages(config: RunConfig, *, rows: bool) -> None:
             raise ConfigError(
                 error.what, where=f"stages.{name}: {error.where}", code=error.code, fix=error.fix
             ) from error
+        following = stage_of(config, names[number + 1]) if number + 1 < len(names) else None
+        before = isinstance(stage.method, Prompting)
+        if before and following is not None and not trains_further(stage, following):
+            raise ConfigError(
+                "what stands before the text cannot become part of the model that the next stage starts from",
+                where=f"stages.{name}: --train_type {stage.method.type}",
+                fix="Make it the last stage, or use --train_type lora",
+            )
         several = isinstance(stage.objective, Multi)
         if several and stage.method.supports.merging and name != names[-1]:
             raise ConfigError(
@@ -86,6 +98,12 @@ def _check_stages(config: RunConfig, *, rows: bool) -> None:
                 where=f"stages.{name}",
                 fix="Make it the last stage, or use --train_type full",
             )
+
+
+def trains_further(earlier: RunConfig, stage: RunConfig) -> bool:
+    """Whether a stage goes on with the adapter of the one before; else it starts from a whole model."""
+    same = isinstance(stage.method, Adapting) and stage.method == earlier.method and stage.method.supports.continues
+    return same and {earlier.objective.type, stage.objective.type} <= {*_CAUSAL}
 
 
 def _keeping_modules(config: RunConfig) -> ModelConfig:

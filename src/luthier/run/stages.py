@@ -35,14 +35,12 @@ from luthier.model.method import Adapting
 from luthier.objectives.config import Multi
 from luthier.run.config import RunConfig, stage_of
 from luthier.run.report import markdown_table
-from luthier.run.resolve import resolve
+from luthier.run.resolve import resolve, trains_further
 from luthier.run.resume import refuse_changes
 from luthier.run.retain import FILE
 from luthier.run.specialist import KINDS
 from luthier.run.train import train
 from luthier.run.usage import STAGES
-
-_CAUSAL = ("pretrain", "sft", "distill", "generative_reranker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +142,7 @@ def _carried(earlier: RunConfig, stage: RunConfig, last: Finished, place: Path, 
     ran = RunConfig.model_validate(read_yaml(last.run / "config.yaml"))
     over = (*ran.model.adapters[:-1], str(last.artefact))
     own = {"path": ran.model.path, "hub": ran.model.hub, "revision": ran.model.revision, "adapters": over}
-    further = stage.method == earlier.method and stage.method.supports.continues
-    if further and {earlier.objective.type, stage.objective.type} <= {*_CAUSAL}:
+    if trains_further(earlier, stage):
         return stage.model.model_copy(update=own)
     if leads and not place.exists():
         _merge(stage.model.model_copy(update=own), earlier.objective.type, place)

@@ -222,7 +222,7 @@ def test_text_and_json_say_the_same(tmp_path: Path) -> None:
     assert told["fits"] is True and told["peak"] == plan.demand.total and plan.evaluation is not None
     shown = "\n".join(str(row) for section in sections(plan) for row in section.rows)
     assert f"{plan.trained:,} parameters" in shown and "adapter_model.safetensors" in shown
-    page = html(plan)
+    page = html({"": plan})
     assert "<svg" in page and "http" not in page and verdict(plan) in page
 
 

@@ -155,16 +155,23 @@ def to_json(plan: Forecast) -> dict[str, Json]:
     return whole
 
 
-def html(plan: Forecast) -> str:
-    """A page that needs nothing else and no network."""
-    body = [f"<h1>{escape(plan.model)}</h1>", f"<p class='{'yes' if plan.fits else 'no'}'>{escape(verdict(plan))}</p>"]
-    for section in sections(plan)[:-1]:
-        body.append(f"<h2>{escape(section.title)}</h2>" + webpage.table(section.rows))
-        body += [f"<p>{escape(line)}</p>" for line in section.lines]
-        if section.title.startswith("Memory"):
-            body.append(_bars(plan))
-    body += [f"<p>Note: {escape(note)}.</p>" for note in plan.notes]
-    return webpage.page(f"Plan: {plan.model}", body, _STYLE)
+def html(plans: Mapping[str, Forecast]) -> str:
+    """A page that needs nothing else and no network.
+
+    Args:
+        plans: by the names of their stages; the name of a run without stages is empty.
+    """
+    body: list[str] = []
+    for name, plan in plans.items():
+        title = f"{name}: {plan.model}" if name else plan.model
+        body += [f"<h1>{escape(title)}</h1>", f"<p class='{'yes' if plan.fits else 'no'}'>{escape(verdict(plan))}</p>"]
+        for section in sections(plan)[:-1]:
+            body.append(f"<h2>{escape(section.title)}</h2>" + webpage.table(section.rows))
+            body += [f"<p>{escape(line)}</p>" for line in section.lines]
+            if section.title.startswith("Memory"):
+                body.append(_bars(plan))
+        body += [f"<p>Note: {escape(note)}.</p>" for note in plan.notes]
+    return webpage.page(f"Plan: {next(iter(plans.values())).model}", body, _STYLE)
 
 
 _COLOURS = {
