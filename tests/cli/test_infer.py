@@ -323,3 +323,18 @@ def test_answers_of_another_model_or_other_settings_are_not_mixed(
     file.write_text('{"query": "Who are you?"}\n{"query": "How?"}\n{"query": "Why?"}\n')
     infer(asked, Console())
     assert [row["index"] for row in lines(result) if "response" in row] == [0, 1, 2]
+
+
+def test_answers_are_not_written_into_the_questions(tiny_model_dir: Callable[..., Path], questions: Path) -> None:
+    before = questions.read_bytes()
+    with pytest.raises(ConfigError, match="would write into the input"):
+        infer(options(tiny_model_dir("qwen2"), val_dataset=str(questions), result_path=str(questions)), Console())
+    assert questions.read_bytes() == before
+
+
+def test_answers_to_other_data_are_not_taken_for_these(tiny_model_dir: Callable[..., Path], questions: Path) -> None:
+    model, result, other = tiny_model_dir("qwen2"), questions.with_name("out.jsonl"), questions.with_name("other.jsonl")
+    infer(options(model, val_dataset=str(questions), result_path=str(result)), Console())
+    other.write_text(json.dumps({"query": "Who?"}) + "\n")
+    with pytest.raises(ConfigError, match=r"made otherwise: data was .*questions\.jsonl, now .*other\.jsonl"):
+        infer(options(model, val_dataset=str(other), result_path=str(result)), Console())

@@ -73,12 +73,13 @@ def infer(options: InferConfig, console: Console) -> None:
     from luthier.cli.predict import predicts
     from luthier.run.opening import split_named
     from luthier.run.result import find
-    from luthier.run.resultfile import claim
+    from luthier.run.resultfile import claim, leave_others_alone
 
     config, named = split_named(options.model)
     usable = None if named else find(config)
     columns = {**(usable.columns if usable else {}), **options.columns}
     if options.result_path is not None:
+        leave_others_alone(Path(options.result_path), options.val_dataset or "")
         claim(Path(options.result_path), made_by(options, config, named, columns))
     if usable is not None and predicts(usable, columns, options, console):
         return
@@ -105,7 +106,7 @@ def infer(options: InferConfig, console: Console) -> None:
 def made_by(
     options: InferConfig, config: ModelConfig, named: Mapping[str, str], columns: Mapping[str, str]
 ) -> dict[str, Json]:
-    """What decides what a line of `result_path` says, besides its row.
+    """What decides what a line of `result_path` says, besides what stands in its row.
 
     Raises:
         ConfigError, ModelError: a model is not there.
@@ -117,7 +118,9 @@ def made_by(
     models = every.values() if named else [find(config)]
     told = [f"{(one.model.adapters or [one.model.path])[-1]} ({identity(one)})" for one in models]
     form = form_of(options.json_schema, options.regex)
+    data = options.val_dataset or ""
     return {
+        "data": str(Path(data).resolve()) if Path(data).exists() else data,
         "model": ", ".join(told),
         "adapter": options.adapter,
         "backend": "transformers" if options.backend == "pt" else options.backend,

@@ -15,7 +15,35 @@ from luthier.base.errors import ConfigError
 from luthier.base.records import Json
 from luthier.base.rundir import RunDir, write_atomic
 
+_BEGINS = b'{"index":'
 _ANOTHER = "Give another --result_path, or remove the file to begin anew"
+
+
+def leave_others_alone(result: Path, dataset: str) -> None:
+    """Make sure that a file is ours to write into: it is not there yet, or holds nothing but lines of results.
+
+    Args:
+        dataset: what is read, which nothing may be written to.
+
+    Raises:
+        ConfigError: it is a folder or a device (`bad_config`), the data set itself (`would_overwrite`), or somebody
+            else's file (`other_results`).
+    """
+    if result.is_dir():
+        raise ConfigError("is a folder", where=str(result), fix="Name a file in it as --result_path")
+    if not result.exists():
+        return
+    if not result.is_file():  # a device may be read for ever
+        raise ConfigError("is no file", where=str(result), fix="Results are read again to go on: name a file")
+    read = [Path(name) for name in (dataset, dataset.rpartition("#")[0]) if name]
+    if any(path.exists() and path.samefile(result) for path in read):
+        what = f"this would write into the input {dataset}"
+        raise ConfigError(what, where=str(result), code="would_overwrite", fix="Choose another name")
+    with result.open("rb") as file:
+        begins = file.read(len(_BEGINS))
+    ours = _BEGINS.startswith(begins)  # a crash may have cut the first line
+    if not ours or not all("index" in line for line in RunDir(result.parent).read_rows(result.name)):
+        raise ConfigError("holds lines that are no results", where=str(result), code="other_results", fix=_ANOTHER)
 
 
 def claim(result: Path, made_by: Mapping[str, Json]) -> None:
@@ -25,10 +53,8 @@ def claim(result: Path, made_by: Mapping[str, Json]) -> None:
         made_by: all that decides what a line says besides its row, in words for people.
 
     Raises:
-        ConfigError: `result` is a folder (`bad_config`), or has lines that something else made (`other_results`).
+        ConfigError: `result` has lines that something else made (`other_results`).
     """
-    if result.is_dir():
-        raise ConfigError("is a folder", where=str(result), fix="Name a file in it as --result_path")
     result.parent.mkdir(parents=True, exist_ok=True)
     results = RunDir(result.parent)
     note = f".{result.name}.made_by.json"
