@@ -60,6 +60,18 @@ def test_rows_and_model_say_what_is_learned(
     assert type(pick(DataConfig(datasets=(str(rows),)), ModelConfig(path=str(tmp_path)))) is expected
 
 
+@pytest.mark.parametrize(("model", "row", "told"), [(TALKER, CLASSED, 1), (TALKER, TEXT, 0), (ENCODER, CLASSED, 0)])
+def test_texts_with_a_class_that_is_not_learned_are_told_of(
+    model: dict[str, Any], row: dict[str, Any], told: int, tmp_path: Path
+):
+    (tmp_path / "config.json").write_text(json.dumps(model))
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text((json.dumps(row) + "\n") * 3)
+    notes: list[str] = []
+    pick(DataConfig(datasets=(str(rows),)), ModelConfig(path=str(tmp_path)), notes)
+    assert len(notes) == told and all("--task_type seq_cls" in note for note in notes)
+
+
 def test_a_hub_id_is_not_looked_up_for_it(tmp_path: Path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps(TEXT) + "\n")

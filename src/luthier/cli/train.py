@@ -130,7 +130,7 @@ def settled(tree: Tree, notes: list[str]) -> RunConfig:
     choose_members(tree, RunConfig)
     config = validate(RunConfig, tree)
     if not tree.get("objective") and config.data.datasets:
-        found = pick(config.data, config.model)
+        found = pick(config.data, config.model, notes)
         config = config.model_copy(update={"objective": found})
         if not isinstance(found, Sft):
             notes.append(f"the rows are for {found.type}, so that is trained; --task_type names another")

@@ -44,11 +44,14 @@ def picked_stages(config: RunConfig) -> dict[str, dict[str, Any]]:
     return found
 
 
-def pick(data: DataConfig, model: ModelConfig) -> One:
+def pick(data: DataConfig, model: ModelConfig, notes: list[str] | None = None) -> One:
     """The objective that the first rows are for; sft where they are not on this machine and the model talks.
 
     Rows that give nothing away are for what the model can learn from them: an encoder fills gaps in texts, or tells the
     classes in a column that is usually one; of two parts, a decoder answers chats, and T5's writes hidden spans.
+
+    Args:
+        notes: gets what somebody should know who meant something else.
 
     Raises:
         DataError: there is no such file, and the model could not be trained by sft.
@@ -69,7 +72,10 @@ def pick(data: DataConfig, model: ModelConfig) -> One:
     found = look(data)
     if found.task in PICKED:
         return PICKED[found.task]()
-    return _by_model(model, classes=found.classes, texts=found.texts)
+    evident = _by_model(model, classes=found.classes, texts=found.texts)
+    if isinstance(evident, Sft) and found.classes and found.texts and notes is not None:
+        notes.append("the rows are texts with a class, and the texts are trained; --task_type seq_cls learns the class")
+    return evident
 
 
 def _by_model(model: ModelConfig, *, classes: bool, texts: bool) -> One:
