@@ -89,6 +89,11 @@ def test_targets_by_list_and_by_regex(tiny_model_dir: Callable[..., Path]) -> No
         applied(tiny_model_dir(), Lora(rank=2, target=("no_proj",)))
 
 
+def test_a_rank_beyond_every_layer_is_refused_before_it_is_made(tiny_model_dir: Callable[..., Path]) -> None:
+    with pytest.raises(ConfigError, match=r"--lora_rank: rank 1000000000 is more than the \d+ that the widest"):
+        applied(tiny_model_dir(), Lora(rank=10**9))
+
+
 @pytest.mark.parametrize("init", ["pissa", "olora"])
 def test_starting_inside_the_weight(init: str, tiny_model_dir: Callable[..., Path]) -> None:
     method = Lora.model_validate({"rank": 4, "alpha": 2.0, "init": init})

@@ -26,7 +26,7 @@ def peft_settings(model: Model, method: Adapting) -> PeftConfig:
 
     Raises:
         ModelError: IA3 on an architecture whose layers must be named, or norms where there are none.
-        ConfigError: see `_among`.
+        ConfigError: see `_among` and `_within_width`.
     """
     import peft
 
@@ -112,6 +112,7 @@ def _prompting(model: Model, method: Prompt | Prefix | PTuning, common: dict[str
 def _lora(model: Model, method: Lora, common: dict[str, Any]) -> PeftConfig:
     from peft import LoraConfig
 
+    _within_width(model, method.rank)
     tied = model.tied
     added = new_ids(Path(model.base.name_or_path or "."))
     moving = method.vocabulary or ("new" if added else "none")
@@ -131,6 +132,18 @@ def _lora(model: Model, method: Lora, common: dict[str, Any]) -> PeftConfig:
         init_lora_weights="gaussian" if method.init == "gaussian" else True,
         ensure_weight_tying=tied and saves_vocabulary,
     )
+
+
+def _within_width(model: Model, rank: int) -> None:
+    """Raises ConfigError for a rank that no layer can have; its matrices would cost more than the layers themselves."""
+    layers = [layer for layer in model.base.modules() if isinstance(layer, nn.Linear)]
+    most = max((min(layer.in_features, layer.out_features) for layer in layers), default=rank)
+    if rank > most:
+        raise ConfigError(
+            f"rank {rank} is more than the {most} that the widest layer of this model can have",
+            where="--lora_rank",
+            fix="8 to 64 is usual; --train_type full trains whole layers",
+        )
 
 
 def _target(target: str | tuple[str, ...]) -> str | list[str]:
