@@ -19,6 +19,8 @@ class Guard:
         self.watcher = watcher
         self._outliers = Outliers()
         self._warned_empty = False
+        self._warned_idle = False
+        self._moved = False
 
     def sound(self, step: int, result: StepResult) -> bool:
         """Whether the gradient is made of numbers.
@@ -35,11 +37,24 @@ class Guard:
             message = f"Step {step} has no trained token; such steps change nothing"
             self.watcher.event("no_trained_tokens", message, level="warn", step=step)
         if result.trained > 0 and result.grad_norm == 0.0 and result.loss != 0.0:
+            fault = "this is a fault in the model's code or in Luthier, please report it"
+            thrown = (
+                "The updates before it may have thrown the weights too far: lower --learning_rate. If they did not, "
+            )
             raise RunError(
                 f"step {step}: every gradient is zero although the loss is {result.loss:.4g}",
                 code="zero_gradients",
-                fix="Nothing would be learned; this is a fault in the model's code or in Luthier, please report it",
+                fix=thrown + fault if self._moved else f"Nothing would be learned; {fault}",
             )
+        if result.trained > 0 and result.grad_norm == 0.0 and not self._warned_idle:
+            self._warned_idle = True
+            message = (
+                f"Step {step} teaches nothing: its loss and every gradient are zero. Where rows are compared with each "
+                "other, give a step more of them (--per_device_train_batch_size, --gradient_accumulation_steps), or "
+                "rows that differ"
+            )
+            self.watcher.event("nothing_to_learn", message, level="warn", step=step)
+        self._moved |= result.grad_norm > 0.0
         return True
 
     def look(self, step: int, result: StepResult, samples: Sequence[int]) -> None:
