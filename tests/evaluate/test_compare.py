@@ -28,6 +28,13 @@ def test_the_interval_is_that_of_the_textbook() -> None:
     assert change.wins == int((after > before).sum()) and change.losses == int((after < before).sum())
 
 
+def test_one_question_makes_nothing_sure() -> None:
+    (change,) = changes("d", "s", results([0.0]), results([1.0]))
+    assert (change.num, change.difference, change.wins) == (1, 1.0, 1)
+    assert not change.sure and math.isnan(change.low) and math.isnan(change.high)
+    assert change_table([change])[0]["Difference"] == "+1.0000" and change_table([change])[0]["95 %"] == ""
+
+
 def test_less_perplexity_is_a_win() -> None:
     one, other = results([2.0, 3.0, 1.0], "perplexity"), results([1.0, 3.0, 2.0], "perplexity")
     (change,) = changes("d", "s", one, other)

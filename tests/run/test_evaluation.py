@@ -174,6 +174,22 @@ def test_what_is_answered_is_not_asked_again(
     assert answers(run(model, sets, tmp_path / "parts")) == answers(whole) and sum(counted) == 0
 
 
+def test_the_report_on_other_sets_is_kept(tiny_model_dir: Callable[..., Path], sets: Path, tmp_path: Path) -> None:
+    def sets_in(report: Path) -> set[str]:
+        return {row["dataset"] for row in json.loads(report.read_text(encoding="utf-8"))["scores"]}
+
+    choice = {"general_mcq": {"local_path": str(sets / "mcq")}}
+    first = run(tiny_model_dir("qwen2"), sets, tmp_path, eval_dataset=("general_mcq",), dataset_args=choice)
+    asked = {"general_qa": {"local_path": str(sets / "qa"), "max_new_tokens": 2}}
+    for _ in range(2):  # the same once more is not another
+        folder = run(tiny_model_dir("qwen2"), sets, tmp_path, eval_dataset=("general_qa",), dataset_args=asked).folder
+        assert folder == first.folder and sets_in(folder / "report.json") == {"general_qa"}
+        (kept,) = (folder / "earlier").iterdir()
+        assert sets_in(kept / "report.json") == {"general_mcq"}
+        assert "general_mcq" in (kept / "report.md").read_text(encoding="utf-8")
+        assert (kept / "plots/scores.png").exists() and (folder / "plots/scores.png").exists()
+
+
 def test_a_request_to_stop_keeps_what_is_answered(
     tiny_model_dir: Callable[..., Path], sets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,7 +69,8 @@ def changes(
     shared = set(metric_names(old))
     for name in [*(name for name in metric_names(new) if name in shared), *joint]:
         draws = _differences(name, old, new, np.random.default_rng(seed))
-        low, high = np.nanpercentile(draws, [2.5, 97.5]) if np.isfinite(draws).any() else (math.nan, math.nan)
+        known_spread = len(pairs) > 1 and np.isfinite(draws).any()  # one question drawn again is itself
+        low, high = np.nanpercentile(draws, [2.5, 97.5]) if known_spread else (math.nan, math.nan)
         wins, losses = _sides(name, pairs)
         then, now = metric(name, old), metric(name, new)
         found.append(Change(dataset, name, subset, len(pairs), then, now, float(low), float(high), wins, losses))

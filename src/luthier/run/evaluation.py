@@ -5,8 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import cast
+
+import orjson
 
 from luthier.base.config import validate
 from luthier.base.console import Console
@@ -67,6 +71,8 @@ def evaluate(options: EvalConfig, console: Console) -> Evaluated:
             before = _judged(options, before, None, console)
     found = report.compared(before, after) if before else []
     base = before.model if before else ""
+    if (earlier := _set_aside(options, folder)) is not None:
+        console.say(f"The report of an evaluation with other sets or settings is kept: {earlier}")
     _write(options, after, found, base, folder)
     return Evaluated(after, found, folder)
 
@@ -198,6 +204,26 @@ def _judged(options: EvalConfig, measured: Measured, before: Measured | None, co
     if refusals:
         console.warn(f"the judge refused {len(refusals)} of {asked} questions, which are unreadable: {refusals[0]}")
     return replace(measured, results=results)
+
+
+def _set_aside(options: EvalConfig, folder: Path) -> Path | None:
+    """Move the report of another evaluation of the same model out of the way; where to, if there is one."""
+    report = folder / "report.json"
+    if not report.exists():
+        return None
+    try:
+        earlier = orjson.loads(report.read_bytes()).get("settings")
+    except orjson.JSONDecodeError:
+        earlier = None
+    if earlier == orjson.loads(orjson.dumps(options.model_dump(mode="json"))):
+        return None
+    made = datetime.fromtimestamp(report.stat().st_mtime, UTC).strftime("%Y%m%d-%H%M%S")
+    place = next(path for n in count() if not (path := folder / "earlier" / (f"{made}-{n}" if n else made)).exists())
+    place.mkdir(parents=True)
+    for name in ("report.md", "plots", "judged", "report.json"):  # the one that says that there is a report goes last
+        if (folder / name).exists():
+            (folder / name).rename(place / name)
+    return place
 
 
 def _write(options: EvalConfig, measured: Measured, found: Sequence[Change], base: str, folder: Path) -> None:
