@@ -333,6 +333,15 @@ def test_adapters_come_and_go_by_name(client: Any, kitchen: Kitchen) -> None:
             client.post("/adapters", cast_to=object, body={"name": name})
 
 
+def test_one_model_is_told_by_its_name(client: Any) -> None:
+    listed = client.models.list().data[0]
+    assert client.models.retrieve("tiny") == listed
+    for name in ("gpt-9", "some/model"):
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.models.retrieve(name)
+        assert caught.value.code == "model_not_found" and name in str(caught.value)
+
+
 def test_embeddings_and_likeness(client: Any) -> None:
     texts = ["The violin maker", "制琴师", "Numbers: 1 2 3", "The violin maker"]
     found = client.embeddings.create(model="tiny", input=texts)

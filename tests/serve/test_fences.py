@@ -35,6 +35,7 @@ ROUTES = [
     ("GET", "/v1/adapters"),
     ("DELETE", "/v1/adapters/x"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/models/tiny"),
     ("GET", "/metrics"),
 ]
 

@@ -141,6 +141,42 @@ def test_what_is_wrong_with_an_echo_is_named(changes: dict[str, Any], word: str,
         assert reply.status == 400 and word in reply.error["message"], reply.body
 
 
+@pytest.mark.parametrize(
+    ("path", "changes", "param", "said"),
+    [
+        ("/v1/embeddings", {"input": []}, "input", "at least 1 item"),
+        ("/v1/embeddings", {"input": 5}, "input", "valid string"),
+        ("/v1/embeddings", {"input": ["a", "b", 5]}, "input[2]", "valid string"),
+        ("/v1/embeddings", {"input": [[1, 2], [3, -4]]}, "input[1][1]", "greater than or equal to 0"),
+        ("/v1/completions", {"prompt": []}, "prompt", "at least 1 item"),
+        ("/v1/completions", {"prompt": "x", "suffix": "y"}, "suffix", "does not support it"),
+        ("/v1/rerank", {"query": "q", "documents": ["a", {"txt": "b"}]}, "documents[1]", ""),
+        ("/v1/chat/completions", {}, "messages", "required"),
+        ("/v1/chat/completions", {**CHAT, "stop": ["a", ""]}, "stop[1]", "at least 1 character"),
+        ("/v1/chat/completions", {**CHAT, "response_format": {}}, "response_format.type", "required"),
+    ],
+)
+def test_the_place_of_a_mistake_is_told_as_it_stands_in_the_request(
+    path: str, changes: dict[str, Any], param: str, said: str, kitchen: Kitchen
+) -> None:
+    reply = run(lambda: ask(kitchen.app(), "POST", path, {"model": "tiny", **changes}))
+    assert reply.status == 400 and reply.error["param"].startswith(param), reply.body
+    assert reply.error["message"].startswith(param) and said in reply.error["message"]
+    assert "constrained" not in reply.error["message"] and "list[" not in reply.error["message"]
+
+
+def test_a_prompt_that_is_too_long_has_the_code_that_clients_know(kitchen: Kitchen) -> None:
+    body = {**CHAT, "messages": [{"role": "user", "content": "number " * 300}]}
+    reply = run(lambda: ask(kitchen.app(), "POST", "/v1/chat/completions", body))
+    assert reply.status == 400 and reply.error["code"] == "context_length_exceeded"
+
+
+def test_as_many_texts_are_embedded_as_clients_send_at_once(kitchen: Kitchen) -> None:
+    body = {"model": "tiny", "input": ["violin"] * 1000}
+    reply = run(lambda: ask(kitchen.app(), "POST", "/v1/embeddings", body))
+    assert reply.status == 200 and len(json.loads(reply.body)["data"]) == 1000
+
+
 def test_large_and_deep_bodies_cost_little(kitchen: Kitchen) -> None:
     app = kitchen.app()
     before = psutil.Process().memory_info().rss

@@ -129,7 +129,8 @@ class Batching:
         """Take a request; its first piece comes with a later `step`.
 
         Raises:
-            DataError: `bad_prompt` when it is empty or leaves no room for an answer, `bad_form`, `no_adapter`.
+            DataError: `bad_prompt` when it is empty, `context_length_exceeded` when it leaves no room for an answer,
+                `bad_form`, `no_adapter`.
         """
         request = ticket.request
         room = room_for(request, self.max_length)

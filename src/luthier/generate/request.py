@@ -78,12 +78,12 @@ def room_for(request: Request, max_length: int) -> int:
     """How many tokens an answer may have behind its prompt.
 
     Raises:
-        DataError: code `bad_prompt`.
+        DataError: code `bad_prompt`, or `context_length_exceeded`, by which OpenAI's clients know it.
     """
     length = len(request.prompt)
     if not length:
         raise DataError("a prompt is empty", code="bad_prompt")
     if length >= max_length:
         why = f"a prompt of {length} tokens leaves no room for an answer, the model holds {max_length}"
-        raise DataError(why, code="bad_prompt", fix="Shorten it")
+        raise DataError(why, code="context_length_exceeded", fix="Shorten it")
     return max_length - length

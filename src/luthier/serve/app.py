@@ -23,7 +23,7 @@ from luthier.serve.asking import Asked
 from luthier.serve.config import ServerConfig
 from luthier.serve.engines import Engine, EngineFailed
 from luthier.serve.events import ClientGone, Events, Json, while_connected
-from luthier.serve.failures import Refusal, broken, refused
+from luthier.serve.failures import Refusal, broken, not_found, refused
 from luthier.serve.gate import Gate
 from luthier.serve.labelling import Labelling
 from luthier.serve.metrics import Metrics
@@ -84,6 +84,13 @@ def routes(house: House) -> FastAPI:
         await house.voices.unload(name)
         return Json({"name": name, "loaded": False})
 
+    async def model(name: str) -> Response:
+        found = next((one for one in house.voices.listed() if one["id"] == name), None)
+        if found is None:
+            raise not_found(name[:200])
+        return Json(found)
+
+    app.add_api_route("/v1/models/{name:path}", model, methods=["GET"], response_model=None)
     app.add_api_route("/v1/adapters", load, methods=["POST"], response_model=None)
     app.add_api_route("/v1/adapters/{name}", unload, methods=["DELETE"], response_model=None)
     return app

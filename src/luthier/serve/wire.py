@@ -5,10 +5,12 @@ Messages and tools are read by `data.messages`, as training reads them.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, TypeVar
 
 import pydantic
 from pydantic import Field, JsonValue, StringConstraints
+from pydantic_core import ErrorDetails
 
 from luthier.base.config import nearest
 from luthier.serve.failures import Refusal
@@ -148,9 +150,9 @@ class EmbeddingRequest(Wire):
     model: Name
     input: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=256)]
+        | Annotated[list[Text], Field(min_length=1, max_length=2048)]
         | Ids
-        | Annotated[list[Ids], Field(min_length=1, max_length=256)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=2048)]
     )
     encoding_format: Literal["float", "base64"] | None = None
     input_type: Literal["query", "document"] | None = None
@@ -252,11 +254,34 @@ def read(kind: type[W], body: bytes) -> W:
     try:
         return kind.model_validate_json(body)
     except pydantic.ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in problem["loc"])
+        problem = max(error.errors(include_url=False, include_input=False, include_context=False), key=_telling)
+        place = _place(problem["loc"], json.loads(body) if problem["loc"] else None)
         message = str(problem["msg"])
         if problem["type"] == "extra_forbidden":
             near = nearest(str(problem["loc"][-1]), kind.model_fields)
             message = "unknown field" + (f"; did you mean {near!r}?" if near else "")
+        elif problem["type"] == "none_required":
+            message = "this server does not support it"
         text = f"{place}: {message}" if place else message
         raise Refusal(400, text[:500], "invalid_request", place[:200] or None) from error
+
+
+def _telling(problem: ErrorDetails) -> tuple[bool, tuple[int, ...]]:
+    """Where a value may have several shapes: what is wrong with the one that it comes nearest to, for `max`."""
+    inner = tuple(part for part in problem["loc"] if isinstance(part, int))
+    return not problem["type"].endswith("_type"), inner
+
+
+def _place(loc: tuple[int | str, ...], body: JsonValue) -> str:
+    """Where in a request, `messages[0].role`, without the names that pydantic has for the shapes of a value."""
+    place, here = "", body
+    for number, part in enumerate(loc):
+        if isinstance(part, int):
+            place += f"[{part}]"
+            here = here[part] if isinstance(here, list) and part < len(here) else None
+        elif not isinstance(here, dict) or (part not in here and number < len(loc) - 1):
+            continue
+        else:
+            place += f".{part}" if place else part
+            here = here.get(part)
+    return place
