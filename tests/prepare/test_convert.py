@@ -255,3 +255,14 @@ def test_what_a_shape_cannot_hold_is_said_of_the_row_as_it_is(
 ) -> None:
     done = run("convert", capsys, tmp_path / "out", write_rows(tmp_path / "in.jsonl", [row]), flags=["--to", shape])
     assert done.code == 3 and done.error["what"].endswith(why)
+
+
+def test_why_rows_were_refused_is_told_with_the_first_of_each_kind(tmp_path: Path, capsys: Any) -> None:
+    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+    good = {"query": "q", "response": "a"}
+    told = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]}
+    file = write_rows(tmp_path / "rows.jsonl", [good, told, told])
+    done = run("convert", capsys, tmp_path / "out", file, flags=["--to", "alpaca"])
+    (table,) = [table for table in done.report["tables"] if table["title"] == "Refused"]
+    assert sum(row["rows"] for row in table["rows"]) == 2 and table["rows"][0]["first"].endswith("rows.jsonl:2")
+    assert table["rows"][0]["why"] and "--removed FILE.jsonl" in " ".join(done.report["notes"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from workshop import run, write_rows
 
+from luthier.cli.app import main
 from luthier.prepare.splits import split_by_time, split_groups
 
 
@@ -111,7 +112,7 @@ def test_time_in_many_forms(tmp_path: Path, capsys: Any) -> None:
     ("flags", "fragment"),
     [
         (["--ratio", "0.9"], "ratio"),
-        (["--ratio", "0.9", "-1"], "above 0"),
+        (["--ratio", "0.9", "-1"], "--ratio: every share must be above 0"),
         (["--ratio", "1", "1", "1", "1"], "names"),
         (["--ratio", "1", "1", "--names", "a"], "one for each"),
         (["--ratio", "1", "1", "--names", "a", "../b"], "letters"),
@@ -123,6 +124,16 @@ def test_settings_that_cannot_work(flags: list[str], fragment: str, tmp_path: Pa
     done = run("split", capsys, tmp_path / "out", file, flags=flags)
     assert done.code == 2
     assert fragment in done.error["what"]
+
+
+def test_a_part_of_an_earlier_split_is_told_of(tmp_path: Path, capsys: Any) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [{"text": f"t{number}"} for number in range(20)])
+    for output in (str(tmp_path / "sets"), str(tmp_path / "x.jsonl")):
+        words = ["data", "split", str(file), "--output", output, "--ratio"]
+        assert main([*words, "8", "1", "1"]) == 0
+        assert "was there before" not in capsys.readouterr().err
+        assert main([*words, "8", "2"]) == 0
+        assert "test.jsonl was there before: it is no part of this split" in capsys.readouterr().err
 
 
 def test_too_few_rows_for_the_parts(tmp_path: Path, capsys: Any) -> None:
@@ -147,6 +158,8 @@ def test_a_column_that_no_row_has_is_answered_with_those_there_are(tmp_path: Pat
     file = write_rows(tmp_path / "rows.jsonl", [{"text": f"t{number}", "category": "a"} for number in range(9)])
     near = run("split", capsys, tmp_path / "near", file, flags=["--stratify", "categry"])
     assert (near.code, near.error["code"]) == (3, "no_label") and "'category'" in near.error["fix"]
+    usual = run("split", capsys, tmp_path / "usual", file, flags=["--stratify", "label"])
+    assert usual.error["fix"] == "Did you mean 'category'?"
     far = run("split", capsys, tmp_path / "far", file, flags=["--stratify", "xyz"])
     assert far.error["fix"] == "Columns: text, category"
 

@@ -116,7 +116,8 @@ def _explain(kind: type[Config], problem: Mapping[str, Any]) -> str:
         case "extra_forbidden":
             return _unknown(kind, path, member)
         case _:
-            return f"{path or 'config'}: {str(problem['msg']).removeprefix('Value error, ')}"
+            said = str(problem["msg"]).removeprefix("Value error, ")
+            return f"{path}: {said}" if path else said
 
 
 def _unknown(kind: type[Config], path: str, member: type[Config] | None) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from luthier.base.config import nearest
 from luthier.base.errors import DataError
 from luthier.base.records import Json
+from luthier.data.columns import LABELS, MORE_LABELS
 from luthier.prepare.frame import Frame
 from luthier.prepare.groups import AT_ONCE, frequencies
 from luthier.prepare.parcel import Batch, Parcel, Tally
@@ -130,6 +131,7 @@ def _pass(rows: Frame, name: str, counts: dict[str, int], needed: bool) -> Itera
         yield parcel
     if needed and not counts:
         columns = [str(one) for shown in tally.examples[_COLUMNS] for one in cast(list[Json], shown["names"])]
-        hint = nearest(name, columns)
+        usual = [one for one in columns if name in LABELS and one.lower() in MORE_LABELS]
+        hint = nearest(name, columns) or next(iter(usual), None)
         fix = f"Did you mean {hint!r}?" if hint else f"Columns: {', '.join(dict.fromkeys(columns))}"
         raise DataError(f"no row has a value in the column {name!r}", where=where, fix=fix, code="no_label")

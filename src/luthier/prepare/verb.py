@@ -19,6 +19,9 @@ from luthier.prepare.parcel import Parcel
 from luthier.prepare.reading import Reading
 from luthier.prepare.report import Report
 
+PARTS = ("train", "validation", "test")
+"""What parts of a split are called when nobody names them; two are the first two."""
+
 
 @dataclass(frozen=True)
 class Outcome:

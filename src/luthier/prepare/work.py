@@ -22,7 +22,7 @@ from luthier.prepare.page import page
 from luthier.prepare.places import Places
 from luthier.prepare.report import Finished, to_bytes
 from luthier.prepare.stage import Stage
-from luthier.prepare.verb import Job, Verb
+from luthier.prepare.verb import PARTS, Job, Verb
 
 
 def do(
@@ -92,7 +92,19 @@ def say(finished: Finished, made: Places, console: Console) -> None:
             first = next(iter(finished.facts.faulty.examples.get(code, ())), None)
             shown = f"; the first: {first['file']}:{first['line']}: {first['message']}" if first else ""
             console.warn(f"{code}: {n:,} {'row that was' if n == 1 else 'rows that were'} kept{shown}")
+    for path in _of_another_split(made.outputs):
+        console.warn(f"{path} was there before: it is no part of this split, and its rows may stand in the others")
     say_report(made, console)
+
+
+def _of_another_split(outputs: Mapping[str, Path]) -> list[Path]:
+    """Files that lie beside parts of a split as if they belonged to it."""
+    part, path = next(iter(outputs.items()), ("", Path()))
+    if not part:
+        return []
+    begins = path.name.removesuffix(f"{part}{path.suffix}")
+    others = [path.with_name(f"{begins}{name}{path.suffix}") for name in PARTS if name not in outputs]
+    return [other for other in others if other.exists()]
 
 
 def say_report(made: Places, console: Console) -> None:

@@ -28,7 +28,7 @@ def target(name: str, flag: str, suffixes: Sequence[str]) -> Path:
     path = Path(name).expanduser()
     if path.suffix.lower() not in suffixes:
         fix = f"End the name in {' or '.join(suffixes)}"
-        raise ConfigError(f"cannot tell what to write as {path.name!r}", where=flag, fix=fix, code="unknown_format")
+        raise ConfigError(f"cannot tell what to write as {name!r}", where=flag, fix=fix, code="unknown_format")
     if path.is_dir():
         raise ConfigError("this is a folder", where=f"{flag} {name}", fix="Name a file in it", code="bad_path")
     try:

@@ -13,7 +13,7 @@ from luthier.data.tasks import read_as
 from luthier.prepare.config import VerbConfig
 from luthier.prepare.frame import Frame
 from luthier.prepare.parcel import REMOVED, Batch, Item, Parcel, Value
-from luthier.prepare.report import Report
+from luthier.prepare.report import Report, Table
 from luthier.prepare.shapes import TASKS, split, used_columns, write
 from luthier.prepare.shapes.parts import CannotHold
 from luthier.prepare.verb import Job, Outcome, Verb
@@ -125,9 +125,11 @@ def convert(rows: Frame, config: ConvertConfig, job: Job) -> Outcome:
     def stream() -> Iterator[Parcel]:
         written = refusals = 0
         refused: dict[str, Json] | None = None
+        reasons: dict[str, dict[str, Json]] = {}
         for parcel in rows.scan(_Convert(config, job.read.bad_rows == "strict"), f"Converting to {config.to}"):
             written += parcel.written.get("", 0)
             refusals += parcel.written.get(REMOVED, 0)
+            _add_reasons(reasons, parcel)
             refused = refused or next((found[0] for found in parcel.tally.examples.values() if found), None)
             yield parcel
         if not written and refused is not None:
@@ -136,8 +138,26 @@ def convert(rows: Frame, config: ConvertConfig, job: Job) -> Outcome:
             what = f"no row can be written as {config.to}; the first one: {refused.get('why')}"
             raise DataError(what, where=where, fix=fix, code="cannot_hold")
         report.summary["refused"] = refusals
+        if reasons:
+            report.tables.append(Table("Refused", list(reasons.values())))
+            report.notes.append("--removed FILE.jsonl keeps the rows that were refused.")
+        if "would_lose" in reasons:
+            report.notes.append("--lossy true writes those that would lose something, without it.")
 
     return Outcome(report, stream())
+
+
+def _add_reasons(reasons: dict[str, dict[str, Json]], parcel: Parcel) -> None:
+    """Count why rows were refused, each reason with its first row."""
+    for code, rows in parcel.tally.counts.items():
+        if code.startswith("lost: "):
+            continue
+        found = reasons.get(code)
+        if found is None:
+            first = parcel.tally.examples[code][0]
+            place = f"{first['file']}:{first['line']}"
+            found = reasons[code] = {"reason": code, "rows": 0, "first": place, "why": first.get("why")}
+        found["rows"] = int(str(found["rows"])) + rows
 
 
 VERB = Verb(

@@ -34,10 +34,10 @@ from luthier.prepare.parcel import Batch, Parcel
 from luthier.prepare.report import Chart, Report, Table
 from luthier.prepare.spill import Spill
 from luthier.prepare.splits import split_by_time, split_groups
-from luthier.prepare.verb import Job, Outcome, Verb
+from luthier.prepare.verb import PARTS, Job, Outcome, Verb
 from luthier.prepare.view import column, text_of
 
-_NAMES = {2: ("train", "validation"), 3: ("train", "validation", "test")}
+_NAMES = {2: PARTS[:2], 3: PARTS}
 
 
 class SplitConfig(VerbConfig):
@@ -59,9 +59,9 @@ class SplitConfig(VerbConfig):
     @model_validator(mode="after")
     def _fits_together(self) -> SplitConfig:
         if len(self.ratio) < 2:
-            raise ValueError("ratio needs the shares of two parts or more")
+            raise ValueError("--ratio needs the shares of two parts or more")
         if any(not share > 0 or not math.isfinite(share) for share in self.ratio):
-            raise ValueError("every ratio must be above 0")
+            raise ValueError("--ratio: every share must be above 0")
         if self.names and len(self.names) != len(self.ratio):
             raise ValueError(f"{len(self.names)} names for {len(self.ratio)} ratios; give one for each")
         if not self.names and len(self.ratio) not in _NAMES:
