@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from luthier.score.entities import entities, named, scheme_of, score
+from luthier.score.entities import entities, named, scheme_of, score, torn
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,30 @@ def test_schemes_are_told_from_tags():
     assert scheme_of(["B-x", "I-x", "E-x", "S-x", "O"]) == "BIOES"
     assert scheme_of(["B-x", "L-x", "U-x", "O"]) == "BILOU"
     assert scheme_of(["NOUN", "VERB"]) == "none"
+
+
+@pytest.mark.parametrize(
+    ("tags", "closed", "place"),
+    [
+        ("B-a I-a O B-b B-b", False, None),
+        ("O I-a", False, 1),
+        ("B-a I-b", False, 1),
+        ("I-a", False, 0),
+        ("O B-a M-a E-a S-b", True, None),
+        ("B M E S", True, None),
+        ("B-a I-a L-a U-b O", True, None),
+        ("B-a O", True, 1),
+        ("B-a M-a", True, 1),
+        ("B-a B-a E-a", True, 1),
+        ("S-a E-a", True, 1),
+        ("M-a E-a", True, 0),
+        ("B-a M-b E-b", True, 1),
+        ("B-a M-a S-a", True, 2),
+        ("", True, None),
+    ],
+)
+def test_torn_tags_are_found_where_they_tear(tags: str, closed: bool, place: int | None):
+    assert torn(tags.split(), closed=closed) == place
 
 
 def test_scores_are_those_of_seqeval():

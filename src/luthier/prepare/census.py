@@ -20,6 +20,7 @@ from luthier.prepare.mend import DAMAGE_SIGN, is_damaged, repairs
 from luthier.prepare.parcel import Batch, Item, Parcel, Value
 from luthier.prepare.personal import SIGNS, find, mask
 from luthier.prepare.signs import holding
+from luthier.prepare.torn import ENDS, signs, tags_of, torn_at
 from luthier.prepare.view import fields, text_of, texts_of_all
 
 USES = ("question", "answer")
@@ -39,7 +40,8 @@ class Census:
     Columns: `key` uint64 [rows, 2]; `characters` [rows], and of questions and answers each; `han` [rows], whether the
     row is Chinese.  Counts: `shape`, `task`, `language`, the `characters` of Chinese rows (`zh`) and of others, and for
     every column `seen`, `missing`, `number`, `text`, `list`, `object`, `truth`; the troubles of texts under `trouble`,
-    with examples that show no personal data.
+    with examples that show no personal data; the signs of a scheme of tags under `tag`, and under `torn` the rows that
+    break one whose entities are `open`, or `closed`, with examples under `torn open` and `torn closed`.
     """
 
     def __call__(self, batch: Batch) -> Parcel:
@@ -60,6 +62,9 @@ class Census:
             for name, cell in value.items():
                 _count(parcel, "seen", name)
                 _count(parcel, "missing" if is_missing(cell) else _kind(cell), name)
+            tags = tags_of(value)
+            if tags:
+                self._tags(tags, item, parcel)
             for field in fields(value):
                 if field.use in USES:
                     lengths[field.use][number] += len(field.text)
@@ -67,6 +72,15 @@ class Census:
                     self._troubles(field.text, field.name, item, parcel)
         parcel.columns |= {**lengths, "han": han}
         return parcel
+
+    def _tags(self, tags: list[str], item: Item, parcel: Parcel) -> None:
+        for sign in signs(tags):
+            _count(parcel, "tag", sign)
+        for ends in ENDS:
+            found = torn_at(tags, ends)
+            if found is not None:
+                _count(parcel, "torn", ends)
+                parcel.tally.example(f"torn {ends}", item.where, **found)
 
     def _troubles(self, text: str, name: str, item: Item, parcel: Parcel) -> None:
         for repair in _REPAIRS:

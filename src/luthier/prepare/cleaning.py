@@ -61,6 +61,9 @@ class CleanConfig(VerbConfig):
     """File with words, one a line, for the rule c4_bad_words."""
     damaged: Literal["keep", "drop"] = "keep"
     """Whether rows with replacement characters or 锟斤拷, which nothing can repair, stay."""
+    torn_tags: Literal["keep", "drop"] = "keep"
+    """Whether rows stay whose tags break their scheme: BIO where I-X follows no X, BIOES, BMES and BILOU also where an
+    entity has no end."""
     languages: tuple[str, ...] = ()
     """Keep rows in these languages only: en, zh, ..."""
     language_confidence: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -160,7 +163,7 @@ class Cleaning:
     def _whole(self, items: Sequence[Item], parcel: Parcel) -> Iterator[tuple[Item, Value]]:
         """The rows that miss no value and have none beyond the bounds, with what was filled or clipped."""
         config = self.config
-        if config.missing != "drop" and not (self.bounds.outliers or self.bounds.fills):
+        if config.missing != "drop" and not (self.bounds.outliers or self.bounds.fills or self.bounds.ends):
             yield from ((item, item.value) for item in items)
             return
         for item in items:

@@ -18,6 +18,7 @@ from luthier.prepare.frame import Frame, Measured
 from luthier.prepare.gaps import Limits, Rule, is_missing, limits, number_of
 from luthier.prepare.parcel import Batch, Item, Parcel, Value
 from luthier.prepare.spill import Spill, spills
+from luthier.prepare.torn import Ends, tags_of, torn_at
 from luthier.prepare.view import column, fields, text_of
 
 CHARACTERS = "characters"
@@ -47,9 +48,15 @@ class Bounds:
     outliers: tuple[tuple[str, Limits], ...] = ()
     clip: bool = False
     fills: tuple[tuple[str, Json], ...] = ()
+    ends: Ends | None = None
+    """How entities end where rows with torn tags are dropped."""
 
     def applied(self, item: Item, value: Value, parcel: Parcel) -> Value | None:
-        """The row with its gaps filled and its outliers clipped; None when it was dropped for one."""
+        """The row with its gaps filled and its outliers clipped; None when it was dropped for one, or for its tags."""
+        torn = torn_at(tags_of(value) or [], self.ends) if self.ends else None
+        if torn is not None:
+            parcel.drop(item, "torn_tags", **torn)
+            return None
         for name, filler in self.fills:
             if is_missing(column(value, name)):
                 value = _with(value, name, filler)

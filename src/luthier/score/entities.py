@@ -26,12 +26,18 @@ _LETTERS: dict[frozenset[str], Scheme] = {
 }
 
 
+def letter_of(tag: str) -> str | None:
+    """What a tag says of its place in an entity, O for none; None for a plain class."""
+    letter, dash, kind = tag.partition("-")
+    return letter if tag == "O" or (len(letter) == 1 and letter in "BIMESLU" and (not dash or kind)) else None
+
+
 def scheme_of(tags: Iterable[str]) -> Scheme:
     """The scheme that tags are in; `none` for plain classes, such as parts of speech."""
     letters: set[str] = set()
     for tag in tags:
-        letter, dash, kind = tag.partition("-")
-        if tag != "O" and not (len(letter) == 1 and letter in "BIMESLU" and (not dash or kind)):
+        letter = letter_of(tag)
+        if letter is None:
             return "none"
         letters.add(letter)
     if letters <= {"O"}:
@@ -64,6 +70,23 @@ def entities(tags: Sequence[str]) -> list[Entity]:
             open_type, start = kind, place
         before = letter
     return found
+
+
+def torn(tags: Sequence[str], *, closed: bool) -> int | None:
+    """The first token whose tag does not go on as a scheme asks; None where all do.
+
+    Args:
+        closed: whether an entity says where it ends (BIOES, BMES, BILOU), so that one that stops before is torn too.
+    """
+    inside: str | None = None
+    for place, tag in enumerate((*tags, "O")):
+        letter, _, kind = tag.partition("-")
+        letter = _SAME.get(letter, letter)
+        goes_on = letter in ("I", "E")
+        if (goes_on and kind != inside) or (closed and inside is not None and not goes_on):
+            return min(place, len(tags) - 1)
+        inside = kind if letter in ("B", "I") else None
+    return None
 
 
 def score(predicted: Sequence[Sequence[str]], wanted: Sequence[Sequence[str]]) -> dict[str, float]:

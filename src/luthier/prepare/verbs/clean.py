@@ -12,6 +12,7 @@ from luthier.prepare.cleaning import CHANGED, CleanConfig, Cleaning, page_rules,
 from luthier.prepare.frame import Frame
 from luthier.prepare.parcel import Parcel
 from luthier.prepare.report import Chart, Report, Table
+from luthier.prepare.torn import survey
 from luthier.prepare.values import CHARACTERS, Bounds, fillers, usual_values
 from luthier.prepare.verb import Job, Outcome, Verb
 
@@ -36,6 +37,7 @@ def _bounds(rows: Frame, config: CleanConfig, scratch: Path) -> Bounds:
         usual_values(rows, config.outliers, rule, factor, scratch) if config.outliers else (),
         clip,
         fillers(rows, filled, config.fill_with, scratch) if filled else (),
+        survey(rows) if config.torn_tags == "drop" else None,
     )
 
 
@@ -63,6 +65,7 @@ def _told(rows: Frame, work: Cleaning, report: Report) -> Iterator[Parcel]:
         **dict.fromkeys((rule.name for rule in rules.lines), "texts cut"),
         **{f"masked_{kind}": "places masked" for kind in rules.kinds},
         **dict.fromkeys(page_rules(work.config), "rows removed"),
+        **({"torn_tags": "rows removed"} if work.config.torn_tags == "drop" else {}),
     }
     found = {name: _OTHERS.get(name, "rows removed") for name in counts if name not in asked and name != CHANGED}
     table: list[dict[str, Json]] = [

@@ -25,6 +25,7 @@ from luthier.prepare.groups import distinct
 from luthier.prepare.labels import count_labels
 from luthier.prepare.report import Chart, Report, Table
 from luthier.prepare.spill import Spill, spills
+from luthier.prepare.torn import ENDS, ends_of
 from luthier.prepare.verb import Job, Outcome, Verb
 
 _LABELS = ("label", "labels", "category", "class", "sentiment", "intent", "department")
@@ -35,6 +36,7 @@ _REMEDIES = {
     "encoding": "luthier data clean repairs them",
     "control_characters": "luthier data clean removes them",
     "html": "--html true of luthier data clean takes the text out",
+    "torn_tags": "--torn_tags drop of luthier data clean leaves these rows out",
     "damaged": "nothing repairs them; --damaged drop of luthier data clean leaves these rows out",
 }
 _PERSONAL = ("secret", "email", "phone", "id_number", "card", "ip")
@@ -107,10 +109,15 @@ def _tokenizer(name: str, job: Job) -> str:
 def _by_name(found: Measured) -> dict[str, dict[str, int]]:
     """Counts by what was counted, the most frequent first."""
     kinds = ("shape", "task", "language", "seen", "missing", "number", "text", "list", "object", "truth", "trouble")
-    counts: dict[str, dict[str, int]] = {kind: {} for kind in (*kinds, "characters")}
+    counts: dict[str, dict[str, int]] = {kind: {} for kind in (*kinds, "characters", "tag", "torn")}
     for name, n in sorted(found.tally.counts.items(), key=lambda entry: -entry[1]):
         kind, _, which = name.partition(SEPARATOR)
         counts[kind][which] = n
+    ends = ends_of(counts["tag"])
+    broken = {how: found.tally.examples.pop(f"torn {how}", []) for how in ENDS}
+    if ends is not None and counts["torn"].get(ends):
+        counts["trouble"]["torn_tags"] = counts["torn"][ends]
+        found.tally.examples["torn_tags"] = broken[ends]
     return counts
 
 
@@ -246,7 +253,8 @@ def _notes(
     trouble = counts["trouble"]
     for name, remedy in _REMEDIES.items():
         if trouble.get(name):
-            report.notes.append(f"{name.replace('_', ' ')}: {trouble[name]:,} texts; {remedy}.")
+            what = "rows whose tags break their scheme" if name == "torn_tags" else "texts"
+            report.notes.append(f"{name.replace('_', ' ')}: {trouble[name]:,} {what}; {remedy}.")
     personal = {name: trouble[name] for name in _PERSONAL if trouble.get(name)}
     if personal:
         shown = ", ".join(f"{name} {n:,}" for name, n in personal.items())
