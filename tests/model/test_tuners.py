@@ -189,7 +189,7 @@ def test_an_adapter_of_another_kind_is_refused(tiny_model_dir: Callable[..., Pat
 @pytest.mark.parametrize("name", [name for name, (method, _) in CASES.items() if method.supports.few_bits])
 def test_over_a_base_in_four_bits(name: str, tiny_model_dir: Callable[..., Path], tmp_path: Path) -> None:
     pytest.importorskip("hqq")
-    quant = {"quant": {"method": "hqq", "bits": 4, "group_size": 8}}
+    quant: dict[str, Any] = {"quant": {"method": "hqq", "bits": 4, "group_size": 8}}
     model = stirred(applied(tiny_model_dir(), CASES[name][0], **quant))
     live = logprobs(model)
     live.sum().backward()
@@ -205,7 +205,8 @@ def test_a_prompt_starts_as_the_tokens_of_a_text(tiny_model_dir: Callable[..., P
     model = applied(tiny_model_dir(), Prompt(virtual_tokens=4, text="spruce"))
     ids = model.tokenizer("spruce")["input_ids"]
     network: Any = model.network
-    wanted = model.base.get_input_embeddings().weight[(ids * 4)[:4]]
+    embedding: Any = model.base.get_input_embeddings()
+    wanted = embedding.weight[(ids * 4)[:4]]
     assert torch.equal(network.prompt_encoder["default"].embedding.weight, wanted)
 
 
