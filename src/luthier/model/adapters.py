@@ -20,7 +20,14 @@ from luthier.base.errors import ConfigError, ModelError
 from luthier.model import heads, lowbit
 from luthier.model.causal import Model
 from luthier.model.config import Lora, ModelConfig
-from luthier.model.folder import check_weights, first_line, local_folder, model_folder
+from luthier.model.folder import (
+    ADAPTER_SETTINGS,
+    adapter_settings,
+    check_weights,
+    first_line,
+    local_folder,
+    model_folder,
+)
 from luthier.model.inits import ADAPTER, START, add_start, half, lora_layers, rank_axis, start_inside
 from luthier.model.method import Adapting, Boft, Oft, Prompting
 from luthier.model.prompts import Before, begin
@@ -29,7 +36,7 @@ from luthier.model.tuners import peft_settings
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-FILE, SETTINGS = "adapter_model", "adapter_config.json"
+FILE = "adapter_model"
 
 # PEFT imports it, and it then speaks of kernels that nothing here uses.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -224,7 +231,7 @@ def save_adapter(model: Model, folder: Path, whole: Callable[[Tensor], Tensor], 
         {name: value.detach().cpu().clone() for name, value in state.items()}, folder / f"{FILE}.safetensors", metadata
     )
     text = json.dumps(settings, indent=2, sort_keys=True, default=sorted)
-    (folder / SETTINGS).write_text(text + "\n", encoding="utf-8")
+    (folder / ADAPTER_SETTINGS).write_text(text + "\n", encoding="utf-8")
 
 
 def fold_in(model: Model) -> None:
@@ -307,10 +314,7 @@ def _as_asked(network: PeftModel, method: Oft | Boft) -> None:
 def adapter_folder(config: ModelConfig, path: str) -> Path:
     """The local folder of an adapter for a model, whose files are there and whole.  Raises ModelError."""
     folder = model_folder(config.model_copy(update={"path": path, "revision": None}))
-    if not (folder / SETTINGS).exists():
-        whole = (folder / "config.json").exists()
-        what, fix = ("a whole model", "Give it as --model") if whole else (f"no {SETTINGS}", "Give an adapter's folder")
-        raise ModelError(f"there is {what} here", where=str(folder), code="no_adapter", fix=fix)
+    adapter_settings(folder)
     check_weights(folder, FILE)
     return folder
 

@@ -14,6 +14,8 @@ from luthier.base.errors import MissingExtra, ModelError
 from luthier.model.config import ModelConfig
 from luthier.model.nano import NAME, nano_folder
 
+ADAPTER_SETTINGS = "adapter_config.json"
+
 _WEIGHTS = "*.safetensors"
 _WANTED = ["*.json", _WEIGHTS, "*.jinja", "*.txt", "*.model"]
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -49,6 +51,21 @@ def model_folder(config: ModelConfig, *, weights: bool = True) -> Path:
     wanted = _WANTED if weights else [pattern for pattern in _WANTED if pattern != _WEIGHTS]
     files = [*wanted, "*.py"] if config.trust_remote_code else wanted
     return Path(_from_modelscope(config, files) if config.hub == "ms" else _from_hugging_face(config, files))
+
+
+def adapter_settings(folder: Path) -> Path:
+    """The settings of the adapter that lies in a folder.
+
+    Raises:
+        ModelError: code `no_adapter`; what lies there is a whole model, or nothing of the kind.
+    """
+    file = folder / ADAPTER_SETTINGS
+    if file.exists():
+        return file
+    whole = (folder / "config.json").exists()
+    what = "there is a whole model here, no adapter" if whole else f"there is no {ADAPTER_SETTINGS} here"
+    fix = "Give it as --model" if whole else "Give an adapter's folder"
+    raise ModelError(what, where=str(folder), code="no_adapter", fix=fix)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -27,16 +27,22 @@ from luthier.export.ollama import adds_bos, modelfile
 from luthier.export.output import size_of, staged
 from luthier.export.quantize import Rounded, quantize
 from luthier.model import methods
-from luthier.model.adapters import SETTINGS, adapter_folder
+from luthier.model.adapters import adapter_folder
 from luthier.model.config import ModelConfig
-from luthier.model.folder import check_weights, model_folder, read_json
+from luthier.model.folder import ADAPTER_SETTINGS, check_weights, model_folder, read_json
 from luthier.model.load import context_length, load_model
 from luthier.objectives.config import Pretrain, Sft
 from luthier.objectives.language import Language
 from luthier.run.exporting import Job, open_job, place, write_card, write_generation, write_words
 from luthier.run.rows import rows_of
 
-_PUBLIC = ("adapter_model.safetensors", SETTINGS, "tokenizer*", "special_tokens_map.json", "chat_template.jinja")
+_PUBLIC = (
+    "adapter_model.safetensors",
+    ADAPTER_SETTINGS,
+    "tokenizer*",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 _WHOLE = ("model*.safetensors", "model.safetensors.index.json", "config.json", "generation_config.json")
 
 
@@ -215,9 +221,9 @@ def _copy_public(job: Job, out: Path) -> tuple[str, str]:
             shutil.copyfile(path, out / path.name)
     if adapter:
         methods.check_files(job.usable.model)
-        settings: dict[str, Any] = read_json(out / SETTINGS)
+        settings: dict[str, Any] = read_json(out / ADAPTER_SETTINGS)
         settings["base_model_name_or_path"] = job.options.hub_base or public_name(job.usable.model.path)
-        (out / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (out / ADAPTER_SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     write_words(job, out)
     return ("an adapter", "") if adapter else ("a whole model", "")
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from luthier.base.errors import ConfigError, MissingExtra
 from luthier.generate.config import Backend, EngineConfig
-from luthier.model.adapters import SETTINGS
 from luthier.model.config import ModelConfig
-from luthier.model.folder import model_folder, read_json
+from luthier.model.folder import ADAPTER_SETTINGS, model_folder, read_json
 from luthier.model.load import context_length
 from luthier.run.opening import Manner, manner_of
 from luthier.run.result import find
@@ -84,7 +83,7 @@ def _ends(model: ModelConfig, manner: Manner) -> frozenset[int]:
 
 def _rank(model: ModelConfig, folder: str) -> int:
     found = find(model.model_copy(update={"adapters": (folder,)})).model.adapters[-1]
-    return int(read_json(Path(found).expanduser() / SETTINGS).get("r") or 64)
+    return int(read_json(Path(found).expanduser() / ADAPTER_SETTINGS).get("r") or 64)
 
 
 def _quantization(model: ModelConfig, backend: str) -> str | None:

@@ -13,6 +13,7 @@ from luthier.base.rundir import runs_in
 from luthier.base.sealed import verify
 from luthier.engine.checkpoint import Checkpoints
 from luthier.model.config import ModelConfig
+from luthier.model.folder import adapter_settings
 from luthier.run.config import RunConfig
 from luthier.run.usage import HEADS, STAGES
 
@@ -118,12 +119,10 @@ def _config(folder: Path | str) -> RunConfig | None:
 
 def _base_of(folder: Path | str) -> str:
     """The base model that an adapter names."""
-    file = Path(folder).expanduser() / "adapter_config.json"
-    base = json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") if file.exists() else None
-    if not Path(folder).expanduser().exists():
+    place = Path(folder).expanduser()
+    if not place.exists():
         raise ModelError("no such adapter or run", where=str(folder), code="no_adapter", fix="Give its folder")
-    if not file.exists() and (file.parent / "config.json").exists():
-        raise ModelError("is a whole model, no adapter", where=str(folder), code="no_adapter", fix="Give it as --model")
+    base = json.loads(adapter_settings(place).read_text(encoding="utf-8")).get("base_model_name_or_path")
     if not base:
         raise ModelError("names no base model", where=str(folder), fix="Give the base as --model")
     return str(base)
