@@ -109,6 +109,25 @@ def test_a_recipe_of_another_objective_is_refused(capsys, tmp_path):
     assert "pretrain" in err
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "model_name_or_path: m\ndataset: d.jsonl\nlora_rank: 8\n",
+            "model_name_or_path as model.path, dataset as data.datasets, lora_rank as method.rank",
+        ),
+        ("model: m\ndata: {datasets: d.jsonl}\n", "model as model.path"),
+        ("model: {path: m}\nsave: 100\n", "save: expected settings of its own (a mapping), got 100"),
+    ],
+)
+def test_a_flat_recipe_is_told_where_its_names_belong(text, said, capsys, tmp_path):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    for command in (["train"], ["search", "--space.lr", "1e-5", "1e-4"]):
+        code, _, err = run(capsys, command[0], str(recipe), *command[1:], "--dry_run")
+        assert code == 2 and said in err
+
+
 def test_schema_describes_a_recipe(capsys):
     code, out, _ = run(capsys, "train", "--schema")
     schema = json.loads(out)

@@ -16,6 +16,7 @@ from luthier.base.errors import ConfigError, DataError
 from luthier.cli import app as cli
 from luthier.prepare import chunks, clean, dedup, engine
 from luthier.prepare import run as run_recipe
+from luthier.prepare.recipe import RecipeConfig
 from luthier.prepare.stage import Stage
 
 ROWS = [{"text": f"text number {number % 90}, a little longer", "label": "ab"[number % 2]} for number in range(100)]
@@ -112,10 +113,16 @@ def test_rows_are_named_by_the_file_they_came_from(tmp_path: Path) -> None:
     )
 
 
+def test_a_verb_without_settings_and_one_input_need_no_brackets() -> None:
+    short = RecipeConfig.model_validate({"inputs": "a.jsonl", "steps": ["clean", {"dedup": {"near": True}}]})
+    assert short.inputs == ("a.jsonl",) and short.steps[0] == {"clean": None}
+
+
 @pytest.mark.parametrize(
     ("settings", "fragment"),
     [
         ({"steps": []}, "no steps"),
+        ({"steps": "clean"}, "steps: expected a list, got 'clean'"),
         ({"steps": [{"dedupp": {}}]}, "dedupp"),
         ({"steps": [{"dedup": {"exakt": True}}]}, "exakt"),
         ({"steps": [{"dedup": {}, "split": {}}]}, "one verb"),

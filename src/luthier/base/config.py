@@ -115,6 +115,10 @@ def _explain(kind: type[Config], problem: Mapping[str, Any]) -> str:
             return f"{path}: a value is needed"
         case "extra_forbidden":
             return _unknown(kind, path, member)
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return f"{path or 'this'}: expected settings of its own (a mapping), got {problem['input']!r}"
+        case "tuple_type" | "list_type":
+            return f"{path}: expected a list, got {problem['input']!r}"
         case _:
             said = str(problem["msg"]).removeprefix("Value error, ")
             return f"{path}: {said}" if path else said

@@ -212,6 +212,15 @@ def setting(name: str, known: Mapping[str, Leaf], *, prefix: str) -> Leaf:
     return leaf
 
 
+def place_of(name: str, known: Mapping[str, Leaf]) -> str | None:
+    """The path of the setting that a name of ours or of other tools stands for; None for none or several."""
+    entry = FAMILIAR.get(name)
+    if isinstance(entry, Means) and entry.path in known:
+        return entry.path
+    same = [leaf.path for leaf in known.values() if leaf.name == name]
+    return same[0] if len(same) == 1 else None
+
+
 def _unknown(flag: str, name: str, known: Mapping[str, Leaf], prefix: str = "--") -> ConfigError:
     usable = [other for other, entry in FAMILIAR.items() if isinstance(entry, Means) and entry.path in known]
     hint = nearest(name, [*usable, *(leaf.name for leaf in known.values()), *known])

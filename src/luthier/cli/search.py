@@ -19,7 +19,7 @@ from luthier.base.rundir import Lock, write_atomic
 from luthier.cli.flags import choose_members, convert, parse, setting
 from luthier.cli.help import Command, page
 from luthier.cli.own import Own, take
-from luthier.cli.train import CONFIG, settled
+from luthier.cli.train import CONFIG, read_recipe, settled
 from luthier.run.config import RunConfig
 from luthier.run.search.space import Choices, Dimension, Range, SearchConfig, SearchRun, check, nested, values_of
 
@@ -199,7 +199,7 @@ def read_tree(own: Own, console: Console) -> Tree:
             raise ConfigError("there is no search to go on with", where=resumed, code="no_run", fix=fix)
         tree = {**read_yaml(Path(resumed) / RECIPE), "output_dir": resumed}
     elif named is not None:
-        tree = read_yaml(named)
+        tree = read_recipe(named)
     if "space" in own.values:
         tree = merge(tree, {"search": {"space": read_yaml(Path(own.values["space"]))}})
     return merge(tree, parsed.tree)

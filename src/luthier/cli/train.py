@@ -12,7 +12,8 @@ import orjson
 from luthier.base.config import Tree, merge, read_yaml, to_yaml, validate
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
-from luthier.cli.flags import choose_members, members_with, parse
+from luthier.base.leaves import leaves
+from luthier.cli.flags import choose_members, members_with, parse, place_of
 from luthier.cli.help import Command, page
 from luthier.cli.launch import supervise, torchrun
 from luthier.cli.own import take
@@ -93,7 +94,7 @@ def read_config(
         ConfigError: for anything that cannot work, before anything heavy is loaded.
     """
     parsed = parse(argv, RunConfig)
-    tree: Tree = merge(read_yaml(recipe) if recipe else {}, parsed.tree)
+    tree: Tree = merge(read_recipe(recipe) if recipe else {}, parsed.tree)
     if "search" in tree:
         raise ConfigError("this recipe describes a search", where=str(recipe), fix=f"Use luthier search {recipe}")
     if objective is not None:
@@ -111,6 +112,26 @@ def read_config(
     for note in parsed.notes:
         console.warn(note)
     return config
+
+
+def read_recipe(recipe: Path) -> Tree:
+    """The settings in a file, as they stand there.
+
+    Raises:
+        ConfigError: it cannot be read, or is flat as other tools' files are: the message tells where each name belongs.
+    """
+    tree, known = read_yaml(recipe), leaves(RunConfig)
+    groups = {leaf.partition(".")[0] for leaf in known if "." in leaf}
+    flat = [name for name in tree if name not in known and (name not in groups or isinstance(tree[name], str | int))]
+    places = {str(name): place for name in flat if (place := place_of(str(name), known))}
+    if places:
+        told = ", ".join(f"{name} as {place}" for name, place in places.items())
+        raise ConfigError(
+            f"settings stand in groups here: {told}",
+            where=str(recipe),
+            fix="The same names as flags, with --dry_run, print a recipe",
+        )
+    return tree
 
 
 def settled(tree: Tree, notes: list[str]) -> RunConfig:

@@ -26,13 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from luthier import __version__
 from luthier.base.config import nearest, validate
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.rundir import fsync_dir, storage_error, write_atomic
+from luthier.data.config import Sets
 from luthier.data.sources import files_of, open_rows, parse_spec
 from luthier.data.textfile import cache_root
 from luthier.prepare import verbs
@@ -53,7 +54,7 @@ _FORMAT = 1
 class RecipeConfig(ReadConfig):
     """A recipe: where rows come from, where they go, and the verbs between."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: Sets = ()
     """Data sets: [hf::|ms::]path-or-hub-id[:subset][#N]."""
     output: str | None = None
     """File to write: .jsonl or .parquet; or a folder."""
@@ -61,6 +62,11 @@ class RecipeConfig(ReadConfig):
     """JSON file for the reports of all steps; a page for people is written beside it, with the suffix .html."""
     steps: tuple[dict[str, dict[str, Any] | None], ...] = ()
     """The verbs in order, each with its settings: [{dedup: {near: true}}, {split: {ratio: [0.9, 0.1]}}]."""
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _bare_verbs(cls, steps: Any) -> Any:
+        return [{step: None} if isinstance(step, str) else step for step in steps] if isinstance(steps, list) else steps
 
     @model_validator(mode="after")
     def _one_verb_a_step(self) -> RecipeConfig:
