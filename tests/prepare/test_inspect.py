@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from workshop import run, write_rows
 
-from luthier.prepare import advice, chunks
+from luthier.prepare import advice, chunks, distribution, gaps
 from luthier.prepare.census import evenly
 from luthier.prepare.distribution import bins, deviation_of, mean_of, median_of, quantiles, spread
 from luthier.prepare.spill import Spill
@@ -48,6 +48,26 @@ def test_everything_is_counted(tmp_path: Path, capsys: Any) -> None:
     assert numbers["age"]["outliers by iqr"] == 2
     assert table(report, "Files")[0]["encoding"] == "utf-8"
     assert {chart["title"] for chart in report["charts"]} >= {"Characters of a row", "Tokens of a row", "Languages"}
+
+
+def test_the_quantiles_of_a_column_are_looked_for_once(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    found = distribution.quantiles
+
+    def counting(values: Spill, marks: Any) -> Any:
+        looked.append(id(values))
+        return found(values, marks)
+
+    for room in (distribution, gaps):
+        monkeypatch.setattr(room, "quantiles", counting)
+    file = write_rows(tmp_path / "in.jsonl", [{"query": f"{n}?", "response": "so " * n, "age": n} for n in range(9)])
+    report = run("inspect", capsys, tmp_path / "out", file, flags=[]).report
+    # Characters of rows, questions and answers, ages, tokens.
+    assert len(looked) == len(set(looked)) == 5
+    assert {row["column"] for row in table(report, "Numbers")} == {"characters", "age"}
+    assert len(table(report, "Lengths")) == 4
 
 
 def test_tokens_are_estimated_from_some_rows(tmp_path: Path, capsys: Any) -> None:
@@ -102,7 +122,7 @@ def test_bins_and_spread(tmp_path: Path) -> None:
     found = bins(spilled(tmp_path / "a", [0, 1, 2, 3, 4, 5], np.int32))
     assert found == (["0", "≤ 1", "≤ 2", "≤ 4", "≤ 8"], [1, 1, 1, 2, 1])
     assert bins(spilled(tmp_path / "b", [], np.int32)) == bins(spilled(tmp_path / "b", [0, 0], np.int32)) == ([], [])
-    shown = spread(spilled(tmp_path / "c", np.arange(101), np.int32, 7, 40))
+    shown = spread(spilled(tmp_path / "c", np.arange(101), np.int32, 7, 40)).shown()
     assert shown["median"] == 50 and shown["99 %"] == 99 and shown["mean"] == 50
 
 

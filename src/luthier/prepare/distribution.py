@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from math import fsum
 from typing import Any
@@ -119,11 +120,30 @@ def _numbers(keys: NDArray[np.uint64], dtype: np.dtype[Any]) -> NDArray[Any]:
     return np.where(keys >> np.uint64(63), keys ^ np.uint64(2**63), ~keys).view(np.float64)
 
 
-def spread(values: Spill) -> dict[str, Json]:
-    """How numbers are distributed: smallest, quantiles, largest, mean."""
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """How numbers are distributed; NaN of none."""
+
+    marks: Mapping[str, float]
+    """Smallest, quantiles and largest, by their names."""
+    mean: float
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """A quarter of the numbers lies below the first, a quarter above the second."""
+        return self.marks["25 %"], self.marks["75 %"]
+
+    def shown(self) -> dict[str, Json]:
+        """For a table."""
+        marks = np.round(list(self.marks.values()), 2).tolist()
+        return {**dict(zip(self.marks, marks, strict=True)), "mean": round(self.mean, 2)}
+
+
+def spread(values: Spill) -> Spread:
+    """How numbers are distributed, in one reading for all quantiles."""
     names = {"smallest": 0.0, "1 %": 0.01, "25 %": 0.25, "median": 0.5, "75 %": 0.75, "99 %": 0.99, "largest": 1.0}
     marks = quantiles(values, list(names.values()))
-    return {**dict(zip(names, np.round(marks, 2).tolist(), strict=True)), "mean": round(mean_of(values), 2)}
+    return Spread(dict(zip(names, marks.tolist(), strict=True)), mean_of(values))
 
 
 def bins(values: Spill) -> tuple[list[str], list[int]]:

@@ -44,21 +44,30 @@ def number_of(value: Json) -> float:
 
 
 def limits(values: Spill, rule: Rule, factor: float | None = None) -> Limits:
-    """The range outside which values are outliers.
-
-    iqr: [Q1 - f * IQR, Q3 + f * IQR], quartiles interpolated linearly.  zscore: mean +- f standard deviations of the
-    population.  Of no numbers at all the range is endless.
+    """The range outside which values are outliers; of no numbers at all it is endless.
 
     Args:
         values: int32 or float64 [rows], NaN where there is no number.
-        factor: f; None is the usual one of FACTORS.
+        factor: how far is far; None is the usual one of FACTORS.
     """
-    far = FACTORS[rule] if factor is None else factor
     if rule == "iqr":
-        low, high = quantiles(values, (0.25, 0.75))
-        found = Limits(float(low - far * (high - low)), float(high + far * (high - low)))
-    else:
-        middle = mean_of(values)
-        spread = deviation_of(values, middle)
-        found = Limits(middle - far * spread, middle + far * spread)
-    return Limits(-np.inf, np.inf) if np.isnan(found.low) else found
+        low, high = quantiles(values, (0.25, 0.75)).tolist()
+        return by_quartiles(low, high, factor)
+    mean = mean_of(values)
+    return by_deviation(mean, deviation_of(values, mean), factor)
+
+
+def by_quartiles(low: float, high: float, factor: float | None = None) -> Limits:
+    """[Q1 - f * IQR, Q3 + f * IQR] of quartiles that were interpolated linearly."""
+    far = (FACTORS["iqr"] if factor is None else factor) * (high - low)
+    return _known(low - far, high + far)
+
+
+def by_deviation(mean: float, deviation: float, factor: float | None = None) -> Limits:
+    """Mean +- f standard deviations of the population."""
+    far = (FACTORS["zscore"] if factor is None else factor) * deviation
+    return _known(mean - far, mean + far)
+
+
+def _known(low: float, high: float) -> Limits:
+    return Limits(-np.inf, np.inf) if np.isnan(low) else Limits(low, high)

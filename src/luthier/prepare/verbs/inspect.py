@@ -18,9 +18,9 @@ from luthier.model.folder import model_folder
 from luthier.prepare.advice import CLASSIFY, PRETRAIN, advice_for, judged
 from luthier.prepare.census import SEPARATOR, USES, Census, Measure, evenly
 from luthier.prepare.config import VerbConfig
-from luthier.prepare.distribution import bins, spread
+from luthier.prepare.distribution import Spread, bins, deviation_of, spread
 from luthier.prepare.frame import Frame, Measured
-from luthier.prepare.gaps import FACTORS, limits
+from luthier.prepare.gaps import by_deviation, by_quartiles
 from luthier.prepare.groups import distinct
 from luthier.prepare.labels import count_labels
 from luthier.prepare.report import Chart, Report, Table
@@ -81,13 +81,15 @@ def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
     sampled = evenly(*some, 0, total)
     told = _tokens(counts["characters"], lengths["characters"].select(sampled), han.select(sampled), tokens.all())
     report.summary |= {"duplicates": duplicates, "tokens": told, "languages": len(counts["language"])}
-    _lengths(report, lengths, tokens)
+    columns = {"characters": lengths["characters"], **values}
+    spreads = {name: spread(held) for name, held in columns.items()}
+    _lengths(report, lengths, tokens, spreads["characters"])
     languages = _shares("Languages", "language", counts["language"], total)
     report.tables.append(languages)
     report.charts.append(_chart("Languages", counts["language"], at_most=10))
     if labels is not None:
         _balance(report, *labels)
-    _outliers(report, {"characters": lengths["characters"], **values})
+    _outliers(report, columns, spreads)
     for name, n in counts["trouble"].items():
         report.tally.counts[name] = n
     report.tally.examples |= first.tally.examples
@@ -182,18 +184,17 @@ def _tokens(
     return round(total)
 
 
-def _lengths(report: Report, lengths: Mapping[str, Spill], tokens: Spill) -> None:
-    found, charts = list[dict[str, Json]](), list[Chart]()
-    for name, values in lengths.items():
-        if name == "characters":
-            charts.append(Chart("Characters of a row", *bins(values), x="characters"))
-        elif not any(block.any() for block in values.blocks()):
-            continue
-        found.append({"of": "characters of " + ("a row" if name == "characters" else f"its {name}s"), **spread(values)})
-    found.append({"of": "tokens of a row", **spread(tokens)})
-    charts.append(Chart("Tokens of a row", *bins(tokens), x="tokens"))
+def _lengths(report: Report, lengths: Mapping[str, Spill], tokens: Spill, characters: Spread) -> None:
+    found: list[dict[str, Json]] = [{"of": "characters of a row", **characters.shown()}]
+    for name in USES:
+        if any(block.any() for block in lengths[name].blocks()):
+            found.append({"of": f"characters of its {name}s", **spread(lengths[name]).shown()})
+    found.append({"of": "tokens of a row", **spread(tokens).shown()})
     report.tables.append(Table("Lengths", found))
-    report.charts += charts
+    report.charts += [
+        Chart("Characters of a row", *bins(lengths["characters"]), x="characters"),
+        Chart("Tokens of a row", *bins(tokens), x="tokens"),
+    ]
 
 
 def _labels(rows: Frame, wanted: str | None, seen: Mapping[str, int]) -> tuple[str, dict[str, int]] | None:
@@ -230,15 +231,16 @@ def _balance(report: Report, name: str, labels: Mapping[str, int]) -> None:
         report.notes.append(f"{what}.")
 
 
-def _outliers(report: Report, columns: Mapping[str, Spill]) -> None:
+def _outliers(report: Report, columns: Mapping[str, Spill], spreads: Mapping[str, Spread]) -> None:
     found: list[dict[str, Json]] = []
     for name, values in columns.items():
         row: dict[str, Json] = {"column": name}
-        ranges = {rule: limits(values, rule) for rule in FACTORS}
+        known = spreads[name]
+        usual = by_quartiles(*known.quartiles)
+        ranges = {"iqr": usual, "zscore": by_deviation(known.mean, deviation_of(values, known.mean))}
         for rule, (low, high) in ranges.items():
             outside = (int(((block < low) | (block > high)).sum()) for block in values.blocks())
             row[f"outliers by {rule}"] = sum(outside)
-        usual = ranges["iqr"]
         low = max(0.0, usual.low) if name == "characters" else usual.low
         found.append({**row, "usual from": round(low, 3), "to": round(usual.high, 3)})
     report.tables.append(Table("Numbers", found))
