@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from luthier.base.errors import ModelError
-from luthier.model.adapters import adapter_folder
+from luthier.model.adapterfile import adapter_folder
 from luthier.model.config import ModelConfig
 from luthier.run.result import find
 

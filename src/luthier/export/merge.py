@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.base.errors import ModelError
-from luthier.model.adapters import FILE
+from luthier.model.adapterfile import FILE
 from luthier.model.folder import read_json
 from luthier.model.inits import ADAPTER, lora_layers
 from luthier.model.load import quiet

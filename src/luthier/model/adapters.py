@@ -1,34 +1,27 @@
-"""Adapters through PEFT: put on, continued, read, written, merged."""
+"""Adapters through PEFT: put on, continued, stacked, merged."""
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from luthier.base.errors import ConfigError, ModelError
 from luthier.model import heads, lowbit
+from luthier.model.adapterfile import adapter_folder, read_adapter
 from luthier.model.causal import Model
-from luthier.model.config import Lora, ModelConfig
+from luthier.model.config import Lora
 from luthier.model.folder import (
-    ADAPTER_SETTINGS,
-    adapter_settings,
-    check_weights,
     first_line,
-    local_folder,
-    model_folder,
 )
-from luthier.model.inits import ADAPTER, START, add_start, half, lora_layers, rank_axis, start_inside
+from luthier.model.inits import ADAPTER, START, add_start, half, lora_layers, start_inside
 from luthier.model.method import Adapting, Boft, Oft, Prompting
 from luthier.model.prompts import Before, begin
 from luthier.model.tuners import peft_settings
@@ -36,19 +29,11 @@ from luthier.model.tuners import peft_settings
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
 
-FILE = "adapter_model"
-
 # PEFT imports it, and it then speaks of kernels that nothing here uses.
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
-_KINDS = {
-    "LORA", "ADALORA", "VERA", "IA3", "OFT", "BOFT", "LN_TUNING", "PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING",
-}  # fmt: skip
-"""PEFT's names of what can be opened."""
 _EARLIER = "earlier"
 """Begins the names of adapters that lie under the one that is on."""
-_HALVES = "luthier.trained_rank"
-"""Metadata of adapters whose second half is the frozen start: the rank of the first."""
 
 
 def is_lora_b(name: str) -> bool:
@@ -81,7 +66,7 @@ def put_on(model: Model, method: Adapting, earlier: str | None) -> None:
             start_inside(network, inside)
         return
     folder = adapter_folder(model.config, earlier)
-    config, state, trained_rank = _read(folder)
+    config, state, trained_rank = read_adapter(folder)
     learned = heads.modules(model.base, model.kind)
     _check_fit(folder, method, learned, network.peft_config[ADAPTER], config, trained_rank)
     if inside is not None:
@@ -97,7 +82,7 @@ def load_adapter(model: Model, folder: str) -> None:
     Raises:
         ModelError: it is no adapter in safetensors, or does not fit the model.
     """
-    config, state, _ = _read(adapter_folder(model.config, folder))
+    config, state, _ = read_adapter(adapter_folder(model.config, folder))
     config.base_model_name_or_path = model.base.name_or_path  # PEFT compares them
     network = _wrapped(model, config)
     _fill(network, state, ADAPTER)
@@ -127,7 +112,7 @@ def stack(model: Model, folders: Sequence[str]) -> None:
         )
     for number, named in enumerate(folders):
         folder = adapter_folder(model.config, named)
-        config, state, _ = _read(folder)
+        config, state, _ = read_adapter(folder)
         if not isinstance(config, LoraConfig):
             raise ConfigError(
                 "only LoRA adapters can be stacked over a base in few bits",
@@ -149,89 +134,6 @@ def stack(model: Model, folders: Sequence[str]) -> None:
     for name, weight in network.named_parameters():
         if f".{_EARLIER}" in name or f".{START}." in name:
             weight.requires_grad_(False)
-
-
-@dataclass(frozen=True)
-class Part:
-    """An adapter written with another head than the one it is on with."""
-
-    modules: tuple[str, ...]
-    """Modules that are saved whole."""
-    task: str | None
-    """PEFT's name of the task."""
-    without: Sequence[str] = ()
-    """Modules of the head it is on with that are left out."""
-    more: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    """Weights of the other head, by their names in the file."""
-    below: str = ""
-    """What the names of the backbone's modules begin with, where the other model is the backbone alone."""
-
-    def keeps(self, name: str) -> bool:
-        """Whether a module, or a weight of one, is not left out."""
-        return not any(f".{module}." in f".{name}." for module in self.without)
-
-    def renamed(self, name: str) -> str:
-        """A module's or weight's name in the other model."""
-        before = "base_model.model." if name.startswith("base_model.model.") else ""
-        return before + name.removeprefix(before).removeprefix(self.below)
-
-    def fits(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """PEFT's settings for the other model."""
-        targets = settings.get("target_modules")
-        if isinstance(targets, set | list | tuple):
-            targets = sorted(self.renamed(str(name)) for name in targets if self.keeps(str(name)))
-        task: dict[str, Any] = {"modules_to_save": list(self.modules) or None, "task_type": self.task}
-        return {**settings, **task, **({} if targets is None else {"target_modules": targets})}
-
-
-def saved_modules(model: Model) -> list[str]:
-    """The modules that the adapter saves whole."""
-    network: Any = model.network
-    return list(network.peft_config[ADAPTER].modules_to_save or ())
-
-
-def save_adapter(model: Model, folder: Path, whole: Callable[[Tensor], Tensor], part: Part | None = None) -> None:
-    """Write adapter_model.safetensors and adapter_config.json, which fit the base model as it was loaded.
-
-    Args:
-        whole: as in `methods.save`.
-        part: what is different for another head; None writes all.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    assert isinstance(model.network, PeftModel)
-    config = model.network.peft_config[ADAPTER]
-    # Gathering AdaLoRA's numbers puts its ranks into the settings.
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Adapter .* invalid shape")  # AdaLoRA may leave a layer no rank at all
-        found = get_peft_model_state_dict(model.network, adapter_name=ADAPTER, save_embedding_layers=False)
-    settings: dict[str, Any] = config.to_dict()
-    state = {name: whole(value) for name, value in found.items()}
-    if part is not None:
-        state = {part.renamed(name): value for name, value in state.items() if part.keeps(name)}
-        state |= {name: whole(value) for name, value in part.more.items()}
-        settings = part.fits(settings)
-    metadata = {"format": "pt"}
-    if START in model.network.peft_config:
-        start = get_peft_model_state_dict(model.network, adapter_name=START, save_embedding_layers=False)
-        for name, frozen in start.items():
-            state[name] = torch.cat([state[name], whole(frozen)], dim=rank_axis(name))
-        metadata[_HALVES] = str(settings["r"])
-        settings["lora_alpha"] *= math.sqrt(2) if settings["use_rslora"] else 2
-        settings["r"] *= 2
-    base = local_folder(model.config.path)
-    settings |= {
-        "base_model_name_or_path": str(base.resolve()) if base else model.config.path,
-        "inference_mode": True,
-    }
-    if "init_lora_weights" in settings:
-        settings["init_lora_weights"] = True
-    # Tied modules share memory, which safetensors refuses.
-    save_file(
-        {name: value.detach().cpu().clone() for name, value in state.items()}, folder / f"{FILE}.safetensors", metadata
-    )
-    text = json.dumps(settings, indent=2, sort_keys=True, default=sorted)
-    (folder / ADAPTER_SETTINGS).write_text(text + "\n", encoding="utf-8")
 
 
 def fold_in(model: Model) -> None:
@@ -309,31 +211,6 @@ def _as_asked(network: PeftModel, method: Oft | Boft) -> None:
                 where="--boft_n_butterfly_factor",
                 fix="Set it to 1, or install ninja and a CUDA compiler on a machine with an NVIDIA GPU",
             )
-
-
-def adapter_folder(config: ModelConfig, path: str) -> Path:
-    """The local folder of an adapter for a model, whose files are there and whole.  Raises ModelError."""
-    folder = model_folder(config.model_copy(update={"path": path, "revision": None}))
-    adapter_settings(folder)
-    check_weights(folder, FILE)
-    return folder
-
-
-def _read(folder: Path) -> tuple[PeftConfig, dict[str, Tensor], int | None]:
-    """Settings, tensors, and the trained rank where the rest is a frozen start."""
-    from peft import PeftConfig
-
-    config = PeftConfig.from_pretrained(str(folder))
-    if config.peft_type not in _KINDS:
-        raise ModelError(
-            f"adapters of type {config.peft_type} are not supported",
-            where=str(folder),
-            fix=f"Use one of {', '.join(sorted(_KINDS))}",
-        )
-    with safe_open(folder / f"{FILE}.safetensors", framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        rank = (file.metadata() or {}).get(_HALVES)
-    return config, state, int(rank) if rank else None
 
 
 _MATTER = ("r", "vera_dropout", "oft_block_size", "boft_block_size", "boft_n_butterfly_factor", "num_virtual_tokens")

@@ -13,8 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.base.errors import ConfigError
+from luthier.model import adapterfile, heads, lowbit
 from luthier.model import adapters as lora
-from luthier.model import heads, lowbit
 from luthier.model.adapters import is_lora_b, load_adapter
 from luthier.model.causal import Model
 from luthier.model.config import Freeze, Method, ModelConfig
@@ -36,7 +36,7 @@ def check_files(config: ModelConfig) -> None:
     """
     check_weights(model_folder(config))
     for adapter in config.adapters:
-        lora.adapter_folder(config, adapter)
+        adapterfile.adapter_folder(config, adapter)
 
 
 def apply(model: Model, method: Method, adapters: Sequence[str] = (), *, widen: bool = True) -> None:
@@ -107,7 +107,7 @@ def save(model: Model, folder: Path, whole: Callable[[Tensor], Tensor] = Tensor.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if model.adapted:
-        lora.save_adapter(model, folder, whole)
+        adapterfile.save_adapter(model, folder, whole)
         if model.kind.is_new:
             heads.write_labels(folder, model.kind)
     else:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from luthier.base.errors import ModelError
-from luthier.model.adapters import FILE, adapter_folder
+from luthier.model.adapterfile import FILE, adapter_folder
 from luthier.model.causal import Model
 
 _PREFIX = "base_model.model."

@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from luthier.base.errors import ConfigError
-from luthier.model import adapters, heads, methods
+from luthier.model import adapterfile, heads, methods
 from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
@@ -122,9 +122,9 @@ def save(
                     _link(file, folder / HEADS / name / file.name)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    keeps = adapters.saved_modules(model) if model.adapted else []
+    keeps = adapterfile.saved_modules(model) if model.adapted else []
     if model.adapted:
-        adapters.save_adapter(model, folder, whole, adapters.Part(without=keeps, modules=(), task=None))
+        adapterfile.save_adapter(model, folder, whole, adapterfile.Part(without=keeps, modules=(), task=None))
     else:
         _save_backbone(model, folder, whole)
     model.tokenizer.save_pretrained(folder)
@@ -144,13 +144,13 @@ def _save_adapter_head(
     modules = heads.modules(view.base, view.kind)
     task = heads.PEFT_TASKS[view.kind.kind]
     if name not in model.others:
-        part = adapters.Part(modules=tuple(modules), task=task)
+        part = adapterfile.Part(modules=tuple(modules), task=task)
     else:
         without = [module for module in keeps if module not in modules or module in dict(view.base.named_children())]
         own = {f"base_model.model.{key}": value for key, value in _own(view.base).items()} if modules else {}
         below = model.base.base_model_prefix + "." if view.kind.kind == "none" else ""
-        part = adapters.Part(without=without, modules=tuple(modules), task=task, more=own, below=below)
-    adapters.save_adapter(model, place, whole, part)
+        part = adapterfile.Part(without=without, modules=tuple(modules), task=task, more=own, below=below)
+    adapterfile.save_adapter(model, place, whole, part)
     if view.kind.is_new:
         heads.write_labels(place, view.kind)
 

@@ -27,7 +27,7 @@ from luthier.export.ollama import adds_bos, modelfile
 from luthier.export.output import size_of, staged
 from luthier.export.quantize import Rounded, quantize
 from luthier.model import methods
-from luthier.model.adapters import adapter_folder
+from luthier.model.adapterfile import adapter_folder
 from luthier.model.config import ModelConfig
 from luthier.model.folder import ADAPTER_SETTINGS, check_weights, model_folder, read_json
 from luthier.model.load import context_length, load_model
