@@ -150,6 +150,10 @@ def test_schema_describes_a_recipe(capsys):
         (["sft", *GIVEN, "-lr", "3"], "-lr: flags begin with two dashes. Did you mean --lr? As the value of --dataset"),
         (["sft", *GIVEN, "--dry_run", "more.jsonl"], "--dry_run: expected no value, got 'more.jsonl'"),
         (["sft", *GIVEN, "--learning_rate", "inf"], "--learning_rate: expected a number that is a finite number"),
+        (
+            ["sft", *GIVEN, "--seed", "-1"],
+            "--seed: expected a whole number that is greater than or equal to 0, got '-1'",
+        ),
         (["sft", *GIVEN, "--bf16", "--fp16"], "--fp16: given twice. --bf16 sets the same to something else"),
         (["sft", *GIVEN, "--lr", "1", "--learning_rate", "1"], "--learning_rate: given twice. --lr says the same"),
         (["sft", *GIVEN, "--lorarank", "3"], "--lora_rank"),

@@ -87,6 +87,8 @@ def test_targets_by_list_and_by_regex(tiny_model_dir: Callable[..., Path]) -> No
     assert layers_trained(by_regex) == {1}
     with pytest.raises(ModelError, match=r"no_proj.*q_proj"):
         applied(tiny_model_dir(), Lora(rank=2, target=("no_proj",)))
+    with pytest.raises(ConfigError, match=r"--target_modules: no layer of this model is called v_projj\. .*q_proj"):
+        applied(tiny_model_dir(), Lora(rank=2, target=("q_proj", "v_projj")))
 
 
 def test_a_rank_beyond_every_layer_is_refused_before_it_is_made(tiny_model_dir: Callable[..., Path]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 ONE = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
@@ -140,6 +141,20 @@ def test_the_config_of_a_run_alone_repeats_it_bit_for_bit(job: Any):
     job.output_dir = job.folder / "again"
     job.call("train", config, "--output_dir", job.output_dir)
     assert job.final() == straight and job.losses() == losses
+
+
+def test_a_run_stands_for_its_checkpoint_when_it_is_trained_further(job: Any):
+    job.run(max_steps=2)
+    first = job.runs()[0]
+    job.output_dir = job.folder / "further"
+    job.run(max_steps=2, adapters=first)
+    config = yaml.safe_load((job.runs()[0] / "config.yaml").read_text())
+    assert config["model"]["adapters"] == [str(first / "checkpoints" / "step-00000002")]
+    whole = job.folder / "whole"
+    job.output_dir = whole
+    job.run(max_steps=2, train_type="full")
+    job.output_dir = job.folder / "more"
+    job.run(max_steps=2, train_type="full", model=whole)
 
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "adagrad", "adafactor", "muon")

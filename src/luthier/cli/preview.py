@@ -39,7 +39,7 @@ class PreviewConfig(Config):
     """Samples to show."""
     html: str | None = None
     """Also write the samples as an HTML page to this file."""
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**63)
     """Seed of #N draws."""
 
 

@@ -30,7 +30,7 @@ class QuickstartConfig(Config):
     """Where everything goes."""
     steps: int = Field(120, ge=1)
     """Fine-tuning steps."""
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**63)
     """Seed of the fine-tuning."""
 
 

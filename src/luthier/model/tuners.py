@@ -43,7 +43,7 @@ def peft_settings(model: Model, method: Adapting) -> PeftConfig:
         case AdaLora():
             return peft.AdaLoraConfig(
                 **common,
-                target_modules=_target(method.target),
+                target_modules=_target(model, method.target),
                 init_r=method.initial_rank,
                 target_r=method.target_rank,
                 lora_alpha=method.alpha,  # pyright: ignore[reportArgumentType]
@@ -55,7 +55,7 @@ def peft_settings(model: Model, method: Adapting) -> PeftConfig:
         case Vera():
             return peft.VeraConfig(
                 **common,
-                target_modules=_target(method.target),
+                target_modules=_target(model, method.target),
                 r=method.rank,
                 vera_dropout=method.dropout,
                 d_initial=method.d_initial,
@@ -67,14 +67,14 @@ def peft_settings(model: Model, method: Adapting) -> PeftConfig:
         case Oft():
             return peft.OFTConfig(
                 **common,
-                target_modules=_target(method.target),
+                target_modules=_target(model, method.target),
                 oft_block_size=method.block_size,
                 module_dropout=method.dropout,
             )
         case Boft():
             return peft.BOFTConfig(
                 **common,
-                target_modules=_all_linear(model) if method.target == "all-linear" else _target(method.target),
+                target_modules=_all_linear(model) if method.target == "all-linear" else _target(model, method.target),
                 boft_block_size=method.block_size,
                 boft_n_butterfly_factor=method.factors,
                 boft_dropout=method.dropout,
@@ -124,7 +124,7 @@ def _lora(model: Model, method: Lora, common: dict[str, Any]) -> PeftConfig:
         r=method.rank,
         lora_alpha=method.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=method.dropout,
-        target_modules=_target(method.target),
+        target_modules=_target(model, method.target),
         modules_to_save=list(dict.fromkeys(whole)) or None,
         trainable_token_indices=dict.fromkeys(matrices, added) if moving == "new" else None,
         use_rslora=method.rslora,
@@ -146,10 +146,26 @@ def _within_width(model: Model, rank: int) -> None:
         )
 
 
-def _target(target: str | tuple[str, ...]) -> str | list[str]:
-    if not isinstance(target, str):
-        return "all-linear" if target == ("all-linear",) else list(target)
-    return target
+def _target(model: Model, target: str | tuple[str, ...]) -> str | list[str]:
+    """PEFT's word for the layers.
+
+    Raises:
+        ConfigError: one of several names stands for no layer, which PEFT passes over in silence.
+    """
+    if isinstance(target, str):
+        return target
+    if target == ("all-linear",):
+        return "all-linear"
+    layers = [name for name, _ in model.base.named_modules()]
+    astray = [name for name in target if not any(f".{layer}".endswith(f".{name}") for layer in layers)]
+    if astray and len(astray) < len(target):  # where none is there, PEFT says so
+        hints = {name.rpartition(".")[2] for name, layer in model.base.named_modules() if isinstance(layer, nn.Linear)}
+        raise ConfigError(
+            f"no layer of this model is called {', '.join(astray)}",
+            where="--target_modules",
+            fix=f"Its linear layers: {', '.join(sorted(hints))}",
+        )
+    return list(target)
 
 
 def _all_linear(model: Model) -> list[str]:
@@ -173,7 +189,7 @@ def _scaled(model: Model, method: Ia3) -> tuple[str | list[str], list[str]]:
     )
 
     if method.target not in ("auto", ("auto",)):
-        targets = _target(method.target)
+        targets = _target(model, method.target)
         return targets, _among(targets, method.feedforward or ())
     kind = model.base.config.get_text_config().model_type
     targets = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(kind)
@@ -201,7 +217,7 @@ def _among(targets: str | list[str], feedforward: Sequence[str]) -> list[str]:
 
 def _norms(model: Model, method: LnTuning) -> str | list[str]:
     if method.target not in ("norms", ("norms",)):
-        return _target(method.target)
+        return _target(model, method.target)
     names = [name for name, module in model.base.named_modules() if type(module).__name__.endswith("Norm")]
     if not names:
         raise ModelError("no norm was found in this model", where="method.target", fix="Name the modules")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from luthier.base.config import Config, merge, validate
 from luthier.base.errors import ConfigError
 from luthier.data.config import DataConfig
@@ -46,7 +48,7 @@ class RunConfig(Config):
     """Runs one after the other, each on the model of the one before, by name: the settings in which each differs."""
     output_dir: str = "runs/luthier"
     """Parent of this run's own directory."""
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**63)
     """Seed of everything random."""
     device: str = "auto"
     """cpu, cuda, or auto."""

@@ -76,6 +76,17 @@ def find(model: ModelConfig) -> Usable:
     return Usable(model, model.model_copy(update={"path": str(folder), "revision": None}), trained)
 
 
+def followed(model: ModelConfig) -> ModelConfig:
+    """Runs that are named as model or adapters, replaced by the checkpoints to open; other names stay.
+
+    Raises:
+        ConfigError: a run has no checkpoint, or has learned several tasks.
+    """
+    adapters = tuple(str(_one_task(_checkpoint(one))) for one in model.adapters)
+    path = str(_one_task(_checkpoint(model.path))) if model.path else model.path
+    return model.model_copy(update={"path": path, "adapters": adapters})
+
+
 def _checkpoint(named: str) -> Path | str:
     """The folder to open: the best (else latest) checkpoint of a run directory, or of the newest run of an output
     directory; anything else as it was named."""

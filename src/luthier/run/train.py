@@ -30,6 +30,7 @@ from luthier.run.parts import Run, longest_held
 from luthier.run.plan import RunPlan
 from luthier.run.report import write_report
 from luthier.run.resolve import resolve
+from luthier.run.result import followed
 from luthier.run.resume import Resume, find_resume, refuse_changes, stored_config
 from luthier.run.retain import Forgetting
 from luthier.run.trackers import TrackedRun, flatten, start_trackers
@@ -47,6 +48,7 @@ def train(config: RunConfig, console: Console) -> Path:
     """
     asked_for = "max_length" in config.data.model_fields_set
     config = resolve(config)
+    config = config.model_copy(update={"model": followed(config.model)})
     started = time.monotonic()
     with open_mesh(config.device) as mesh, ExitStack() as stack:
         voice = console if mesh.leads else Console(quiet=True)

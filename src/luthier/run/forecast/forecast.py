@@ -40,6 +40,7 @@ from luthier.run.memory import suggestions
 from luthier.run.parts import Run, longest_held
 from luthier.run.recompute import fits, keeps_of
 from luthier.run.resolve import resolve
+from luthier.run.result import followed
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
         ConfigError, DataError: as training would before its first step; without rows, where they matter.
     """
     config = resolve(config, rows=False)
+    config = config.model_copy(update={"model": followed(config.model)})
     check_supposed(config)
     title = config.model.path
     folder = model_folder(config.model, weights=False)
