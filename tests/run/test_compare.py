@@ -11,7 +11,8 @@ import yaml
 
 from luthier.base.errors import ConfigError
 from luthier.base.rundir import Lock
-from luthier.run.compare import compare, compare_evaluations, html, markdown, tables, to_json, write
+from luthier.run.compare import compare, compare_evaluations
+from luthier.run.comparison import html, markdown, tables, to_json, write
 from luthier.run.seen import Seen, found, names, read_evaluation, read_run
 
 

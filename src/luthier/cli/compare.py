@@ -32,7 +32,7 @@ def compare(options: CompareConfig, console: Console) -> None:
     from pathlib import Path
 
     from luthier.run import compare as comparing
-    from luthier.run import seen
+    from luthier.run import comparison, seen
 
     places = seen.found(options.runs)
     named = seen.names(places)
@@ -57,12 +57,12 @@ def compare(options: CompareConfig, console: Console) -> None:
     else:
         found = comparing.compare_evaluations([seen.read_evaluation(place, name) for place, name in pairs], options.by)
     if console.json:
-        console.result("", **comparing.to_json(found))
+        console.result("", **comparison.to_json(found))
     else:
-        for title, rows in comparing.tables(found).items():
+        for title, rows in comparison.tables(found).items():
             console.table(title, rows, result=True)
         for warning in found.warnings:
             console.warn(warning)
     if options.output_dir:
-        for file in comparing.write(found, Path(options.output_dir).expanduser()):
+        for file in comparison.write(found, Path(options.output_dir).expanduser()):
             console.say(f"Written: {file}")
