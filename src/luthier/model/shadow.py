@@ -20,12 +20,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedTokenizerFast
 
 from luthier.model import attention, heads, lowbit
+from luthier.model.architecture import read_settings
 from luthier.model.calling import calling_of
 from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
 from luthier.model.heads import CAUSAL, Head
-from luthier.model.load import quiet, read_settings
+from luthier.model.load import quiet
 from luthier.model.pointwise import Around, AroundGradients, LowRank, Rider
 
 META = torch.device("meta")

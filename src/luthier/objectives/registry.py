@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from luthier.model.load import check_head
+from luthier.model.architecture import check_head
 from luthier.objectives import config as kinds
 from luthier.objectives.config import Objective, One, Pretrain, SeqCls, Sft, TokenCls, overlong
 from luthier.objectives.setting import Learnable, Part, Setting, Whole
