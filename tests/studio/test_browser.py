@@ -136,3 +136,25 @@ def test_no_page_is_wider_than_its_window(studio: Served, page: Page, width: int
         page.locator(".nicegui-content").wait_for()
         page.wait_for_timeout(300)
         assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, address
+
+
+def test_long_lines_of_a_report_scroll_by_themselves(studio: Served, page: Page) -> None:
+    (studio.root / "eval").mkdir(exist_ok=True)
+    table = "| " + " | ".join(f"column-{n}" for n in range(30)) + " |\n" + "| --- " * 30 + "|\n"
+    text = f"# Report\n\n{'Many words that wrap. ' * 30}\n\n    luthier infer --model {'long/' * 60}\n\n{table}"
+    (studio.root / "eval" / "report.md").write_text(text)
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(f"{studio.url}/reports?path=eval/report.md")
+    page.locator(".nicegui-markdown p").first.wait_for()
+    for piece in (".nicegui-markdown", ".nicegui-markdown p", ".nicegui-markdown pre", ".nicegui-markdown table"):
+        box = page.locator(piece).first.bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= 390, piece
+
+
+def test_a_check_claims_no_more_than_it_knows(studio: Served, page: Page) -> None:
+    page.goto(f"{studio.url}/train")
+    page.get_by_label("model", exact=True).fill("no-such-model")
+    page.get_by_label("dataset", exact=True).fill("no-such-rows.jsonl")
+    page.get_by_role("button", name="Check").click()
+    page.get_by_text("These settings fit together").wait_for(timeout=120_000)
+    assert page.get_by_text("can start").count() == 0

@@ -124,7 +124,14 @@ def test_pages_are_served_in_the_reader_s_language_and_from_inside_only(studio: 
         assert "已完成" in browser.get("/", headers={"Cookie": "luthier_language=zh"}).text
         for address in (f"/run?path={RUN}", "/train", "/data", "/chat", "/reports"):
             assert browser.get(address).status_code == 200, address
-        for address in ("/run?path=../..", "/run?path=none", "/job?name=none", "/reports?path=/etc/passwd"):
+        for address in (
+            "/run?path=../..",
+            "/run?path=none",
+            "/run?path=runs",
+            f"/run?path={RUN}/config.yaml",
+            "/job?name=none",
+            "/reports?path=/etc/passwd",
+        ):
             assert "This page cannot be shown" in browser.get(address).text, address
         shown = browser.get("/paper", params={"path": str(run / "preview.html")})
         assert shown.status_code == 200

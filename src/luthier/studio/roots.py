@@ -65,6 +65,17 @@ class Roots:
             raise ConfigError("no such file or folder", where=named, code="missing")
         return path
 
+    def find_run(self, named: str) -> Path:
+        """The directory of a run by its name.
+
+        Raises:
+            ConfigError: as `find`; or it is none (`no_run`).
+        """
+        path = self.find(named)
+        if not path.is_dir() or (run_number(path) is None and not (path / "config.yaml").exists()):
+            raise ConfigError("this is no run's directory", where=named, code="no_run")
+        return path
+
     def holds(self, path: Path) -> bool:
         """Whether a resolved path lies below a root."""
         return any(path.is_relative_to(folder) for folder in self.folders)

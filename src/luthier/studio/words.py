@@ -66,7 +66,10 @@ WORDS: Mapping[str, tuple[str, str]] = {
     "start": ("Start", "开始"),
     "plan": ("Plan memory and time", "估算内存与时间"),
     "compare": ("Compare", "比较"),
-    "can_start": ("This can start. Its whole settings:", "可以开始。完整设置："),
+    "settings_fit": (
+        "These settings fit together. “Look at the data” reads the model's tokenizer and the rows. The whole settings:",
+        "这些设置彼此相容。“预览数据”会读取模型的分词器和数据行。完整设置：",
+    ),
     "browse": ("Browse", "浏览"),
     "use_folder": ("Take this folder", "选择此文件夹"),
     "close": ("Close", "关闭"),

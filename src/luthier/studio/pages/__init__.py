@@ -22,7 +22,7 @@ def all_pages(house: House) -> None:
     """Put every page at its address."""
 
     async def one_run(request: Request, t: Words) -> None:
-        await run.show(house, house.roots.find(request.query_params.get("path", "")), t)
+        await run.show(house, house.roots.find_run(request.query_params.get("path", "")), t)
 
     async def one_job(request: Request, t: Words) -> None:
         await job.show(house, request.query_params.get("name", ""), t)

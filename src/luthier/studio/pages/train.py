@@ -62,7 +62,7 @@ class _Desk:
         if settings is None:
             return
         with self._answer:
-            ui.label(self._t("can_start")).classes("text-positive")
+            ui.label(self._t("settings_fit")).classes("text-positive")
             ui.label(as_yaml(settings)).classes("console")
 
     async def look(self) -> None:
