@@ -156,6 +156,19 @@ def test_two_cells_without_a_header_are_text_and_label(tmp_path: Path, config: D
     assert values(path, named) == [{"I like it": "no", "good": "bad"}]
 
 
+@pytest.mark.parametrize("names", ["文本,标签", "review,sentiment", "Title, Body", '"source","target"'])
+def test_a_header_of_two_strange_names_is_no_row(names: str, tmp_path: Path, config: DataConfig) -> None:
+    path = written(tmp_path / "a.csv", f"{names}\n很好,正面\n不好,负面\n还行,正面\n")
+    keys = [name.strip().strip('"') for name in names.split(",")]
+    assert values(path, config)[0] == dict(zip(keys, ("很好", "正面"), strict=True))
+
+
+@pytest.mark.parametrize("first", ["很好,正面", "0.5,fine", "it was nice enough,new"])
+def test_a_first_row_that_can_be_no_header_stays_a_row(first: str, tmp_path: Path, config: DataConfig) -> None:
+    path = written(tmp_path / "a.csv", f"{first}\n不好,负面\n还行,正面\n")
+    assert len(values(path, config)) == 3
+
+
 def test_broken_csv_records(tmp_path: Path, config: DataConfig) -> None:
     long_cell = "x" * 200_000  # more than the csv module allows by itself
     path = written(tmp_path / "a.csv", f'text,id\nok,1\nthree,2,3\n{long_cell},3\nok,4\n"never closed,5\nlost,6\n')

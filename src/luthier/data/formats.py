@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import cast
 
+import orjson
+
 from luthier.base.records import Chat, Fault, Json, Message, Record, Text, Where
 from luthier.data.messages import Reader, read_messages
 
@@ -140,7 +142,8 @@ def _unknown(value: Mapping[str, Json]) -> str:
         return f"a question without an answer: the columns are {', '.join(value)}"
     columns = ", ".join(list(value)[:12]) or "none"
     known = "messages, conversations, instruction + output, query + response, prompt + completion, text"
-    return f"no known shape: the columns are {columns}; known are {known}; --columns renames"
+    example = orjson.dumps({next(iter(value), "theirs"): "text"}).decode()
+    return f"no known shape: the columns are {columns}; known are {known}; --columns renames, as '{example}'"
 
 
 def _messages(reader: Reader, value: Mapping[str, Json]) -> Record:

@@ -166,10 +166,30 @@ def _table_layout(suffix: str, head: str, name: str, config: DataConfig) -> Layo
         raise DataError(f"the header is not CSV: {error}", where=name, code="malformed_csv") from error
     known = _NAMES | {column.lower() for column in (*config.columns, *config.columns.values())}
     if len(columns) == 2 and not any(column.lower() in known for column in columns):
-        return Layout("csv", delimiter, _headless(head, delimiter), quoted=delimiter != "\t")
+        names = _headless(head, delimiter)
+        if _is_row(columns, names.index("label"), head, delimiter):
+            return Layout("csv", delimiter, names, quoted=delimiter != "\t")
     if len(set(columns)) < len(columns):
         raise DataError("two columns have the same name", where=name, fix="Rename one", code="malformed_csv")
     return Layout("csv", delimiter, columns, header=True)
+
+
+def _is_row(columns: tuple[str, ...], label: int, head: str, delimiter: str) -> bool:
+    """Whether two cells are a row and no header: one is a number or a sentence, or the label is met again further down.
+
+    Of the two mistakes, a header trained as a row is the one that nobody would see.
+    """
+    lines = [line.split(delimiter, 1) for line in head.split("\n")[1:1000] if delimiter in line]
+    again = columns[label] in {line[label].strip().strip('"') for line in lines}
+    return again or not all(len(cell) <= 30 and len(cell.split()) <= 2 and not _is_number(cell) for cell in columns)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _headless(head: str, delimiter: str) -> tuple[str, str]:
