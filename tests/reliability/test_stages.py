@@ -64,6 +64,13 @@ def test_each_stage_starts_where_the_one_before_has_ended(job: Any, method: str)
     job.call("infer", flag, sequence(job), "--val_dataset", asked, "--result_path", job.folder / "said.jsonl")
 
 
+def test_a_file_that_a_later_stage_lacks_is_missed_before_the_first(job: Any):
+    words = job.argv(**flags(job))
+    (job.folder / "c.jsonl").unlink()
+    said = job.call(*words, expect=3)
+    assert "c.jsonl: no such file" in said and "Stage 1" not in said and not job.output_dir.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.parametrize("stage", ["a", "b", "c"])
 def test_stages_that_were_stopped_anywhere_end_as_those_that_went_through(job: Any, stage: str, number: int):

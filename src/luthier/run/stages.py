@@ -25,6 +25,7 @@ from luthier.base.config import read_yaml, to_yaml
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, Stopped
 from luthier.base.rundir import RunDir, runs_in, write_atomic
+from luthier.data.sources import files_of, parse_spec
 from luthier.engine.checkpoint import Checkpoints
 from luthier.engine.mesh import open_mesh
 from luthier.model import methods
@@ -59,6 +60,7 @@ def train_stages(config: RunConfig, console: Console) -> Path:
         Stopped: someone asked for it; everything is saved and can be resumed.
     """
     config = resolve(config)
+    _look_for_files(config)
     with open_mesh(config.device) as mesh, ExitStack() as stack:
         leads = mesh.leads
         held = _open(config) if leads else None
@@ -81,6 +83,19 @@ def train_stages(config: RunConfig, console: Console) -> Path:
             if leads:
                 _write(folder, config, finished, voice)
     return folder
+
+
+def _look_for_files(config: RunConfig) -> None:
+    """Raises DataError where a set of any stage is not there, before hours go into the stages in front of it."""
+    for name in config.stages:
+        stage = stage_of(config, name)
+        tasks = stage.objective.tasks.values() if isinstance(stage.objective, Multi) else ()
+        of_tasks = [text for task in tasks for text in (*task.datasets, *task.validation)]
+        data = stage.data
+        for text in (*data.datasets, *data.validation, *data.replay, *stage.retain.general, *of_tasks):
+            spec = parse_spec(text, data.hub)
+            if spec.kind == "local":
+                files_of(spec)
 
 
 def _open(config: RunConfig) -> RunDir:
