@@ -60,7 +60,7 @@ def lines(*rows: Any) -> str:
         ({"max_length": 4}, ["--max_length", "greater than or equal to 8"]),
         ({"device": "cuda"}, ["--device", "luthier doctor"]),
         ({"device": "tpu"}, ["--device", "'tpu'", "cpu"]),
-        ({"lr": 1}, ["--lr", "--learning_rate says the same"]),
+        ({"lr": 1}, ["--lr", "--learning_rate sets the same to something else"]),
         ({"streaming": "true", "max_steps": None}, ["--streaming", "--max_steps"]),
         ({"early_stopping_patience": 2}, ["--early_stopping_patience", "--val_dataset"]),
         ({"metric_for_best_model": "f1", "split_dataset_ratio": 0.2}, ["--metric_for_best_model", "token_accuracy"]),
