@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.base.errors import ConfigError
 from luthier.model.causal import Model
@@ -115,6 +115,14 @@ def turns_of(model: Model, method: Method, *, total: int, seed: int) -> ModelTur
     if isinstance(method, Lisa):
         moving = lisa(layers, method, seed)
     return ModelTurns(model, moving, Ranks(model, method, total) if isinstance(method, AdaLora) else None)
+
+
+def moving_at_once(model: Model, method: Method, seed: int) -> dict[str, nn.Parameter]:
+    """The trained weights that move together in one step: with LISA those of its first draw, else all."""
+    if not isinstance(method, Lisa):
+        return model.trained()
+    moving = lisa(num_layers(model), method, seed)(0)
+    return {name: weight for name, weight in model.trained().items() if _depth(name) in (None, *moving)}
 
 
 def _depth(name: str) -> int | None:

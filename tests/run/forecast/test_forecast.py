@@ -11,6 +11,7 @@ import pytest
 
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
+from luthier.engine.checkpoint import read
 from luthier.model.config import ModelConfig
 from luthier.model.load import load_tokenizer
 from luthier.run.config import RunConfig
@@ -78,6 +79,23 @@ def test_a_plan_is_what_the_run_then_is(tmp_path: Path, more: dict[str, Any]) ->
     written = {file.name: file.stat().st_size for file in checkpoint.glob("*.safetensors")}
     assert plan.checkpoint == written
     assert plan.fits and plan.demand.gradients == pytest.approx(4 * plan.trained, rel=0.05)
+
+
+def test_layers_at_rest_have_no_gradient_and_no_state(tmp_path: Path) -> None:
+    tree = settings(tmp_path, train={"ema_decay": 0.9}).model_dump() | {"method": {"type": "lisa", "active_layers": 1}}
+    config = RunConfig.model_validate(tree)
+    plan = forecast(config, CPU, 1, Console(quiet=True))
+    run = train(config, Console(quiet=True))
+    checkpoint = next((run / "checkpoints").glob("step-*"))
+    assert plan.checkpoint == {file.name: file.stat().st_size for file in checkpoint.glob("*.safetensors")}
+    state = read(checkpoint)[1].optimizer
+    assert plan.demand.optimizer == sum(value.nbytes for value in state.values())
+    moving = sum(value.nbytes for name, value in state.items() if name.endswith("exp_avg"))
+    assert moving < 2 * plan.trained and plan.demand.average == 4 * plan.trained
+    assert plan.demand.gradients == pytest.approx(moving, rel=0.01)
+    rested = forecast(config, DEVICES["L4"], 1, Console(quiet=True))
+    assert rested.layers == "Luthier's kernels"
+    assert rested.demand.gradients == pytest.approx(moving, rel=0.01)
 
 
 def test_a_device_that_is_too_small_says_what_to_change(tmp_path: Path) -> None:

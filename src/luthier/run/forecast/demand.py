@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from luthier.data.dataset import Prepared
 from luthier.model.layer import Keep
 from luthier.model.load import Model
+from luthier.model.turns import moving_at_once
 from luthier.objectives.setting import Whole
 from luthier.run import statesize
 from luthier.run.build import trials
@@ -51,10 +53,11 @@ def demand_of(
 ) -> Demand:
     """The micro-batch that takes the most."""
     several = run.config.train.accumulation > 1 or run.config.train.micro_batch * run.max_length > tokens
-    steps = [
-        footprint.count_step(model, objective, trial(tokens), keep, accumulates=several, gpu=device.gpu)
-        for trial in made
-    ]
+    with _at_rest(run, model):
+        steps = [
+            footprint.count_step(model, objective, trial(tokens), keep, accumulates=several, gpu=device.gpu)
+            for trial in made
+        ]
     step = max(steps, key=lambda step: step.total)
     bare = bare_of(run, model)
     weights, gradients, extra = step.peak.weights, step.peak.gradients, footprint.WORKSPACE * device.gpu
@@ -65,6 +68,22 @@ def demand_of(
     total = weights + gradients + bare.optimizer + bare.average + kept + working
     room = fits(total, device.available)
     return Demand(keep, weights, gradients, bare.optimizer, bare.average, kept, working, room, step.whole)
+
+
+@contextmanager
+def _at_rest(run: Run, model: Model) -> Generator[None]:
+    """While this lasts, weights that would not move in the same step as the others have no gradient."""
+    moving = moving_at_once(model, run.config.method, run.config.seed)
+    resting = [weight for name, weight in model.trained().items() if name not in moving]
+    try:
+        for weight in resting:
+            weight.requires_grad_(False)
+        model.settle()
+        yield
+    finally:
+        for weight in resting:
+            weight.requires_grad_(True)
+        model.settle()
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +104,15 @@ class Bare:
 
 
 def bare_of(run: Run, model: Model) -> Bare:
-    """Counted from the weights alone, of which all that are trained move in every step."""
-    trained = model.trained()
-    state = statesize.state_bytes(trained, run.config.optim, tied=model.tied)
+    """Counted from the weights alone."""
+    trained, moving = model.trained(), moving_at_once(model, run.config.method, run.config.seed)
+    state = statesize.state_bytes(moving, run.config.optim, tied=model.tied)
     average = 4 * sum(w.numel() for w in trained.values()) if run.config.train.ema_decay is not None else 0
     if run.split:
         parts, world = sharded.held_by_each(model, run.mesh.world), run.mesh.world
         return Bare(parts.weights, parts.gradients, -(-state // world), -(-average // world), parts.together)
     held = {weight.untyped_storage()._cdata: weight.untyped_storage() for weight in footprint.weights_of(model)}  # pyright: ignore[reportPrivateUsage]
-    gradients = sum(weight.nbytes for weight in trained.values())
+    gradients = sum(weight.nbytes for weight in moving.values())
     return Bare(sum(storage.nbytes() for storage in held.values()), gradients, state, average)
 
 

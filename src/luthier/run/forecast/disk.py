@@ -12,6 +12,7 @@ from luthier.engine.checkpoint import EMA, OPTIMIZER, TRAINED
 from luthier.model import shadow
 from luthier.model.load import Model
 from luthier.model.tensorfile import file_size
+from luthier.model.turns import moving_at_once
 from luthier.run import statesize
 from luthier.run.config import RunConfig
 
@@ -23,10 +24,13 @@ def checkpoint_files(model: Model, config: RunConfig) -> dict[str, int]:
     """Bytes of the files with tensors.  Tokenizer, settings and state are a few MiB beside them."""
     trained: dict[str, Tensor] = {name: weight.detach() for name, weight in model.trained().items()}
     wide = {name: torch.empty(value.shape, dtype=torch.float32, device="meta") for name, value in trained.items()}
+    moving = moving_at_once(model, config.method, config.seed)
     found = {
         **_artefact(model),
         TRAINED: file_size(wide),
-        OPTIMIZER: file_size(statesize.sketch_state(wide, config.optim, tied=model.tied)),
+        OPTIMIZER: file_size(
+            statesize.sketch_state({name: wide[name] for name in moving}, config.optim, tied=model.tied)
+        ),
     }
     return found | ({EMA: file_size(wide)} if config.train.ema_decay is not None else {})
 

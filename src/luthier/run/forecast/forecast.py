@@ -24,6 +24,7 @@ from luthier.model import lowbit
 from luthier.model.folder import first_line, model_folder
 from luthier.model.layer import Keep
 from luthier.model.load import Model, load_tokenizer
+from luthier.model.turns import moving_at_once
 from luthier.objectives.registry import whole
 from luthier.objectives.setting import Part, Whole
 from luthier.run.build import build_parts, named, trials
@@ -229,7 +230,8 @@ def _pace(run: Run, model: Model, device: Device, keep: Keep, dtype: torch.dtype
     settings = model.base.config.get_text_config()
     layers, width = int(settings.num_hidden_layers), int(settings.hidden_size)
     embedding: Any = model.base.get_input_embeddings()
-    moving = sum(weight.numel() for weight in model.trained().values())
+    together = moving_at_once(model, run.config.method, run.config.seed)
+    moving = sum(weight.numel() for weight in together.values())
     looked_up = 0 if model.tied else int(embedding.weight.numel())
     quant = run.config.model.quant
     adapted = model.adapted
