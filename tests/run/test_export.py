@@ -65,6 +65,22 @@ def test_merged_folder_answers_as_the_adapter(adapter: Path, tiny_model_dir: Cal
     assert not list(folder.parent.glob(".*")), "nothing is left of the work"
 
 
+@pytest.mark.parametrize(
+    "flags", [("--merge_lora", "true"), ("--quant_method", "hqq", "--quant_bits", "8"), ("--to_gguf", "true")]
+)
+def test_the_licence_of_the_base_goes_with_its_weights(flags: tuple[str, ...], adapter: Path, tmp_path: Path) -> None:
+    if "hqq" in flags:
+        pytest.importorskip("hqq")
+    if "--to_gguf" in flags:
+        pytest.importorskip("gguf")
+    base = Path(json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"])
+    licensed = shutil.copytree(base, tmp_path / "licensed")
+    (licensed / "LICENSE").write_text("Share alike.")
+    folder = made(adapter, "--model", str(licensed), *flags)
+    assert (folder / "LICENSE").read_text() == "Share alike."
+    assert verify(folder) is None
+
+
 def test_nothing_is_written_over(adapter: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "file").write_text("mine")

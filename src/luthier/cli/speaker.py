@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from luthier.base.config import nearest
-from luthier.base.errors import ConfigError
+from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import Json, Message
 from luthier.generate.config import SamplingConfig
 from luthier.generate.continuous import Continuous
@@ -26,7 +26,7 @@ class Speaker:
         form: what answers must look like.
 
     Raises:
-        DataError: the form is wrong, or not supported.
+        ConfigError: the form is wrong, or not supported.
         MissingExtra: llguidance, which holds answers to a form, is not installed.
     """
 
@@ -39,7 +39,11 @@ class Speaker:
         form: Form | None,
     ):
         if form is not None and isinstance(generator, Continuous):  # before the first question instead of at each
-            generator.work.forms.matcher(form)
+            try:
+                generator.work.forms.matcher(form)
+            except DataError as error:
+                where = {"json": "--json_schema", "regex": "--regex"}.get(form.kind)
+                raise ConfigError(error.what, where=where, fix=error.fix, code=error.code) from error
         self.generator, self.sampling = generator, sampling
         self._system, self._form = system, form
         self._manners: dict[str, Manner] = {BASE: base}

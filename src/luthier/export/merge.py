@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from peft.tuners.lora import LoraLayer
 
 INDEX = "model.safetensors.index.json"
-_COPIED = ("generation_config.json", "LICENSE", "LICENSE.txt", "NOTICE")
+LICENCES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt")
+"""What lies beside weights and goes wherever they go."""
+_COPIED = ("generation_config.json", *LICENCES)
 
 
 class Unstreamable(Exception):

@@ -22,7 +22,7 @@ from luthier.export.card import public_name
 from luthier.export.config import ExportConfig
 from luthier.export.gguf import Speech, write_gguf
 from luthier.export.measure import perplexity
-from luthier.export.merge import Unstreamable, merge_files
+from luthier.export.merge import LICENCES, Unstreamable, merge_files
 from luthier.export.ollama import adds_bos, modelfile
 from luthier.export.output import size_of, staged
 from luthier.export.quantize import Rounded, quantize
@@ -58,6 +58,7 @@ def export(options: ExportConfig, console: Console) -> Path:
     folder = place(job)
     with staged(folder) as out:
         kind, made = _make(job, out, folder)
+        _copy_licences(job, out)
         write_card(job, out, kind, made)
         facts: dict[str, Json] = {"luthier": __version__, "source": job.title, **job.facts, "bytes": size_of(out)}
         (out / "export.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -89,6 +90,16 @@ def _make(job: Job, out: Path, folder: Path) -> tuple[str, str]:
     made = _merge(job, out)
     write_words(job, out)
     return "a whole model", made
+
+
+def _copy_licences(job: Job, out: Path) -> None:
+    """Weights that were made of the base's keep its licence beside them."""
+    if not any(out.glob("model*.safetensors")) and not any(out.glob("*.gguf")):
+        return
+    base = model_folder(job.usable.model)
+    for name in LICENCES:
+        if (base / name).exists():
+            shutil.copyfile(base / name, out / name)
 
 
 @contextmanager
