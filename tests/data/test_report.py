@@ -102,6 +102,15 @@ def test_nothing_kept_is_refused_with_the_reasons() -> None:
     assert "empty_messages 4, malformed_json 2" in str(error)
 
 
+def test_a_validation_set_without_a_usable_row_is_refused() -> None:
+    (part,) = REPORT.sets
+    held_out = replace(part, name="held.jsonl", use="validation", rows=6, kept=0, dropped={"wrong_task": 6})
+    error = refusal(replace(REPORT, sets=[part, held_out]))
+    assert error.code == "no_rows" and "held.jsonl: none of the 6 validation rows can be used: wrong_task 6" in str(
+        error
+    )
+
+
 def test_thresholds_refuse() -> None:
     assert refusal(REPORT, DataConfig(min_rows=5)).code == "too_few_rows"
     assert refusal(REPORT, DataConfig(max_rejected=0.3)).code == "too_many_rejected"

@@ -157,6 +157,14 @@ def refuse(report: DataReport, config: DataConfig, rejected: Sequence[Rejected] 
     anyway = f"to train on the rest anyway, raise --max_rejected above {config.max_rejected:g}"
     if kept == 0:
         raise DataError(f"none of {rows} rows can be used: {reasons}", code="no_rows", fix=see)
+    for part in report.sets:
+        if part.use == "validation" and part.rows and not part.kept:
+            raise DataError(
+                f"none of the {part.rows} validation rows can be used: {_reasons([part])}",
+                where=part.name,
+                code="no_rows",
+                fix=see,
+            )
     if kept < config.min_rows:
         raise DataError(
             f"{kept} usable rows are fewer than min_rows {config.min_rows} ({reasons})", code="too_few_rows", fix=see
