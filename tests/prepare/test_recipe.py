@@ -16,8 +16,8 @@ from luthier.base.errors import ConfigError, DataError
 from luthier.cli import app as cli
 from luthier.prepare import chunks, clean, dedup, engine
 from luthier.prepare import run as run_recipe
-from luthier.prepare.recipe import RecipeConfig
 from luthier.prepare.stage import Stage
+from luthier.prepare.steps import RecipeConfig
 
 ROWS = [{"text": f"text number {number % 90}, a little longer", "label": "ab"[number % 2]} for number in range(100)]
 

@@ -126,7 +126,8 @@ def _without_flag(words: Sequence[str], kind: type[C]) -> tuple[list[str], list[
 
 def _run(words: Sequence[str], console: Console) -> int:
     from luthier.cli.datatools import tools_of
-    from luthier.prepare.recipe import RecipeConfig, run
+    from luthier.prepare.recipe import run
+    from luthier.prepare.steps import RecipeConfig
 
     if "-h" in words or "--help" in words:
         examples = ("luthier data run recipe.yaml", "luthier data run recipe.yaml --output other.jsonl --seed 1")

@@ -75,8 +75,8 @@ def run(recipe: str | Path, *, console: Console | None = None, **settings: Any) 
     """
     from luthier.base.config import merge, read_yaml, validate
     from luthier.base.console import Console
-    from luthier.prepare.recipe import RecipeConfig
     from luthier.prepare.recipe import run as run_recipe
+    from luthier.prepare.steps import RecipeConfig
 
     config = validate(RecipeConfig, merge(read_yaml(Path(recipe)), settings))
     return run_recipe(config, console or Console(quiet=True))

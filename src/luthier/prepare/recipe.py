@@ -26,54 +26,27 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from pydantic import field_validator, model_validator
 
 from luthier import __version__
-from luthier.base.config import nearest, validate
+from luthier.base.config import validate
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.rundir import fsync_dir, storage_error, write_atomic
-from luthier.data.config import Sets
 from luthier.data.sources import files_of, open_rows, parse_spec
 from luthier.data.textfile import cache_root
-from luthier.prepare import verbs
 from luthier.prepare.config import ReadConfig, VerbConfig
 from luthier.prepare.engine import Engine
 from luthier.prepare.origins import Origins
 from luthier.prepare.places import Places, plain_files, read_by
 from luthier.prepare.report import Finished, to_bytes
 from luthier.prepare.stage import Handover, Stage
+from luthier.prepare.steps import RecipeConfig, Step, checked, files_named, names_behind
 from luthier.prepare.verb import Job, Verb
 from luthier.prepare.work import say, say_report, scratch_folder, write_report
 from luthier.prepare.write import part_paths, refuse_overwriting, target, write_rows
 
 _FORMAT = 1
 """Of cached steps; another number never reads these."""
-
-
-class RecipeConfig(ReadConfig):
-    """A recipe: where rows come from, where they go, and the verbs between."""
-
-    inputs: Sets = ()
-    """Data sets: [hf::|ms::]path-or-hub-id[:subset][#N]."""
-    output: str | None = None
-    """File to write: .jsonl or .parquet; or a folder."""
-    report: str | None = None
-    """JSON file for the reports of all steps; a page for people is written beside it, with the suffix .html."""
-    steps: tuple[dict[str, dict[str, Any] | None], ...] = ()
-    """The verbs in order, each with its settings: [{dedup: {near: true}}, {split: {ratio: [0.9, 0.1]}}]."""
-
-    @field_validator("steps", mode="before")
-    @classmethod
-    def _bare_verbs(cls, steps: Any) -> Any:
-        return [{step: None} if isinstance(step, str) else step for step in steps] if isinstance(steps, list) else steps
-
-    @model_validator(mode="after")
-    def _one_verb_a_step(self) -> RecipeConfig:
-        for number, step in enumerate(self.steps, 1):
-            if len(step) != 1:
-                raise ValueError(f"step {number} must name one verb with its settings, like 'dedup: {{exact: true}}'")
-        return self
 
 
 @dataclass(frozen=True)
@@ -88,20 +61,6 @@ class _Set:
     """Hash of what they are."""
     rows: Path | None = None
     """The file of a cached step."""
-
-
-@dataclass(frozen=True)
-class _Step:
-    """One step, checked."""
-
-    number: int
-    verb: Verb
-    config: VerbConfig
-    only: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        return f"step {self.number} ({self.verb.name})"
 
 
 @dataclass
@@ -128,13 +87,13 @@ def run(recipe: RecipeConfig, console: Console, tools: ToolMaker | None = None) 
         ConfigError: a step that cannot work; found before anything is read.
         DataError, RunError: as the verbs; finished steps are kept.
     """
-    steps = [_check(number, step) for number, step in enumerate(recipe.steps, 1)]
+    steps = [checked(number, step) for number, step in enumerate(recipe.steps, 1)]
     if not steps:
         fix = "Write for example: steps: [{dedup: {exact: true}}]"
         raise ConfigError("the recipe has no steps", where="steps", fix=fix)
     if not recipe.inputs:
         raise ConfigError("the recipe names no data set", where="inputs", fix="Write for example: inputs: [my.jsonl]")
-    names = _names(steps)
+    names = names_behind(steps)
     outputs = part_paths(recipe.output, names) if recipe.output else {}
     report = target(recipe.report, "--report", (".json",)) if recipe.report else None
     made = Places(outputs, report)
@@ -142,7 +101,7 @@ def run(recipe: RecipeConfig, console: Console, tools: ToolMaker | None = None) 
     files = [path for spec in specs if spec.kind == "local" for path in files_of(spec)]
     refuse_overwriting(files, [path for path in (*outputs.values(), made.report, made.page) if path])
     for step in steps:
-        refuse_overwriting(_named_files(step, recipe), outputs.values())
+        refuse_overwriting(files_named(step, recipe), outputs.values())
     result = Run()
     sets = {
         "": _Set(recipe.inputs, ", ".join(recipe.inputs), _hash(*(_content(text, recipe) for text in recipe.inputs)))
@@ -168,48 +127,8 @@ def run(recipe: RecipeConfig, console: Console, tools: ToolMaker | None = None) 
     return result
 
 
-def _check(number: int, step: Mapping[str, Mapping[str, Any] | None]) -> _Step:
-    (name, given), *_ = step.items()
-    settings = dict(given or {})
-    known = verbs.names()
-    if name not in known:
-        hint = nearest(name, known)
-        fix = f"Did you mean {hint!r}?" if hint else f"Verbs: {', '.join(known)}"
-        raise ConfigError(f"there is no verb {name!r}", where=f"steps[{number - 1}]", fix=fix, code="unknown_command")
-    only = settings.pop("only", ())
-    verb = verbs.load(name)
-    try:
-        config = validate(verb.config, settings)
-    except ConfigError as error:
-        raise ConfigError(error.what, where=f"steps[{number - 1}] {name}", code=error.code) from error
-    return _Step(number, verb, config, (only,) if isinstance(only, str) else tuple(only))
-
-
-def _names(steps: Sequence[_Step]) -> tuple[str, ...]:
-    """The sets there are behind the last step."""
-    names: tuple[str, ...] = ("",)
-    for step in steps:
-        where = f"steps[{step.number - 1}] {step.verb.name}"
-        unknown = [name for name in step.only if name not in names]
-        if unknown:
-            there = ", ".join(name for name in names if name) or "one set without a name"
-            raise ConfigError(f"only: there is no set {unknown[0]!r} here", where=where, fix=f"There is: {there}")
-        parts = step.verb.parts(step.config) if step.verb.writes else ("",)
-        if parts != ("",):
-            if names != ("",):
-                raise ConfigError("the rows are split already", where=where, fix="Split once")
-            names = parts
-    return names
-
-
-def _named_files(step: _Step, recipe: RecipeConfig) -> list[Path]:
-    specs = [parse_spec(text, recipe.hub) for text in read_by(step.verb, step.config)]
-    found = [path for spec in specs if spec.kind == "local" for path in files_of(spec)]
-    return found + plain_files(step.verb, step.config)
-
-
 def _do(
-    steps: Sequence[_Step],
+    steps: Sequence[Step],
     name: str,
     rows: _Set,
     recipe: RecipeConfig,
@@ -248,7 +167,7 @@ def _do(
     return folder
 
 
-def _title(step: _Step, name: str) -> str:
+def _title(step: Step, name: str) -> str:
     return f"{step.name}{f' of {name}' if name else ''}"
 
 
@@ -256,9 +175,9 @@ def _output(folder: Path, part: str = "") -> Path:
     return folder / f"{part or 'rows'}.jsonl"
 
 
-def _chain(steps: Sequence[_Step], name: str, rows: _Set, recipe: RecipeConfig) -> list[tuple[_Step, _Set, Path]]:
+def _chain(steps: Sequence[Step], name: str, rows: _Set, recipe: RecipeConfig) -> list[tuple[Step, _Set, Path]]:
     """The first step and those behind it that can share its pass, with what each reads and the folder it makes."""
-    chain: list[tuple[_Step, _Set, Path]] = []
+    chain: list[tuple[Step, _Set, Path]] = []
     for step in steps:
         if chain and step.only and name not in step.only:
             continue
@@ -272,7 +191,7 @@ def _chain(steps: Sequence[_Step], name: str, rows: _Set, recipe: RecipeConfig) 
     return chain
 
 
-def _folder(step: _Step, rows: _Set, recipe: RecipeConfig) -> Path:
+def _folder(step: Step, rows: _Set, recipe: RecipeConfig) -> Path:
     """Where a step's result for a set is kept: under the hash of all that goes into it."""
     wishes = recipe.model_dump(mode="json", include={"bad_rows", "max_row_bytes", "min_rows", "seed"})
     columns = recipe.columns if rows.rows is None else {}
@@ -285,7 +204,7 @@ def _folder(step: _Step, rows: _Set, recipe: RecipeConfig) -> Path:
 
 
 def _stage(
-    step: _Step,
+    step: Step,
     rows: _Set,
     folder: Path,
     feed: Handover | None,
@@ -323,7 +242,7 @@ def _stage(
     return Stage(step.verb, step.config, job, frame, made, [rows.name], finish)
 
 
-def _after(step: _Step, name: str, rows: _Set, folder: Path) -> dict[str, _Set]:
+def _after(step: Step, name: str, rows: _Set, folder: Path) -> dict[str, _Set]:
     """The sets that a step leaves of one set."""
     if not step.verb.writes:
         return {name: rows}
