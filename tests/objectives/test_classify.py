@@ -270,6 +270,13 @@ def test_a_run_is_judged_used_and_opened_by_plain_libraries(
     told = [json.loads(line) for line in answers.read_text().splitlines()]
     assert [row.get("label") for row in told] == [*ANSWERS, None] and "error" in told[-1]
 
+    assert main([*words, "--device", "cpu"]) == 0
+    assert [json.loads(line) for line in answers.read_text().splitlines()] == told
+    asked, kept = questions.read_text(), answers.read_bytes()
+    questions.write_text(asked.replace(YES_OR_NO[0], "something else"))
+    assert main([*words, "--device", "cpu"]) == 2, "an old label is not taken for that of a text that has changed"
+    assert answers.read_bytes() == kept
+
     if method == "lora":
         from peft import AutoPeftModelForSequenceClassification
 

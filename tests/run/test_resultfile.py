@@ -11,7 +11,7 @@ import pytest
 from luthier.base.errors import ConfigError
 from luthier.data.row import Row
 from luthier.run.predict import predict_file
-from luthier.run.resultfile import claim, put_in_order, standing
+from luthier.run.resultfile import claim, drop_errors, put_in_order, standing
 
 
 def write(file: Path, *lines: dict[str, Any]) -> None:
@@ -42,6 +42,7 @@ def test_errors_are_tried_again_and_lines_of_rows_that_are_not_there_refused(tmp
     file = tmp_path / "a.jsonl"
     write(file, {"index": 2, "error": "no room"}, {"index": 1, "response": "b"})
     assert standing(file, 3) == {1: {"index": 1, "response": "b"}}
+    drop_errors(file)
     assert read(file) == [{"index": 1, "response": "b"}]
     with pytest.raises(ConfigError, match="a line for row 1, and there are 1 rows"):
         standing(file, 1)

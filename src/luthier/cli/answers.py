@@ -17,7 +17,7 @@ from luthier.data.row import Row
 from luthier.data.sources import drawn_rows
 from luthier.generate.request import Request
 from luthier.generate.sampler import Completion
-from luthier.run.resultfile import put_in_order, standing
+from luthier.run.resultfile import drop_errors, put_in_order, standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ def answer_file(
     rows = drawn_rows(dataset, DataConfig())
     results = RunDir(result.parent)
     done = standing(result, len(rows))
+    drop_errors(result)
 
     def write(index: int, line: Mapping[str, Json]) -> None:
         results.append_json(result.name, {"index": index, **line})

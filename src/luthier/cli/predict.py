@@ -28,7 +28,7 @@ def predicts(usable: Usable, columns: Mapping[str, str], options: InferConfig, c
         ConfigError: it is, and no file was named.
     """
     from luthier.run.opening import device_of
-    from luthier.run.predict import open_predictor, predict, predict_file
+    from luthier.run.predict import open_predictor, predict, predict_file, read_row
     from luthier.run.specialist import skill_of
 
     skill = skill_of(usable)
@@ -54,12 +54,22 @@ def predicts(usable: Usable, columns: Mapping[str, str], options: InferConfig, c
         asked = options.sampling.model_fields_set & {"max_new_tokens"}
         writer = open_writer(usable, device, options.sampling.max_new_tokens if asked else None)
         answer = partial(_targets, writer=writer, columns=columns)
+        read = partial(_asked, columns=columns)
     else:
-        answer = partial(predict, predictor=open_predictor(usable, device), columns=columns)
+        predictor = open_predictor(usable, device)
+        answer = partial(predict, predictor=predictor, columns=columns)
+        read = partial(read_row, predictor=predictor, columns=columns)
     with console.progress("Reading rows") as bar:
-        done = predict_file(options.val_dataset, Path(options.result_path), answer, bar.advance)
+        done = predict_file(options.val_dataset, Path(options.result_path), answer, bar.advance, read)
     console.result(done, summary=done, result_path=options.result_path)
     return True
+
+
+def _asked(row: Row, *, columns: Mapping[str, str]) -> dict[str, Json]:
+    """What is asked by a row, as its line tells it.  Raises BadRow."""
+    from luthier.cli.answers import line_of, question_of
+
+    return {"messages": line_of(question_of(row, None, columns), "")["messages"]}
 
 
 def _targets(rows: list[Row], *, writer: Writer, columns: Mapping[str, str]) -> list[dict[str, Json]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from luthier.base.errors import ConfigError
 from luthier.base.records import BadRow, Fault, Json, Labelled, Record, Tagged, Where
 from luthier.base.rundir import RunDir
 from luthier.data.batch import Batch, Group, Tokens, whole
@@ -27,7 +28,7 @@ from luthier.objectives.classify import Classification, Problem
 from luthier.objectives.config import SeqCls, TokenCls
 from luthier.objectives.tag import Tagging, words_of
 from luthier.run.result import Usable
-from luthier.run.resultfile import put_in_order, standing
+from luthier.run.resultfile import drop_errors, put_in_order, standing
 
 _AT_ONCE = 512
 """Rows that are sorted by length and packed together."""
@@ -74,13 +75,20 @@ Predict = Callable[[list[Row]], list[dict[str, Json]]]
 """What is said of each row; of one that cannot be read, its `error`."""
 
 
-def predict_file(dataset: str, result: Path, predict: Predict, progress: Callable[[int], None]) -> str:
+def predict_file(
+    dataset: str,
+    result: Path,
+    predict: Predict,
+    progress: Callable[[int], None],
+    read: Callable[[Row], Mapping[str, Json]] | None = None,
+) -> str:
     """Say something of every row of a data set, into a JSON-lines file, one line a row; returns what was done.
 
     Rows whose line is there already are not asked again; those that were errors are.
 
     Args:
         progress: told how many rows have been dealt with.
+        read: what a row's line begins with, by which a row that has changed since is known; may raise BadRow.
 
     Raises:
         DataError: the data set cannot be read.
@@ -89,6 +97,10 @@ def predict_file(dataset: str, result: Path, predict: Predict, progress: Callabl
     rows = drawn_rows(dataset, DataConfig())
     results = RunDir(result.parent)
     done = standing(result, len(rows))
+    if read is not None:
+        for index, line in done.items():
+            _check_same(line, rows[index], read, result)
+    drop_errors(result)
     progress(len(done))
     wanted = [index for index in range(len(rows)) if index not in done]
     errors = 0
@@ -101,6 +113,26 @@ def predict_file(dataset: str, result: Path, predict: Predict, progress: Callabl
     put_in_order(result)
     before = f", {len(done)} of them from before" if done else ""
     return f"{len(rows) - errors} predictions and {errors} errors{before}: {result}"
+
+
+def _check_same(line: Mapping[str, Json], row: Row, read: Callable[[Row], Mapping[str, Json]], result: Path) -> None:
+    try:
+        same = all(line.get(name) == value for name, value in read(row).items())
+    except BadRow:
+        same = False
+    if not same:
+        raise ConfigError(
+            f"row {line['index']} of this file is about something else than the data set's",
+            where=str(result),
+            code="other_results",
+            fix="Give another --result_path, or remove the file to begin anew",
+        )
+
+
+def read_row(row: Row, predictor: Predictor, columns: Mapping[str, str]) -> dict[str, Json]:
+    """What the model is given of a row, as its line tells it; not its label.  Raises BadRow."""
+    line, _ = _asked(row, predictor.objective, columns)
+    return {name: value for name, value in line.items() if name != "reference"}
 
 
 def predict(rows: list[Row], predictor: Predictor, columns: Mapping[str, str] | None = None) -> list[dict[str, Json]]:

@@ -70,14 +70,13 @@ def claim(result: Path, made_by: Mapping[str, Json]) -> None:
 
 
 def standing(result: Path, count: int) -> dict[int, Mapping[str, Json]]:
-    """The lines that need not be made again, by the index of their row.  Errors are: what caused them may be mended.
+    """The lines that need not be made again, by the index of their row; an error may have been mended since.
 
     Args:
         count: rows of the data set.
 
     Raises:
         ConfigError: a line is about a row that the data set does not have (`other_results`).
-        RunError: the file cannot be written.
     """
     results = RunDir(result.parent)
     lines = [line for line in results.read_rows(result.name) if isinstance(line.get("index"), int)]
@@ -89,9 +88,14 @@ def standing(result: Path, count: int) -> dict[int, Mapping[str, Json]]:
             code="other_results",
             fix=_ANOTHER,
         )
-    if any("error" in line for line in lines):
-        results.truncate_rows(result.name, lambda line: "error" not in line)
     return {_index(line): line for line in lines if "error" not in line}
+
+
+def drop_errors(result: Path) -> None:
+    """Take the lines of errors out, before their rows are tried again.  Raises RunError."""
+    results = RunDir(result.parent)
+    if any("error" in line for line in results.read_rows(result.name)):
+        results.truncate_rows(result.name, lambda line: "error" not in line)
 
 
 def put_in_order(result: Path) -> None:
