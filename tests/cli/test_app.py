@@ -147,7 +147,10 @@ def test_schema_describes_a_recipe(capsys):
         (["dedup", "a.jsonl"], "Did you mean 'luthier data dedup'?"),
         (["sft", *GIVEN, "--rlhf_type", "dpo"], "--rlhf_type: preference training is not there yet"),
         (["sft", *GIVEN, "--task_type", "dpo"], "Preference training is not there yet"),
-        (["sft", *GIVEN, "-lr", "3"], "-lr: flags begin with two dashes. Did you mean --lr? As the value of --dataset"),
+        (
+            ["sft", *GIVEN, "-lr", "3"],
+            "--dataset: expected a value, got '-lr'. Flags begin with two dashes: did you mean --lr?",
+        ),
         (["sft", *GIVEN, "--dry_run", "more.jsonl"], "--dry_run: expected no value, got 'more.jsonl'"),
         (["sft", *GIVEN, "--learning_rate", "inf"], "--learning_rate: expected a number that is a finite number"),
         (

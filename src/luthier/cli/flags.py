@@ -23,7 +23,7 @@ from luthier.run.translate import Ignored, Means, Refused
 from luthier.run.values import INSTEAD, WORDS
 
 _NUMBERS = pydantic.ConfigDict(allow_inf_nan=False)
-_SHORT = re.compile(r"-[A-Za-z][\w-]*(=.*)?")
+_SHORT = re.compile(r"-(?!inf|nan)[A-Za-z][\w-]*(=.*)?")
 """What looks like a flag with one dash. Numbers below zero do not."""
 
 UNSET = "null"
@@ -125,10 +125,12 @@ def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
 def _short(word: str, before: str | None) -> ConfigError:
     """A word that looks like a flag and would be taken for one of the values before it."""
     name = word.lstrip("-").partition("=")[0].replace("-", "_")
-    fix = f"Did you mean --{name}?" if len(name) > 1 else "-h lists all flags"
-    if before is not None:
-        fix += f" As the value of {before} it is written {before}={word}"
-    return ConfigError("flags begin with two dashes", where=word, code="unknown_flag", fix=fix)
+    hint = f"did you mean --{name}?" if len(name) > 1 else "-h lists them"
+    fix = f"Flags begin with two dashes: {hint}"
+    if before is None:
+        return ConfigError(f"unexpected word {word!r}", code="unknown_flag", fix=fix)
+    fix += f" As a value it is written {before}={word}"
+    return ConfigError(f"expected a value, got {word!r}", where=before, code="unknown_flag", fix=fix)
 
 
 def _read(flag: str, words: list[str], known: Mapping[str, Leaf], notes: list[str]) -> list[tuple[str, Any]]:
