@@ -1,5 +1,6 @@
 """Files written tensor by tensor are those that safetensors itself writes."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -28,9 +29,10 @@ MIXED = {
 @pytest.mark.parametrize("names", [list(MIXED), ["a"], ["none"]])
 def test_the_bytes_are_those_of_safetensors(tmp_path: Path, names: list[str]):
     tensors = {name: MIXED[name] for name in names}
-    write_tensors(tmp_path / "ours", tensors, Tensor.detach)
+    hashed = write_tensors(tmp_path / "ours", tensors, Tensor.detach)
     save_file(tensors, tmp_path / "theirs")
-    assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
+    content = (tmp_path / "ours").read_bytes()
+    assert content == (tmp_path / "theirs").read_bytes() and hashed == sha256(content).hexdigest()
     loaded = load_file(tmp_path / "ours")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 

@@ -111,11 +111,11 @@ class Checkpoints:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
             artefact(staging)
-            for name, named in tensors.files().items():
-                if named:
-                    write_tensors(staging / name, named, whole)
+            written = {
+                name: write_tensors(staging / name, named, whole) for name, named in tensors.files().items() if named
+            }
             (staging / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-            seal(staging)
+            seal(staging, written)
             staging.rename(final)
             fsync_dir(self.folder)
         except (OSError, SafetensorError) as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +33,10 @@ _TYPES = {
 _WIDTH = {dtype: number for number, dtype in enumerate(_TYPES)}
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor]) -> None:
-    """Write what `safetensors.torch.save_file` would, byte for byte.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Tensor], Tensor]) -> str:
+    """Write what `safetensors.torch.save_file` would, byte for byte, and give the file's sha256.
+
+    A tensor is hashed while it is written, since hashing can take longer than a disk.
 
     Args:
         whole: makes a whole tensor of one that has the shape and type of a whole one.
@@ -41,12 +45,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], whole: Callable[[Te
         OSError: the file cannot be written.
     """
     order, text = _header(tensors, {})
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+    start = len(text).to_bytes(8, "little") + text
+    hashed = hashlib.sha256(start)
+    with path.open("wb") as file, ThreadPoolExecutor(1) as beside:
+        file.write(start)
         for name in order:
             value = whole(tensors[name]).detach().cpu().contiguous()
             content: Any = value.reshape(-1).view(torch.uint8).numpy()
+            done = beside.submit(hashed.update, content)
             file.write(content)
+            done.result()
+    return hashed.hexdigest()
 
 
 def file_size(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] = {}) -> int:
