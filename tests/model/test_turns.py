@@ -158,6 +158,10 @@ def test_a_run_too_short_for_ranks_is_refused(tiny_model_dir: Callable[..., Path
     method = AdaLora(settle_steps=5, final_steps=5)
     with pytest.raises(ConfigError, match="10 steps"):
         turns_of(applied(tiny_model_dir(), method), method, total=10, seed=0)
+    # In a single step importance would be asked for before it is measured.
+    with pytest.raises(ConfigError, match="a run of 1 steps"):
+        turns_of(applied(tiny_model_dir(), AdaLora()), AdaLora(), total=1, seed=0)
+    turns_of(applied(tiny_model_dir(), AdaLora()), AdaLora(), total=2, seed=0)
 
 
 @pytest.mark.parametrize("method", [Full(), Lora(rank=2), Prompt(virtual_tokens=3)])

@@ -71,12 +71,12 @@ def fill_the_disk(saves: range) -> None:
 
     real, count = checkpoint.seal, 0
 
-    def seal(folder: Any) -> None:
+    def seal(folder: Any, known: Any) -> None:
         nonlocal count
         count += 1
         if count in saves:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(folder)
+        real(folder, known)
 
     checkpoint.seal = seal
 

@@ -124,7 +124,7 @@ def _word(field: Field) -> list[str]:
         return [field.choices[0]]
     if field.kind == "json":
         return ["{}"]
-    if field.kind == "number" and field.below is not None:
+    if field.kind == "number" and field.below is not None and not field.default:
         return [str(field.below / 2)]
     return shlex.split(field.default) if field.kind == "list" and field.default else [field.default or "1"]
 

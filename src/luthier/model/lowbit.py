@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from luthier.base.errors import ModelError
+from luthier.base.sizes import told
 from luthier.model import rounding
 from luthier.model.config import Quant
 from luthier.model.folder import first_line
@@ -106,7 +107,7 @@ class _Tally:
         self.size += sum(tensor.nbytes for tensor in layer.held.values())
 
     def note(self, bits: str) -> str:
-        sizes = f"{_size(self.size)} instead of {_size(self.plain_size)}"
+        sizes = f"{told(self.size)} instead of {told(self.plain_size)}"
         note = f"Base held in {bits}: {self.weights / 1e6:,.1f}M weights take {sizes}"
         for reason, names in self.kept.items():
             note += f"; {len(names)} layers are not rounded, {reason}"
@@ -269,7 +270,3 @@ def _kernel_agrees(layer: LowBitLinear) -> bool:
         if not float((y - expected).float().norm()) <= tolerance * float(expected.float().norm()):
             return False
     return True
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -36,7 +36,7 @@ class Ranks:
         self._config: Any = network.peft_config[ADAPTER]
         settle = total // 10 if method.settle_steps is None else method.settle_steps
         final = total * 3 // 10 if method.final_steps is None else method.final_steps
-        if settle >= total - final:
+        if max(settle, 1) >= total - final:  # importance is measured before the step that decides by it
             raise ConfigError(
                 f"a run of {total} steps has no room between {settle} steps to settle and {final} at the end",
                 where="method.settle_steps",

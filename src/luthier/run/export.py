@@ -16,6 +16,7 @@ from luthier import __version__
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
+from luthier.base.sizes import told
 from luthier.data.batch import Group
 from luthier.export import hub as hubs
 from luthier.export.card import public_name
@@ -62,7 +63,7 @@ def export(options: ExportConfig, console: Console) -> Path:
         write_card(job, out, kind, made)
         facts: dict[str, Json] = {"luthier": __version__, "source": job.title, **job.facts, "bytes": size_of(out)}
         (out / "export.json").write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    console.result(f"{folder}: {_size(size_of(folder))}", path=str(folder), **facts)
+    console.result(f"{folder}: {told(size_of(folder))}", path=str(folder), **facts)
     if hub is not None:
         name = str(options.hub_model_id)
         with console.live() as line:
@@ -180,7 +181,7 @@ def _rounded(job: Job, model: Path, out: Path) -> tuple[str, str]:
     after = perplexity(_load(plain.model_copy(update={"path": str(out)}), job), groups)
     sizes = size_of(model), size_of(out)
     rows: list[dict[str, Json]] = [
-        {"": "size of the weights", "before": _size(sizes[0]), "after": _size(sizes[1])},
+        {"": "size of the weights", "before": told(sizes[0]), "after": told(sizes[1])},
         {"": "perplexity", "before": f"{before.value:.4f}", "after": f"{after.value:.4f}"},
     ]
     console.say(f"Measured on {before.tokens:,} tokens of {len(groups)} rows: {origin}")
@@ -197,8 +198,8 @@ def _rounded(job: Job, model: Path, out: Path) -> tuple[str, str]:
         "measured_on": origin,
     }
     cost = (
-        f"Its weights were rounded to {options.quant_bits} bits by {options.quant_method}: {_size(sizes[1])} instead "
-        f"of {_size(sizes[0])}, perplexity {after.value:.3f} instead of {before.value:.3f} on {before.tokens:,} tokens."
+        f"Its weights were rounded to {options.quant_bits} bits by {options.quant_method}: {told(sizes[1])} instead "
+        f"of {told(sizes[0])}, perplexity {after.value:.3f} instead of {before.value:.3f} on {before.tokens:,} tokens."
     )
     return "a whole model in few bits", cost
 
@@ -247,7 +248,3 @@ def _stored_dtype(folder: Path) -> str:
     """The type a model's weights are stored in, by its config.json."""
     settings = read_json(folder / "config.json")
     return str(settings.get("dtype") or settings.get("torch_dtype") or "float32")
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

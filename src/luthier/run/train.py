@@ -21,6 +21,7 @@ from luthier.objectives.registry import whole
 from luthier.run.build import build_general, build_model, build_parts, build_trainer, describe
 from luthier.run.config import RunConfig
 from luthier.run.data import build_data
+from luthier.run.diskroom import check_disk
 from luthier.run.environment import environment, measured_memory
 from luthier.run.findings import Judged, write_findings
 from luthier.run.forecast.refusal import refuse_what_cannot_fit
@@ -84,6 +85,7 @@ def train(config: RunConfig, console: Console) -> Path:
         }
         if resume:
             _restore(trainer, resume, config)
+        check_disk(run, model, trainer)
         _write_beginning(run)
         plan = describe(run, data, model, trainer)
 

@@ -1,4 +1,4 @@
-"""The files of a checkpoint and their sizes, before there is one."""
+"""The files of a checkpoint and their sizes, before there is one; of a model with numbers or without."""
 
 from __future__ import annotations
 
@@ -21,12 +21,28 @@ ADAPTER = "adapter_model.safetensors"
 
 
 def checkpoint_files(model: Model, config: RunConfig) -> dict[str, int]:
-    """Bytes of the files with tensors.  Tokenizer, settings and state are a few MiB beside them."""
+    """Bytes of the files with tensors.  Tokenizer, settings and state are a few MiB beside them.
+
+    model: without numbers, if it has adapters.
+    """
+    return {**(_adapter(model) if model.adapted else _whole(model)), **_exact(model, config)}
+
+
+def least_bytes(model: Model, config: RunConfig) -> int:
+    """What a checkpoint of a model with numbers takes at least: all its tensors but the adapters that people use.
+
+    What PEFT does to find those can change a live model.
+    """
+    files = _exact(model, config) | ({} if model.adapted else _whole(model))
+    return sum(files.values())
+
+
+def _exact(model: Model, config: RunConfig) -> dict[str, int]:
+    """What a run goes on with."""
     trained: dict[str, Tensor] = {name: weight.detach() for name, weight in model.trained().items()}
     wide = {name: torch.empty(value.shape, dtype=torch.float32, device="meta") for name, value in trained.items()}
     moving = moving_at_once(model, config.method, config.seed)
     found = {
-        **_artefact(model),
         TRAINED: file_size(wide),
         OPTIMIZER: file_size(
             statesize.sketch_state({name: wide[name] for name in moving}, config.optim, tied=model.tied)
@@ -35,16 +51,19 @@ def checkpoint_files(model: Model, config: RunConfig) -> dict[str, int]:
     return found | ({EMA: file_size(wide)} if config.train.ema_decay is not None else {})
 
 
-def _artefact(model: Model) -> dict[str, int]:
-    """What people use: adapters as they are, or the whole model in the arithmetic's type, tied weights once."""
-    if model.adapted:
-        from peft import get_peft_model_state_dict
+def _adapter(model: Model) -> dict[str, int]:
+    """Adapters as people use them."""
+    from peft import get_peft_model_state_dict
 
-        network: Any = model.network
-        # PEFT brings what stands before the text to the CPU, which tensors without numbers only pretend to.
-        with nullcontext() if model.before is None else shadow.on_cpu(model):
-            state = get_peft_model_state_dict(network, save_embedding_layers=False)
-            return {ADAPTER: file_size(state, {"format": "pt"})}
+    network: Any = model.network
+    # PEFT brings what stands before the text to the CPU, which tensors without numbers only pretend to.
+    with nullcontext() if model.before is None else shadow.on_cpu(model):
+        state = get_peft_model_state_dict(network, save_embedding_layers=False)
+        return {ADAPTER: file_size(state, {"format": "pt"})}
+
+
+def _whole(model: Model) -> dict[str, int]:
+    """The whole model as people use it: in the arithmetic's type, tied weights once."""
     seen: set[int] = set()
     state: dict[str, Tensor] = {}
     for name, value in model.base.state_dict(keep_vars=True).items():

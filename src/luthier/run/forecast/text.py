@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from html import escape
 
 from luthier.base.records import Json
+from luthier.base.sizes import told
 from luthier.run import webpage
 from luthier.run.forecast.forecast import Forecast
 from luthier.run.forecast.hardware import GIB
@@ -122,15 +123,11 @@ def _below(plan: Forecast) -> list[str]:
 
 def _disk(plan: Forecast) -> dict[str, str]:
     each = sum(plan.checkpoint.values())
-    files = ", ".join(f"{name} {_size(size)}" for name, size in plan.checkpoint.items())
+    files = ", ".join(f"{name} {told(size)}" for name, size in plan.checkpoint.items())
     if plan.checkpoints is None:
-        return {"checkpoint": f"{_size(each)}: {files}", "in all": "all are kept (--save_total_limit null)"}
-    most = f"at most {_size(each * plan.checkpoints)}: {plan.checkpoints - 2} kept, the best, and one being written"
-    return {"checkpoint": f"{_size(each)}: {files}", "in all": most}
-
-
-def _size(size: int) -> str:
-    return f"{size / GIB:.2f} GiB" if size >= GIB else f"{size / 2**20:.1f} MiB"
+        return {"checkpoint": f"{told(each)}: {files}", "in all": "all are kept (--save_total_limit null)"}
+    most = f"at most {told(each * plan.checkpoints)}: {plan.checkpoints - 2} kept, the best, and one being written"
+    return {"checkpoint": f"{told(each)}: {files}", "in all": most}
 
 
 def verdict(plan: Forecast) -> str:
