@@ -28,6 +28,8 @@ def check_disk(run: Run, model: Model, trainer: Trainer) -> None:
             code="disk_full",
             fix="Free some space, or give another --output_dir",
         )
+    if model.adapted:  # what people use of them takes about as much as what the run goes on with
+        one += sum(4 * weight.numel() for weight in model.trained().values())
     if one * count > free:
         kept = run.config.save.total_limit
         fewer = "" if kept == 1 else f", or keep fewer: --save_total_limit {1 if kept else 2}"
