@@ -14,7 +14,6 @@ from luthier.base.rundir import fsync_dir, usual_mode
 
 MANIFEST = "MANIFEST.json"
 
-
 _AT_ONCE = 4
 """Files that are hashed at once: one thread reads a gigabyte in a second, and a checkpoint can have a hundred."""
 
@@ -30,7 +29,7 @@ def seal(folder: Path, known: Mapping[str, str] = {}) -> None:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in files]
-    hashes = {**known, **_sha256([folder / name for name in names if name not in known], folder)}
+    hashes = {**known, **_hashes(folder, [name for name in names if name not in known])}
     listed = {
         name: {"bytes": path.stat().st_size, "sha256": hashes[name]} for name, path in zip(names, files, strict=True)
     }
@@ -57,7 +56,7 @@ def verify(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-    hashes = _sha256([path / name for name in files], path)
+    hashes = _hashes(path, [*files])
     wrong = [name for name, expected in files.items() if hashes[name] != expected["sha256"]]
     return f"{wrong[0]} does not match its hash" if wrong else None
 
@@ -71,14 +70,12 @@ def set_aside(path: Path, fault: str) -> str:
     return f"{path.name} is broken ({fault}); kept as {target.name}"
 
 
-def _sha256(files: Sequence[Path], folder: Path) -> dict[str, str]:
-    """Of each file, by its name in the folder."""
+def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """The sha256 of each file, by its name in the folder."""
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return dict(
-            zip((file.relative_to(folder).as_posix() for file in files), threads.map(_hash, files), strict=True)
-        )
+        return dict(zip(names, threads.map(_sha256, [folder / name for name in names]), strict=True))
 
 
-def _hash(path: Path) -> str:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

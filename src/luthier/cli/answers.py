@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from luthier.base.errors import ConfigError, DataError, LuthierError
+from luthier.base.errors import DataError, LuthierError
 from luthier.base.records import BadRow, Chat, Fault, Json, Message
 from luthier.base.rundir import RunDir
 from luthier.cli.speaker import Speaker
@@ -17,7 +17,7 @@ from luthier.data.row import Row
 from luthier.data.sources import drawn_rows
 from luthier.generate.request import Request
 from luthier.generate.sampler import Completion
-from luthier.run.resultfile import drop_errors, put_in_order, standing
+from luthier.run.resultfile import drop_errors, other_results, put_in_order, standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +71,7 @@ def answer_file(
 
     for (index, asked), answer in speaker.generator.answers(questions()):
         write(index, {"error": str(answer)} if isinstance(answer, LuthierError) else _answered(asked, answer))
-    put_in_order(result)
-    lines = results.read_rows(result.name)
+    lines = put_in_order(result)
     failed = sum("error" in line for line in lines)
     if lines and failed == len(lines):
         why = str(lines[0]["error"])
@@ -102,12 +101,7 @@ def _plain(asked: Question) -> list[Json]:
 
 def _check_same(line: Mapping[str, Json], asked: Question, result: Path) -> None:
     if line.get("messages") != _plain(asked):
-        raise ConfigError(
-            f"row {line['index']} of this file answers another question",
-            where=str(result),
-            code="other_results",
-            fix="Give another --result_path, or remove the file",
-        )
+        raise other_results(result, f"row {line['index']} of this file answers another question")
 
 
 def question_of(row: Row, system: str | None, columns: Mapping[str, str]) -> Question:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from luthier.base.config import nearest
+from luthier.prepare import verbs
 
 _NOT_YET = "Preference training and RL are not there yet. luthier -h lists the commands"
 _MEANT = {
@@ -17,13 +18,6 @@ _MEANT = {
     **dict.fromkeys(("env", "check", "version", "info"), "doctor"),
     **dict.fromkeys(("prepare", "dataset", "preprocess"), "data"),
     **dict.fromkeys(("hpo", "tuning", "sweep"), "search"),
-    **dict.fromkeys(
-        (
-            *("augment", "balance", "clean", "convert", "decontaminate", "dedup", "features", "inspect", "label"),
-            *("mix", "select", "split", "synthesize"),
-        ),
-        "data {}",
-    ),
 }
 _REINFORCED = {"rlhf", "dpo", "orpo", "kto", "cpo", "simpo", "rm", "reward", "ppo", "grpo", "rloo", "rollout"}
 
@@ -35,10 +29,9 @@ def instead_of(word: str, names: Sequence[str]) -> str:
         names: the commands there are.
     """
     word = word.removeprefix("--")
-    if word.lower() in _REINFORCED:
+    meant = word.lower()
+    if meant in _REINFORCED:
         return _NOT_YET
-    known = _MEANT.get(word.lower())
-    hint = known.format(word.lower()) if known else nearest(word, names)
-    if hint is None:
-        return "luthier -h lists the commands"
-    return f"Did you mean {f'luthier {hint}' if known else hint!r}?"
+    known = f"data {meant}" if meant in verbs.names() else _MEANT.get(meant)
+    hint = f"luthier {known}" if known else nearest(word, names)
+    return f"Did you mean {hint!r}?" if hint else "luthier -h lists the commands"

@@ -12,7 +12,7 @@ import mmap
 import os
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -166,21 +166,21 @@ def _table_layout(suffix: str, head: str, name: str, config: DataConfig) -> Layo
         raise DataError(f"the header is not CSV: {error}", where=name, code="malformed_csv") from error
     known = _NAMES | {column.lower() for column in (*config.columns, *config.columns.values())}
     if len(columns) == 2 and not any(column.lower() in known for column in columns):
-        names = _headless(head, delimiter)
-        if _is_row(columns, names.index("label"), head, delimiter):
+        rows = [line.split(delimiter, 1) for line in head.split("\n")[:1000] if delimiter in line]
+        names = _headless(rows)
+        if _is_row(columns, names.index("label"), rows[1:]):
             return Layout("csv", delimiter, names, quoted=delimiter != "\t")
     if len(set(columns)) < len(columns):
         raise DataError("two columns have the same name", where=name, fix="Rename one", code="malformed_csv")
     return Layout("csv", delimiter, columns, header=True)
 
 
-def _is_row(columns: tuple[str, ...], label: int, head: str, delimiter: str) -> bool:
+def _is_row(columns: tuple[str, ...], label: int, below: Sequence[Sequence[str]]) -> bool:
     """Whether two cells are a row and no header: one is a number or a sentence, or the label is met again further down.
 
     Of the two mistakes, a header trained as a row is the one that nobody would see.
     """
-    lines = [line.split(delimiter, 1) for line in head.split("\n")[1:1000] if delimiter in line]
-    again = columns[label] in {line[label].strip().strip('"') for line in lines}
+    again = columns[label] in {row[label].strip().strip('"') for row in below}
     return again or not all(len(cell) <= 30 and len(cell.split()) <= 2 and not _is_number(cell) for cell in columns)
 
 
@@ -192,11 +192,10 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _headless(head: str, delimiter: str) -> tuple[str, str]:
+def _headless(rows: Sequence[Sequence[str]]) -> tuple[str, str]:
     """Names for two columns without a header: the label is the one with the fewer different values."""
-    lines = [line.split(delimiter, 1) for line in head.split("\n")[:1000] if delimiter in line]
-    first, second = ({line[number] for line in lines} for number in (0, 1))
-    return ("label", "text") if len(first) < len(second) and len(first) * 2 <= len(lines) else ("text", "label")
+    first, second = ({row[number] for row in rows} for number in (0, 1))
+    return ("label", "text") if len(first) < len(second) and len(first) * 2 <= len(rows) else ("text", "label")
 
 
 def stream_text(file: TextFile) -> Iterator[Callable[[], Row]]:

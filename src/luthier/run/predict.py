@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from luthier.base.errors import ConfigError
 from luthier.base.records import BadRow, Fault, Json, Labelled, Record, Tagged, Where
 from luthier.base.rundir import RunDir
 from luthier.data.batch import Batch, Group, Tokens, whole
@@ -28,7 +27,7 @@ from luthier.objectives.classify import Classification, Problem
 from luthier.objectives.config import SeqCls, TokenCls
 from luthier.objectives.tag import Tagging, words_of
 from luthier.run.result import Usable
-from luthier.run.resultfile import drop_errors, put_in_order, standing
+from luthier.run.resultfile import drop_errors, other_results, put_in_order, standing
 
 _AT_ONCE = 512
 """Rows that are sorted by length and packed together."""
@@ -121,12 +120,7 @@ def _check_same(line: Mapping[str, Json], row: Row, read: Callable[[Row], Mappin
     except BadRow:
         same = False
     if not same:
-        raise ConfigError(
-            f"row {line['index']} of this file is about something else than the data set's",
-            where=str(result),
-            code="other_results",
-            fix="Give another --result_path, or remove the file to begin anew",
-        )
+        raise other_results(result, f"row {line['index']} of this file is about something else than the data set's")
 
 
 def read_row(row: Row, predictor: Predictor, columns: Mapping[str, str]) -> dict[str, Json]:

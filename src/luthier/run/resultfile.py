@@ -16,7 +16,12 @@ from luthier.base.records import Json
 from luthier.base.rundir import RunDir, write_atomic
 
 _BEGINS = b'{"index":'
-_ANOTHER = "Give another --result_path, or remove the file to begin anew"
+
+
+def other_results(result: Path, what: str) -> ConfigError:
+    """The error for a file whose lines are no results of what is asked now."""
+    fix = "Give another --result_path, or remove the file to begin anew"
+    return ConfigError(what, where=str(result), code="other_results", fix=fix)
 
 
 def leave_others_alone(result: Path, dataset: str) -> None:
@@ -43,7 +48,7 @@ def leave_others_alone(result: Path, dataset: str) -> None:
         begins = file.read(len(_BEGINS))
     ours = _BEGINS.startswith(begins)  # a crash may have cut the first line
     if not ours or not all("index" in line for line in RunDir(result.parent).read_rows(result.name)):
-        raise ConfigError("holds lines that are no results", where=str(result), code="other_results", fix=_ANOTHER)
+        raise other_results(result, "holds lines that are no results")
 
 
 def claim(result: Path, made_by: Mapping[str, Json]) -> None:
@@ -63,9 +68,7 @@ def claim(result: Path, made_by: Mapping[str, Json]) -> None:
     if before is not None and before != now:
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         changed = "; ".join(f"{name} was {_told(before.get(name))}, now {_told(now.get(name))}" for name in names)
-        raise ConfigError(
-            f"its lines were made otherwise: {changed}", where=str(result), code="other_results", fix=_ANOTHER
-        )
+        raise other_results(result, f"its lines were made otherwise: {changed}")
     results.write_json(note, now)
 
 
@@ -82,11 +85,8 @@ def standing(result: Path, count: int) -> dict[int, Mapping[str, Json]]:
     lines = [line for line in results.read_rows(result.name) if isinstance(line.get("index"), int)]
     last = max((_index(line) for line in lines), default=-1)
     if last >= count:
-        raise ConfigError(
-            f"this file is about another question set: it has a line for row {last}, and there are {count} rows",
-            where=str(result),
-            code="other_results",
-            fix=_ANOTHER,
+        raise other_results(
+            result, f"this file is about another question set: it has a line for row {last}, and there are {count} rows"
         )
     return {_index(line): line for line in lines if "error" not in line}
 
@@ -98,12 +98,13 @@ def drop_errors(result: Path) -> None:
         results.truncate_rows(result.name, lambda line: "error" not in line)
 
 
-def put_in_order(result: Path) -> None:
-    """Sort the lines by their rows.  Raises RunError."""
+def put_in_order(result: Path) -> list[dict[str, Json]]:
+    """Sort the lines by their rows, and give them.  Raises RunError."""
     lines = RunDir(result.parent).read_rows(result.name)
     ordered = sorted(lines, key=_index)
     if ordered != lines:
         write_atomic(result, b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in ordered))
+    return ordered
 
 
 def _index(line: Mapping[str, Json]) -> int:

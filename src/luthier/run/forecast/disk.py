@@ -39,8 +39,8 @@ def least_bytes(model: Model, config: RunConfig) -> int:
 
 def _exact(model: Model, config: RunConfig) -> dict[str, int]:
     """What a run goes on with."""
-    trained: dict[str, Tensor] = {name: weight.detach() for name, weight in model.trained().items()}
-    wide = {name: torch.empty(value.shape, dtype=torch.float32, device="meta") for name, value in trained.items()}
+    trained = model.trained().items()
+    wide = {name: torch.empty(weight.shape, dtype=torch.float32, device="meta") for name, weight in trained}
     moving = moving_at_once(model, config.method, config.seed)
     found = {
         TRAINED: file_size(wide),
