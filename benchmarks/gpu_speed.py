@@ -45,6 +45,9 @@ from luthier.objectives.language import Language
 WARM_UP = 12
 """Steps in which the kernels of most products have taken their turns."""
 
+PROFILED = 4
+"""Steps of a profile, one after the other as in a run."""
+
 SHAPES: dict[str, dict[str, Any]] = {
     "7b": {
         "hidden_size": 3584,
@@ -189,16 +192,21 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, host: 
     # In a run, threads have them ready before they are asked for.
     seeds = [number * mesh.world + mesh.rank for number in range(WARM_UP + steps)]
     ready = [make_step(work.lengths, mode.micro_tokens, model.vocabulary, seed) for seed in seeds]
-    for number, step in enumerate(ready):
+
+    def train(step: Sequence[Batch]) -> StepResult:
         optimizer.zero_grad()
         batches = [batch.to(mesh.device) for batch in step]
         pending = begin(model, objective, batches, mesh, max_norm=1.0)
         ahead = optimizer.can_hold_still
         if ahead:
             optimizer.step(1.0, unless=pending.unsound)
-        results.append(pending.read())
+        result = pending.read()
         if not ahead:
             optimizer.step(1.0)
+        return result
+
+    for number, step in enumerate(ready):
+        results.append(train(step))
         moments.append(time.perf_counter())
         if number == 0:
             warm = moments[0] - started
@@ -217,12 +225,9 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, host: 
         flush=True,
     )
     if profile:
-        batches = [batch.to(mesh.device) for batch in ready[0]]
-        activities = [torch.profiler.ProfilerActivity.CUDA, torch.profiler.ProfilerActivity.CPU]
-        with torch.profiler.profile(activities=activities) as seen:
-            optimizer.zero_grad()
-            gradients(model, objective, batches, mesh, max_norm=1.0)
-            optimizer.step(1.0)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            for step in ready[:PROFILED]:
+                train(step)
             torch.cuda.synchronize()
         table(seen)
     if host:
@@ -244,34 +249,36 @@ def host_time(train: Callable[[Sequence[Batch]], object], vocabulary: int, mesh:
 
 
 def table(seen: torch.profiler.profile, rows: int = 48) -> None:
-    """Device time by kernel."""
+    """Device time of a step by kernel."""
     kernels: dict[str, list[float]] = {}
-    for event in seen.events() or ():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            kernels.setdefault(event.name, []).append(event.device_time)
+    for event in on_device(seen):
+        kernels.setdefault(event.name, []).append(event.device_time)
     total = sum(sum(times) for times in kernels.values())
-    print(f"    device busy {total / 1e3:.1f} ms; {gaps(seen)}")
+    print(f"    device busy {total / PROFILED / 1e3:.1f} ms a step; {gaps(seen)}")
     for kernel, times in sorted(kernels.items(), key=lambda item: -sum(item[1]))[:rows]:
-        print(f"    {sum(times) / 1e3:8.2f} ms {len(times):5}x  {kernel[:110]}")
+        print(f"    {sum(times) / PROFILED / 1e3:8.2f} ms {len(times) / PROFILED:7.2f}x  {kernel[:110]}")
+
+
+def on_device(seen: torch.profiler.profile) -> list[Any]:
+    """What ran on the device, without the host's own annotations of it."""
+    kind = torch.autograd.DeviceType.CUDA
+    return [event for event in seen.events() or () if event.device_type == kind and "Optimizer.step" not in event.name]
 
 
 def gaps(seen: torch.profiler.profile) -> str:
     """How long the device stood still between its first and last kernel, and the longest such times."""
-    spans = sorted(
-        (event.time_range.start, event.time_range.end, event.name)
-        for event in seen.events() or ()
-        if event.device_type == torch.autograd.DeviceType.CUDA and "Optimizer.step" not in event.name
-    )
+    spans = sorted((event.time_range.start, event.time_range.end, event.name) for event in on_device(seen))
     found: list[tuple[float, str]] = []
     end, last = spans[0][1], spans[0][2]
     for start, stop, name in spans[1:]:
         if start > end:
-            found.append((start - end, f"{last[:32]} -> {name[:32]}"))
+            found.append((start - end, f"{last[:48]} -> {name[:48]}"))
         if stop > end:
             end, last = stop, name
-    longest = "; ".join(f"{gap:.0f} us {where}" for gap, where in sorted(found, reverse=True)[:6])
+    longest = "".join(f"\n        {gap:.0f} us {where}" for gap, where in sorted(found, reverse=True)[:24])
     idle = sum(gap for gap, _ in found)
-    return f"{idle / 1e3:.1f} ms idle of {(end - spans[0][0]) / 1e3:.1f} in {len(found)} gaps; {longest}"
+    whole = (end - spans[0][0]) / 1e3
+    return f"{idle / 1e3:.1f} ms idle of {whole:.1f} in {len(found)} gaps of {PROFILED} steps; the longest:{longest}"
 
 
 def main() -> None:
