@@ -17,14 +17,17 @@ from luthier.model.cublas import Kernel
 LAPS, _PATIENCE = 8, 3
 """Times that each runs before one is chosen; and how often before whoever is hopeless takes no further turn."""
 
-_LONG, _LAPS_IF_LONG, _PATIENCE_IF_LONG = 2.0, 3, 1
+_LONG, _LAPS_IF_LONG, _PATIENCE_IF_LONG = 8.0, 2, 1
 """The same where the fastest takes so many milliseconds: then one time tells more, and costs more."""
 
 _HOPELESS = 1.1
 """Whoever's best time is so many times another's is that."""
 
-_GAIN = 0.995
-"""Share of the time of PyTorch's own call below which another kernel is taken."""
+_GAIN = 0.975
+"""Share of the time of PyTorch's own call below which another kernel is taken.
+
+Whoever does the same work in less time draws more power meanwhile.  Where power sets the clock, all that comes after
+pays for it: a kernel that is up to some 3 % faster here makes a step no faster, or slower (docs/performance.md)."""
 
 
 @dataclass(slots=True)
