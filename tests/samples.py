@@ -6,6 +6,8 @@ from typing import Any
 
 from conftest import LINES
 
+from luthier.base.records import Judged, Labelled, Pair, Prompt, Record, Similar, Tagged, Task
+
 WORDS = [line.replace(",", " ").replace(".", " ").split() for line in LINES[:3]]
 ROWS: dict[str, list[dict[str, Any]]] = {
     "classes": [{"text": " ".join(WORDS[n % 3][n // 3 :]), "label": "ab"[n % 2]} for n in range(12)],
@@ -33,3 +35,16 @@ ROWS: dict[str, list[dict[str, Any]]] = {
         for n in range(12)
     ],
 }
+
+
+def task_for(record: Record) -> Task:
+    """The task that a record is for."""
+    found: dict[type, Task] = {
+        Pair: "preference",
+        Judged: "kto",
+        Labelled: "classification",
+        Tagged: "tagging",
+        Similar: "similarity",
+        Prompt: "prompt",
+    }
+    return found.get(type(record), "language")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import task_for
 
 from luthier.base.records import (
     BadRow,
@@ -25,7 +26,7 @@ from luthier.data.checks import RecordOptions, shape_fault, to_record
 from luthier.data.config import DataConfig
 from luthier.data.row import Row
 from luthier.data.sources import open_rows, parse_spec
-from luthier.data.tasks import as_task, read_as, task_of
+from luthier.data.tasks import read_as, task_of
 
 HERE = Where("f.jsonl", 12)
 USER = {"role": "user", "content": "q"}
@@ -222,7 +223,7 @@ def test_similarity(value: dict[str, Any], expected: Similar) -> None:
 )
 def test_prompts(value: dict[str, Any], task: Task | None, expected: Prompt) -> None:
     assert read_as(value, HERE, None, task) == expected
-    assert as_task(expected) == "prompt"
+    assert task_for(expected) == "prompt"
 
 
 def test_training_reads_language_only() -> None:
@@ -253,5 +254,5 @@ def test_real_files(test_data: Path, name: str, task: Task, rows: int, tmp_path:
     found = open_rows(parse_spec(str(test_data / name), "hf"), DataConfig(cache_dir=str(tmp_path)))
     records = [to_record(found[number], RecordOptions(task=None))[0] for number in range(len(found))]
     good = [record for record in records if not hasattr(record, "code")]
-    assert {as_task(record) for record in good} == {task}  # type: ignore[arg-type]
+    assert {task_for(record) for record in good} == {task}  # type: ignore[arg-type]
     assert len(good) == rows

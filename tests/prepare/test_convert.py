@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from samples import task_for
 from workshop import run, write_rows
 
 from luthier.base.records import (
@@ -24,7 +25,7 @@ from luthier.base.records import (
     Text,
     Where,
 )
-from luthier.data.tasks import as_task, read_as
+from luthier.data.tasks import read_as
 from luthier.prepare.shapes import SHAPES, TASKS, write
 from luthier.prepare.shapes.parts import CannotHold
 from luthier.prepare.verbs.convert import ConvertConfig
@@ -102,13 +103,13 @@ def test_what_is_written_without_loss_reads_back_as_it_was(name: str, shape: str
         assert shape not in HOLDS[name], (row, losses)
         return
     back = read_as(json.loads(json.dumps(row)), HERE, None, TASKS.get(shape))
-    if as_task(back) == as_task(record):
+    if task_for(back) == task_for(record):
         assert back == record
         assert shape in HOLDS[name] or shape in _other_forms(name)
     elif isinstance(record, Pair):  # the answer that was not preferred is a text that is not like the question
         assert shape == "retrieval" and back == Similar("q", ("a",), ("b",), HERE)
     else:  # a chat as a prompt with its answer, and the other way round
-        assert {as_task(back), as_task(record)} <= {"language", "prompt", "classification", "similarity"}
+        assert {task_for(back), task_for(record)} <= {"language", "prompt", "classification", "similarity"}
 
 
 def _other_forms(name: str) -> set[str]:

@@ -26,13 +26,13 @@ def redact(text: str) -> str:
     return SECRET_TEXT.sub("***", text)
 
 
-def secrets_in(tree: Mapping[str, Any], prefix: str = "") -> list[str]:
+def secrets_in(tree: Mapping[str, Any]) -> list[str]:
     """Dotted names of the settings that hold a secret: by its shape, by a name such as api_key, or by the environment.
 
     Only what is surely one counts, because settings with secrets are refused.
     """
     known = list(_of_environment(12))
-    return [name for name, text in _texts(tree, prefix) if _is_secret(name, text, known)]
+    return [name for name, text in _texts(tree, "") if _is_secret(name, text, known)]
 
 
 def _is_secret(name: str, text: str, known: list[str]) -> bool:

@@ -9,10 +9,10 @@ import bisect
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -114,8 +114,8 @@ def drawn_rows(text: str, config: DataConfig, seed: int = 42) -> Rows:
     return DrawnRows(text, rows, tuple(take_indices(len(rows), spec.take, seed).tolist()))
 
 
-def stream_rows(spec: DatasetSpec, config: DataConfig, start: int = 0) -> Iterator[Row]:
-    """The rows of a data set from row `start` on, in order, in one pass and without an index or a cache.
+def stream_rows(spec: DatasetSpec, config: DataConfig) -> Iterator[Row]:
+    """The rows of a data set in order, in one pass and without an index or a cache.
 
     `spec.take` is not applied.
 
@@ -123,11 +123,10 @@ def stream_rows(spec: DatasetSpec, config: DataConfig, start: int = 0) -> Iterat
         DataError, MissingExtra: as `open_rows`, when the first row is asked for.
     """
     if spec.kind != "local":
-        yield from tables.stream_hub(spec.kind, spec.path, spec.subset, start)
+        yield from tables.stream_hub(spec.kind, spec.path, spec.subset)
         return
-    rows = (row for path in files_of(spec) for row in _stream_file(path, config))
-    for read in islice(rows, start, None):
-        yield read()
+    for path in files_of(spec):
+        yield from _stream_file(path, config)
 
 
 def open_file(path: Path, config: DataConfig) -> Rows:
@@ -137,7 +136,7 @@ def open_file(path: Path, config: DataConfig) -> Rows:
     return tables.open_table(path, str(path), cache_root(config) / "tables", config.max_row_bytes)
 
 
-def _stream_file(path: Path, config: DataConfig) -> Iterator[Callable[[], Row]]:
+def _stream_file(path: Path, config: DataConfig) -> Iterator[Row]:
     if kind_of(path) in textfile.SUFFIXES:
         return stream_text(describe(path, str(path), config))
     return tables.stream_table(path, str(path), config.max_row_bytes)

@@ -8,8 +8,6 @@ import decimal
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -123,8 +121,8 @@ def _hash_files(paths: list[Path], limit: int) -> str:
     return hashlib.sha256(" ".join(digests).encode()).hexdigest()
 
 
-def stream_table(path: Path, name: str, limit: int) -> Iterator[Callable[[], Row]]:
-    """Every row as a call that converts it, a few hundred in memory at a time."""
+def stream_table(path: Path, name: str, limit: int) -> Iterator[Row]:
+    """Every row in order, a few hundred in memory at a time."""
     _check(path)
     if path.suffix.lower() == ".parquet":
         batches = pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=256)
@@ -133,7 +131,7 @@ def stream_table(path: Path, name: str, limit: int) -> Iterator[Callable[[], Row
     number = 0
     for batch in batches:
         for index in range(batch.num_rows):
-            yield partial(_row, name, number, batch.slice(index, 1), limit)
+            yield _row(name, number, batch.slice(index, 1), limit)
             number += 1
 
 
@@ -162,11 +160,11 @@ def open_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, cache: Pa
     return TableRows(path, digest, table.with_format("arrow"), limit)
 
 
-def stream_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, start: int) -> Iterator[Row]:
+def stream_hub(kind: Literal["hf", "ms"], path: str, subset: str | None) -> Iterator[Row]:
     """Rows of a data set on a hub, downloaded as they are needed."""
     table = _load_hub(kind, path, subset, None, streaming=True)
-    for number, value in enumerate(islice(table, start, None), start):
-        yield Row(Where(path, number + 1), {key: to_json(item) for key, item in value.items()})
+    for number, value in enumerate(table, 1):
+        yield Row(Where(path, number), {key: to_json(item) for key, item in value.items()})
 
 
 def _load_hub(kind: Literal["hf", "ms"], path: str, subset: str | None, cache: Path | None, *, streaming: bool) -> Any:

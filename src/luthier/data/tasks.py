@@ -12,13 +12,7 @@ from functools import lru_cache
 from luthier.base.records import (
     Fault,
     Json,
-    Judged,
-    Labelled,
-    Pair,
-    Prompt,
     Record,
-    Similar,
-    Tagged,
     Task,
     Where,
 )
@@ -95,19 +89,6 @@ def read_as(
     reader = Reader(where, repairs)
     plain = {key: item for key, item in value.items() if item is not None}
     return _READERS[wanted](reader, columns_of(value), plain)
-
-
-def as_task(record: Record) -> Task:
-    """The task a record is for."""
-    found: dict[type, Task] = {
-        Pair: "preference",
-        Judged: "kto",
-        Labelled: "classification",
-        Tagged: "tagging",
-        Similar: "similarity",
-        Prompt: "prompt",
-    }
-    return found.get(type(record), "language")
 
 
 _READERS: dict[Task, Callable[[Reader, Columns, Mapping[str, Json]], Record]] = {

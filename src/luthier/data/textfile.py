@@ -12,9 +12,8 @@ import mmap
 import os
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -198,10 +197,10 @@ def _headless(rows: Sequence[Sequence[str]]) -> tuple[str, str]:
     return ("label", "text") if len(first) < len(second) and len(first) * 2 <= len(rows) else ("text", "label")
 
 
-def stream_text(file: TextFile) -> Iterator[Callable[[], Row]]:
-    """Every row as a call that parses it, in order, from one pass over the file."""
+def stream_text(file: TextFile) -> Iterator[Row]:
+    """Every row in order, from one pass over the file."""
     for number, (_, _, line, column, data) in enumerate(file.cuts()):
-        yield partial(file.row, number, data, line, column)
+        yield file.row(number, data, line, column)
 
 
 @dataclass

@@ -40,39 +40,25 @@ class Likelihood:
         """The same in natural units: minus the log-probability."""
         return self.bits * math.log(2)
 
-    @property
-    def bits_per_byte(self) -> float:
-        """NaN for no text at all."""
-        return self.bits / self.size if self.size else math.nan
-
-    @property
-    def bytes_per_token(self) -> float:
-        """NaN for no text at all."""
-        return self.size / self.tokens if self.tokens else math.nan
-
     def __add__(self, other: Likelihood) -> Likelihood:
         return Likelihood(self.bits + other.bits, self.tokens + other.tokens, self.size + other.size)
 
 
 @torch.no_grad()
-def likelihood(
-    model: Model, renderer: Renderer, texts: Sequence[str], *, max_length: int | None = None, batch_tokens: int = 8192
-) -> Likelihood:
+def likelihood(model: Model, renderer: Renderer, texts: Sequence[str], *, batch_tokens: int = 8192) -> Likelihood:
     """The likelihood of some documents, each on its own.
 
     Args:
-        max_length: longest window in tokens; None takes the model's context.
         batch_tokens: tokens computed at once, or one window if that is longer.
     """
     model.eval_mode()
-    longest = min(max_length or model.max_length, model.max_length)
     nats, tokens, unseen = 0.0, 0, 0
     windows: list[Tokens] = []
     for text in texts:
         ids, known = _ids(renderer, text)
         tokens += len(ids) - known
         unseen += len(ids) > 0 and not known
-        windows += _windows(ids, longest)
+        windows += _windows(ids, model.max_length)
     for batch in _batches(windows, batch_tokens):
         placed = collate([Group((window,)) for window in batch], range(len(batch))).to(model.device)
         logprobs_T, _ = model.logprobs(placed)

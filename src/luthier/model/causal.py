@@ -186,13 +186,12 @@ class Model:
         finally:
             self._shared = None
 
-    def logprobs(self, batch: Batch, hidden_TD: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def logprobs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """logprobs_T (float32) of the targets and correct_T (bool: the target is the argmax) at the trained positions.
 
         Both are 0 elsewhere.  See `model.logprobs`.
         """
-        hidden_TD = self.hidden(batch) if hidden_TD is None else hidden_TD
-        return token_logprobs(self._score, hidden_TD, batch.targets_T, batch.trained_R)
+        return token_logprobs(self._score, self.hidden(batch), batch.targets_T, batch.trained_R)
 
     def scores(self, batch: Batch, hidden_TD: Tensor | None = None) -> Tensor:
         """scores_SC of the sequences, or scores_RC of the trained positions, by the model's head; float32."""

@@ -293,9 +293,6 @@ class PTuning(Config):
     """Dropout inside an LSTM."""
 
 
-Scheduled = Gradual | Lisa
-"""Methods whose moving weights change from step to step."""
-
 Prompting = Prompt | Prefix | PTuning
 """Methods that put something before every sequence."""
 

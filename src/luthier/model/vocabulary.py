@@ -85,7 +85,7 @@ def grow(config: ModelConfig, settings: Vocabulary, folder: Path, texts: Callabl
         raise ConfigError("the tokenizer knows all these tokens already", where="model.vocabulary")
     tokenizer.chat_template = old.chat_template
     tokenizer.save_pretrained(folder)
-    _check(folder, old, first, pieces)
+    _check(folder, old, pieces)
     _write_weights(source, folder, max(tokenizer.get_vocab().values()) + 1, pieces)
     names: Any = tokenizer.convert_ids_to_tokens(sorted(pieces))
     tokens = dict(zip(names, sorted(pieces), strict=True))
@@ -148,7 +148,7 @@ def _write_merges(folder: Path, old: PreTrainedTokenizerFast, merges: Sequence[M
         (folder / stale).unlink(missing_ok=True)
 
 
-def _check(folder: Path, old: PreTrainedTokenizerFast, first: int, pieces: dict[int, Pieces]) -> None:
+def _check(folder: Path, old: PreTrainedTokenizerFast, pieces: dict[int, Pieces]) -> None:
     """The tokenizer as it will be opened has the old tokens under their ids, and the new ones above them."""
     again: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(folder)
     now = again.get_vocab()

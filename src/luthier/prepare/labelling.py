@@ -70,7 +70,7 @@ class Import:
                 if one is None or not one.values:
                     parcel.drop(item, "no_majority" if one is None else "nothing_said")
                     continue
-                row: dict[str, Json] = {**data, **one.values, **_preferred(data, item.value, one)}
+                row: dict[str, Json] = {**data, **one.values, **_preferred(data, one)}
                 parcel.keep(item, {**row, "annotator": one.annotator} if self.resolve == "all" else row)
         return parcel
 
@@ -91,7 +91,7 @@ def _resolved(said: Sequence[Said], how: Literal["majority", "first"]) -> Said |
     return made if made.values else None
 
 
-def _preferred(data: Mapping[str, Json], task: Mapping[str, Json], said: Said) -> dict[str, Json]:
+def _preferred(data: Mapping[str, Json], said: Said) -> dict[str, Json]:
     """chosen and rejected of a task that compared two texts, where it is clear which ones."""
     side = next((answer for answer in said.values.values() if answer in ("left", "right")), None)
     texts = [name for name, value in data.items() if isinstance(value, str) and name not in ("prompt", "instruction")]

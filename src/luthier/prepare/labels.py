@@ -93,21 +93,21 @@ def count_labels(rows: Frame, name: str, *, needed: bool = True) -> dict[str, in
         DataError: as `read_labels`.
     """
     counts: dict[str, int] = {}
-    for _ in _pass(rows, name, counts, needed):
+    for _ in _pass(rows, name, counts, needed=needed):
         pass
     return dict(sorted(counts.items()))
 
 
-def read_labels(rows: Frame, name: str, *, needed: bool = True) -> Labels:
+def read_labels(rows: Frame, name: str) -> Labels:
     """One pass that finds the class of every row.
 
     Raises:
-        DataError: code `no_label` when the column has no value in any row (and it is needed), or is no label.
+        DataError: code `no_label` when the column has no value in any row, or is no label.
     """
     counts: dict[str, int] = {}
     met: dict[str, int] = {}
     pieces: list[NDArray[np.int16]] = [np.empty(0, np.int16)]
-    for parcel in _pass(rows, name, counts, needed):
+    for parcel in _pass(rows, name, counts, needed=True):
         # classes by when they were met, while it is not known which others there are; -1, the last one, stays -1
         places = np.array([*(met.setdefault(label, len(met)) for label in parcel.tally.counts), -1], np.int16)
         pieces.append(places[parcel.columns["label"]])
@@ -120,7 +120,7 @@ def read_labels(rows: Frame, name: str, *, needed: bool = True) -> Labels:
     return Labels(tuple(names), codes)
 
 
-def _pass(rows: Frame, name: str, counts: dict[str, int], needed: bool) -> Iterator[Parcel]:
+def _pass(rows: Frame, name: str, counts: dict[str, int], *, needed: bool) -> Iterator[Parcel]:
     """The pass itself; `counts` takes the rows of each class."""
     where = ", ".join(source.name for source in rows.sources)
     tally = Tally(counts)

@@ -2,9 +2,8 @@
 
 Legend: N items, A annotators, K classes.
 
-Sources: J. Cohen, "A coefficient of agreement for nominal scales" (1960) and "Weighted kappa" (1968); J. Fleiss,
-"Measuring nominal scale agreement among many raters" (1971); K. Krippendorff, "Computing Krippendorff's
-alpha-reliability" (2011).
+Sources: J. Cohen, "A coefficient of agreement for nominal scales" (1960); J. Fleiss, "Measuring nominal scale agreement
+among many raters" (1971); K. Krippendorff, "Computing Krippendorff's alpha-reliability" (2011).
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Level = Literal["nominal", "ordinal", "interval"]
-Weights = Literal["linear", "quadratic"]
 Codes = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -75,15 +73,14 @@ def _order(answer: Hashable) -> tuple[int, float, str]:
         return 1, 0.0, str(answer)
 
 
-def cohen_kappa(one_N: Codes, other_N: Codes, classes: int, weights: Weights | None = None) -> float:
+def cohen_kappa(one_N: Codes, other_N: Codes, classes: int) -> float:
     """Agreement of two annotators beyond chance: 1 is perfect, 0 is chance.
 
-        kappa = 1 - sum(w * observed) / sum(w * expected)
+        kappa = 1 - sum of observed / sum of expected, over pairs of different classes
 
     Args:
         one_N, other_N: class of each item; items where either is -1 are left out.
         classes: K.
-        weights: cost of a disagreement by the distance of its classes; None counts all alike.
 
     Returns:
         NaN where nothing is shared or both always say the same one thing.
@@ -94,11 +91,10 @@ def cohen_kappa(one_N: Codes, other_N: Codes, classes: int, weights: Weights | N
     total = observed.sum()
     if total == 0:
         return math.nan
-    apart = np.abs(np.arange(classes)[:, None] - np.arange(classes)[None, :]).astype(np.float64)
-    cost = {None: (apart > 0).astype(np.float64), "linear": apart, "quadratic": apart**2}[weights]
+    apart = 1.0 - np.eye(classes)
     expected = observed.sum(axis=1)[:, None] * observed.sum(axis=0)[None, :] / total
-    chance = float((cost * expected).sum())
-    return 1.0 - float((cost * observed).sum()) / chance if chance > 0 else math.nan
+    chance = float((apart * expected).sum())
+    return 1.0 - float((apart * observed).sum()) / chance if chance > 0 else math.nan
 
 
 def fleiss_kappa(counts_NK: Codes) -> float:
@@ -115,19 +111,6 @@ def fleiss_kappa(counts_NK: Codes) -> float:
     agreed_N = (counts_NK * (counts_NK - 1)).sum(axis=1) / (raters * (raters - 1))
     chance = float((shares_K**2).sum())
     return (float(agreed_N.mean()) - chance) / (1 - chance) if chance < 1 else math.nan
-
-
-def fleiss_by_class(counts_NK: Codes) -> Floats:
-    """Fleiss' kappa of each class against all others, [K]; NaN for a class that is never or always chosen.
-
-    Raises:
-        ValueError: as `fleiss_kappa`.
-    """
-    raters = _raters(counts_NK)
-    shares_K = counts_NK.sum(axis=0) / counts_NK.sum()
-    spread_K = len(counts_NK) * raters * (raters - 1) * shares_K * (1 - shares_K)
-    split_K = (counts_NK * (raters - counts_NK)).sum(axis=0).astype(np.float64)
-    return 1.0 - np.divide(split_K, spread_K, out=np.full_like(split_K, np.nan), where=spread_K > 0)
 
 
 def _raters(counts_NK: Codes) -> int:

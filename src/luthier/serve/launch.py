@@ -14,7 +14,6 @@ from typing import Literal
 from luthier.base.errors import ConfigError
 
 Peer = Literal["vllm", "sglang", "lmdeploy"]
-PEERS: tuple[Peer, ...] = ("vllm", "sglang", "lmdeploy")
 
 _USUAL: Mapping[Peer, tuple[str, ...]] = {
     "vllm": ("vllm", "serve"),

@@ -35,7 +35,6 @@ Method = Literal[
     "synonym", "insert", "delete", "swap", "mask", "recombine", "paraphrase", "back_translate",
     "crop", "rotate", "flip", "noise",
 ]  # fmt: skip
-_WORDED = get_args(Edit)
 _BY_ENDPOINT: tuple[Reword, ...] = get_args(Reword)
 
 

@@ -120,7 +120,7 @@ def balance(rows: Frame, config: BalanceConfig, job: Job) -> Outcome:
         DataError: code `no_label` when no row has a label.
         ConfigError: `ratio` names a class that is not there, or leaves one out.
     """
-    labels = _by_input(rows, job) if config.by_input else read_labels(rows, config.by)
+    labels = _by_input(rows) if config.by_input else read_labels(rows, config.by)
     shares = _shares(labels, config.ratio)
     report = Report(summary={"classes": len(labels.names)})
     without = int((labels.codes < 0).sum())
@@ -161,7 +161,7 @@ def balance(rows: Frame, config: BalanceConfig, job: Job) -> Outcome:
     return Outcome(report, reordered(stream, order, job.scratch))
 
 
-def _by_input(rows: Frame, job: Job) -> Labels:
+def _by_input(rows: Frame) -> Labels:
     rows.measure(_nothing, "Counting rows")
     names = tuple(source.name for source in rows.sources)
     return Labels(names, rows.origins())

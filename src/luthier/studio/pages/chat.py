@@ -34,8 +34,8 @@ async def show(house: House, named: str, t: Words) -> None:
         system = ui.textarea(t("system"), placeholder=t("system_about")).props("outlined dense autogrow stack-label")
         system.classes("wide")
         with ui.element("div").classes("fields"):
-            temperature = _slider("temperature", 0.7, 0.0, 2.0, 0.05)
-            top_p = _slider("top_p", 1.0, 0.05, 1.0, 0.05)
+            temperature = _slider("temperature", 0.7, 0.0, 2.0)
+            top_p = _slider("top_p", 1.0, 0.05, 1.0)
             longest = ui.number("max_tokens", value=512, min=1, max=32768, precision=0).props("outlined dense")
 
     def sampling() -> Sampling:
@@ -170,9 +170,9 @@ async def _written(talk: Talk, messages: list[Json], sampling: Sampling, pieces:
                 label.text, painted = "".join(pieces), time.monotonic()
 
 
-def _slider(name: str, value: float, least: float, most: float, step: float) -> Callable[[], float]:
+def _slider(name: str, value: float, least: float, most: float) -> Callable[[], float]:
     with ui.element("div"):
         shown = ui.label().classes("small")
-        slider = ui.slider(min=least, max=most, step=step, value=value)
+        slider = ui.slider(min=least, max=most, step=0.05, value=value)
         shown.bind_text_from(slider, "value", backward=lambda now: f"{name}: {now:g}")
     return lambda: float(slider.value or 0.0)

@@ -26,7 +26,7 @@ async def show(house: House, named: str, t: Words) -> None:
     """All reports, or the one that is named."""
     if named:
         title(named)
-        _one(house, house.roots.find(named), t)
+        _one(house.roots.find(named), t)
         return
     title(t("reports"))
     found = await to_thread(_reports, house)
@@ -47,7 +47,7 @@ def _reports(house: House) -> list[Path]:
     return sorted({*house.roots.reports(), *started}, key=lambda path: path.stat().st_mtime, reverse=True)
 
 
-def _one(house: House, path: Path, t: Words) -> None:
+def _one(path: Path, t: Words) -> None:
     if path.suffix == ".html":
         paper(path)
         return
