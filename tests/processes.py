@@ -18,11 +18,12 @@ import matplotlib.backends.backend_agg
 import peft
 import transformers.models.qwen2.modeling_qwen2
 from ranks import places
+from saved import hashes
 
 import luthier.cli.app
 import luthier.cli.train
 import luthier.run.train
-from luthier.engine.checkpoint import Checkpoints, digest, read
+from luthier.engine.checkpoint import Checkpoints
 
 LOADED = (matplotlib.backends.backend_agg, peft, transformers.models.qwen2.modeling_qwen2, luthier.run.train)
 """What every child needs, imported once before it is forked."""
@@ -176,8 +177,7 @@ class Job:
         """sha256 of the trained weights and of the optimizer in the newest run's last checkpoint."""
         latest = self.checkpoints().named("LATEST")
         assert latest is not None
-        _, tensors = read(latest)
-        return digest(tensors.trained), digest(tensors.optimizer)
+        return hashes(latest)
 
     def rows(self, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
         """Rows of a file of the newest run."""

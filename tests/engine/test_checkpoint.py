@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from saved import digest
 
 from luthier.base.errors import ConfigError, RunError
 from luthier.base.sealed import verify
 from luthier.engine import checkpoint
-from luthier.engine.checkpoint import Checkpoints, State, Tensors, digest, put, read
+from luthier.engine.checkpoint import Checkpoints, State, Tensors, put, read
 
 
 def tensors(seed: int) -> Tensors:

@@ -21,7 +21,7 @@ from luthier.data.render import Renderer
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
-from luthier.engine.step import gradients
+from luthier.engine.step import begin
 from luthier.model import methods
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.layer import Keep
@@ -80,7 +80,7 @@ MIXED, EVEN = (500, 3, 257, 1, 700, 64), (512,) * 3
 def step(model: Model, batch: Batch) -> tuple[float, dict[str, Tensor]]:
     for weight in model.trained().values():
         weight.grad = None
-    result = gradients(model, Language(Sft(), Renderer(model.tokenizer)), [batch], Mesh(DEVICE), max_norm=0)
+    result = begin(model, Language(Sft(), Renderer(model.tokenizer)), [batch], Mesh(DEVICE), max_norm=0).read()
     return result.loss, {name: w.grad.double() for name, w in model.trained().items() if w.grad is not None}
 
 
@@ -146,7 +146,7 @@ def test_three_hundred_steps_lie_on_the_plain_curve(tiny_model_dir: Callable[...
         losses: list[float] = []
         for batch in batches:
             optimizer.zero_grad()
-            losses.append(gradients(model, objective, [batch], Mesh(DEVICE), max_norm=1.0).loss)
+            losses.append(begin(model, objective, [batch], Mesh(DEVICE), max_norm=1.0).read().loss)
             optimizer.step(1.0)
         curves.append(losses)
     plain, fast = np.array(curves[0]), np.array(curves[1])

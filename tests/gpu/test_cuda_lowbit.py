@@ -28,7 +28,7 @@ from luthier.data.render import Renderer
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
-from luthier.engine.step import StepResult, gradients
+from luthier.engine.step import StepResult, begin
 from luthier.model import lowbit, rounding
 from luthier.model.config import Full, Lora, Method, ModelConfig, Quant
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -83,7 +83,7 @@ def step(model: Model, batches: list[Batch]) -> tuple[StepResult, Tensor]:
     """Numbers of one optimizer step, and its gradient as one vector."""
     for weight in model.trained().values():
         weight.grad = None
-    result = gradients(model, Language(Sft(), cast(Renderer, None)), batches, Mesh(DEVICE), max_norm=0.0)
+    result = begin(model, Language(Sft(), cast(Renderer, None)), batches, Mesh(DEVICE), max_norm=0.0).read()
     return result, torch.cat([w.grad.float().flatten() for w in model.trained().values() if w.grad is not None])
 
 
@@ -223,7 +223,9 @@ def test_a_step_waits_only_for_its_numbers(quant: Quant, tiny_model_dir: Callabl
     batches = [batch(4, 64, seed) for seed in range(3)]
     step(model, batches)
     torch.cuda.synchronize()
-    places = waits(lambda: gradients(model, Language(Sft(), cast(Renderer, None)), batches, Mesh(DEVICE), max_norm=1.0))
+    places = waits(
+        lambda: begin(model, Language(Sft(), cast(Renderer, None)), batches, Mesh(DEVICE), max_norm=1.0).read()
+    )
     assert not places, "\n".join(places)
 
 

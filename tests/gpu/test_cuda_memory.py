@@ -21,7 +21,7 @@ from luthier.cli.app import main
 from luthier.data.batch import Group, Tokens, collate
 from luthier.data.render import Renderer
 from luthier.engine.mesh import Mesh
-from luthier.engine.step import gradients
+from luthier.engine.step import begin
 from luthier.model import methods
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -69,7 +69,7 @@ def step(model: Model) -> tuple[float, dict[str, Tensor]]:
         weights = (np.arange(length) >= length // 2).astype(np.float32)
         groups.append(Group((Tokens(rng.integers(3, 390, length).astype(np.int32), weights),)))
     batches = [collate(groups[start : start + 8], range(8)).to(DEVICE) for start in (0, 8)]
-    result = gradients(model, Language(Sft(), cast(Renderer, None)), batches, Mesh(DEVICE), max_norm=0.0)
+    result = begin(model, Language(Sft(), cast(Renderer, None)), batches, Mesh(DEVICE), max_norm=0.0).read()
     return result.loss, {n: whole(w.grad) for n, w in model.trained().items() if w.grad is not None}
 
 

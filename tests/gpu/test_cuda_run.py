@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from saved import hashes
 
 from luthier.cli.app import main
-from luthier.engine.checkpoint import digest, read
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,8 +53,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 def final(run: Path) -> tuple[str, str]:
     """sha256 of the trained weights and of the optimizer."""
-    _, tensors = read(run / "checkpoints" / "step-00000010")
-    return digest(tensors.trained), digest(tensors.optimizer)
+    return hashes(run / "checkpoints" / "step-00000010")
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -21,7 +21,7 @@ from luthier.data.render import Renderer
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
-from luthier.engine.step import StepResult, begin, gradients
+from luthier.engine.step import StepResult, begin
 from luthier.model import logprobs, methods
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -74,7 +74,7 @@ def step(model: Model, batches: Sequence[Batch]) -> tuple[StepResult, Gradients]
     for weight in model.trained().values():
         weight.grad = None
     objective = Language(Sft(), cast(Renderer, None))
-    result = gradients(model, objective, [batch.to(DEVICE) for batch in batches], Mesh(DEVICE), max_norm=0.0)
+    result = begin(model, objective, [batch.to(DEVICE) for batch in batches], Mesh(DEVICE), max_norm=0.0).read()
     return result, {name: w.grad.clone() for name, w in model.trained().items() if w.grad is not None}
 
 

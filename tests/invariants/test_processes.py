@@ -15,7 +15,7 @@ from test_step import build, cut, groups
 from luthier.data.pack import micro_batches
 from luthier.data.render import Renderer
 from luthier.engine.mesh import open_mesh
-from luthier.engine.step import gradients
+from luthier.engine.step import begin
 from luthier.model.config import Freeze, Full, Lora, Method
 from luthier.model.layer import Keep
 from luthier.model.sharding import shard, whole
@@ -43,7 +43,7 @@ def steps_of(folder: Path, method: Method, sharded: bool, keep: Keep, shape: dic
         rows: list[Any] = []
         for _ in range(2):  # the second step would show a gradient that was not summed
             mine = cut(samples, bins[mesh.rank :: mesh.world])
-            result = gradients(model, Language(Sft(), cast(Renderer, None)), mine, mesh, max_norm=1.0)
+            result = begin(model, Language(Sft(), cast(Renderer, None)), mine, mesh, max_norm=1.0).read()
             with torch.no_grad():
                 for weight in model.trained().values():
                     assert weight.grad is not None

@@ -17,7 +17,7 @@ from luthier.base.records import Chat, Message, Text, Where
 from luthier.data.batch import Group, collate
 from luthier.data.render import Renderer
 from luthier.engine.mesh import Mesh
-from luthier.engine.step import gradients
+from luthier.engine.step import begin
 from luthier.generate.config import SamplingConfig
 from luthier.generate.local import Local
 from luthier.model import methods
@@ -90,7 +90,7 @@ def test_splits_of_a_step_give_one_gradient(opened: tuple[Model, Language]):
         for weight in model.trained().values():
             weight.grad = None
         step = [collate([samples[n] for n in part], part) for part in cut]
-        result = gradients(model, objective, step, Mesh(torch.device("cpu")), max_norm=0.0)
+        result = begin(model, objective, step, Mesh(torch.device("cpu")), max_norm=0.0).read()
         found.append((result.loss, result.grad_norm))
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-5)

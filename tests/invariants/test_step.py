@@ -14,7 +14,7 @@ from luthier.data.batch import Batch, Group, Tokens, collate
 from luthier.data.pack import micro_batches
 from luthier.data.render import Renderer
 from luthier.engine.mesh import Mesh
-from luthier.engine.step import StepResult, gradients
+from luthier.engine.step import StepResult, begin
 from luthier.model import methods
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -59,7 +59,7 @@ def cut(samples: Sequence[Group], bins: Sequence[Sequence[int]]) -> list[Batch]:
 def measure(model: Model, batches: Sequence[Batch]) -> tuple[StepResult, torch.Tensor]:
     for weight in model.trained().values():
         weight.grad = None
-    result = gradients(model, Language(Sft(), cast(Renderer, None)), batches, CPU, max_norm=0.0)
+    result = begin(model, Language(Sft(), cast(Renderer, None)), batches, CPU, max_norm=0.0).read()
     flat = torch.cat([weight.grad.reshape(-1) for weight in model.trained().values() if weight.grad is not None])
     return result, flat
 

@@ -12,7 +12,7 @@ from luthier.base.records import Labelled, Record, Tagged, Where
 from luthier.data.batch import Group, collate
 from luthier.data.plain import Plain
 from luthier.engine.mesh import Mesh
-from luthier.engine.step import gradients
+from luthier.engine.step import begin
 from luthier.model import methods
 from luthier.model.config import Full, ModelConfig
 from luthier.model.load import load_model, load_tokenizer
@@ -66,7 +66,7 @@ def test_any_cut_gives_one_gradient(task: str, tmp_path: Path):
         for cut in CUTS:
             model.network.zero_grad()
             batches = [collate([g for i in members if (g := groups[i])], members) for members in cut]
-            result = gradients(model, objective, batches, CPU, max_norm=0.0)
+            result = begin(model, objective, batches, CPU, max_norm=0.0).read()
             flat = [weight.grad.reshape(-1) for weight in model.trained().values() if weight.grad is not None]
             found.append((result.loss, result.grad_norm, torch.cat(flat)))
     assert all(isinstance(group, Group) for group in groups)

@@ -12,7 +12,7 @@ from luthier.base.records import Record, Where
 from luthier.data.batch import Batch, Group, collate
 from luthier.data.config import DataConfig
 from luthier.engine.mesh import Mesh
-from luthier.engine.step import StepResult, gradients
+from luthier.engine.step import StepResult, begin
 from luthier.model import methods
 from luthier.model.config import Full, Lora, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -60,7 +60,7 @@ def measure(model: Model, objective: Learnable, batches: Sequence[Batch]) -> tup
     for weight in model.trained().values():
         weight.grad = None
     torch.manual_seed(5)
-    result = gradients(model, objective, batches, CPU, max_norm=0.0)
+    result = begin(model, objective, batches, CPU, max_norm=0.0).read()
     zero = torch.zeros_like
     flat = [(zero(weight) if weight.grad is None else weight.grad).reshape(-1) for weight in model.trained().values()]
     return result, torch.cat(flat)

@@ -18,7 +18,7 @@ from luthier.base.records import Labelled, Where
 from luthier.data.batch import Group, collate
 from luthier.data.config import DataConfig
 from luthier.engine.mesh import Mesh
-from luthier.engine.step import gradients
+from luthier.engine.step import begin
 from luthier.model import methods
 from luthier.model.config import Full, ModelConfig
 from luthier.model.load import Model, context_length, load_model, load_tokenizer
@@ -73,7 +73,7 @@ def made(folder: Path, rows: Path, **settings: Any) -> tuple[Classification, Mod
 def step(model: Model, objective: Classification, groups: list[Group]) -> tuple[float, dict[str, Tensor]]:
     batches = [collate(groups[:1], [0]), collate(groups[1:], range(1, len(groups)))]
     model.network.zero_grad()
-    result = gradients(model, objective, batches, CPU, max_norm=0.0)
+    result = begin(model, objective, batches, CPU, max_norm=0.0).read()
     return result.loss, {name: weight.grad for name, weight in model.trained().items() if weight.grad is not None}
 
 
@@ -161,9 +161,9 @@ def test_a_row_of_weight_three_counts_as_three(folder_of: Callable[[str], Path],
     objective, model, groups = made(folder_of("bert"), rows_of(tmp_path, "single_label_classification"))
     heavy = objective.encode(Labelled("What is your name?", "a", HERE, weight=3.0))
     assert heavy is not None
-    three = gradients(model, objective, [collate([groups[0]] * 3 + groups[1:2], range(4))], CPU, max_norm=0.0)
+    three = begin(model, objective, [collate([groups[0]] * 3 + groups[1:2], range(4))], CPU, max_norm=0.0).read()
     model.network.zero_grad()
-    one = gradients(model, objective, [collate([heavy, groups[1]], range(2))], CPU, max_norm=0.0)
+    one = begin(model, objective, [collate([heavy, groups[1]], range(2))], CPU, max_norm=0.0).read()
     assert one.loss == pytest.approx(three.loss, rel=1e-6)
     assert one.grad_norm == pytest.approx(three.grad_norm, rel=1e-5)
 

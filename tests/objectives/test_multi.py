@@ -18,7 +18,7 @@ from luthier.base.records import Labelled, Record, Similar, Tagged, Text
 from luthier.data.batch import Batch, Group, collate
 from luthier.data.config import DataConfig
 from luthier.engine.mesh import Mesh, open_mesh
-from luthier.engine.step import evaluate, gradients
+from luthier.engine.step import begin, evaluate
 from luthier.model import methods, shared
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.heads import CLASSES, Head
@@ -99,7 +99,7 @@ def cut(samples: list[Group], bins: list[list[int]]) -> list[Batch]:
 def step(model: Model, objective: Tasks, batches: list[Batch], mesh: Mesh = CPU) -> tuple[Any, torch.Tensor]:
     for weight in model.trained().values():
         weight.grad = None
-    result = gradients(model, objective, batches, mesh, max_norm=0.0)
+    result = begin(model, objective, batches, mesh, max_norm=0.0).read()
     found = [torch.zeros_like(w) if w.grad is None else w.grad for w in model.trained().values()]
     return result, torch.cat([gradient.reshape(-1) for gradient in found])
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from luthier.data.batch import Batch, Group, Tokens, collate
 from luthier.engine.mesh import open_mesh
-from luthier.engine.step import evaluate, gradients
+from luthier.engine.step import begin, evaluate
 from luthier.model import methods
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -170,7 +170,7 @@ def test_a_step_does_not_depend_on_how_it_is_cut(method: Method, tiny_model_dir:
         inner = LikeStart(_Plain(), start, [Anchor("kl", 0.5)])
         objective = Penalised(inner, {"l2sp": lambda m=model, s=start: l2sp(m, s, 2.0)})
         with open_mesh("cpu") as mesh:
-            result = gradients(model, objective, batches(*cut), mesh, max_norm=0.0)
+            result = begin(model, objective, batches(*cut), mesh, max_norm=0.0).read()
             model.eval_mode()
             judged = evaluate(model, objective, batches(4), mesh).metrics
             plain = evaluate(model, _Plain(), batches(4), mesh).metrics

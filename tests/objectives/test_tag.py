@@ -17,7 +17,7 @@ from luthier.base.records import Tagged, Where
 from luthier.data.batch import collate
 from luthier.data.config import DataConfig
 from luthier.engine.mesh import Mesh
-from luthier.engine.step import gradients
+from luthier.engine.step import begin
 from luthier.model import methods
 from luthier.model.config import Full, ModelConfig
 from luthier.model.load import context_length, load_model, load_tokenizer
@@ -80,7 +80,7 @@ def test_loss_and_gradients_are_those_of_transformers(
     model.eval_mode()
     groups = [objective.encode(Tagged(tuple(words), tuple(tags), Where("test", 1))) for words, tags in ROWS]
     batches = [collate([g for g in groups[:2] if g], [0, 1]), collate([g for g in groups[2:] if g], [2])]
-    result = gradients(model, objective, batches, CPU, max_norm=0.0)
+    result = begin(model, objective, batches, CPU, max_norm=0.0).read()
     network = AutoModelForTokenClassification.from_pretrained(folder, num_labels=4)
     network.load_state_dict(model.base.state_dict())
     network.eval()

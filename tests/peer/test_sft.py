@@ -31,7 +31,7 @@ from luthier.data.batch import Batch, Group, collate
 from luthier.data.formats import read_record
 from luthier.data.render import Renderer
 from luthier.engine.mesh import Mesh
-from luthier.engine.step import StepResult, gradients
+from luthier.engine.step import StepResult, begin
 from luthier.model import methods
 from luthier.model.config import Full, Lora, Method, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -175,7 +175,7 @@ def our_step(
             weight.copy_(start[name])
     model.train_mode()
     objective = Language(Sft(), renderer_of(folder, MARKED))
-    return gradients(model, objective, batches, Mesh(torch.device("cpu")), max_norm=0.0), model
+    return begin(model, objective, batches, Mesh(torch.device("cpu")), max_norm=0.0).read(), model
 
 
 def assert_same_step(folder: Path, method: Method, groups: Sequence[Group], theirs: Theirs) -> None:

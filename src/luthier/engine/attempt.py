@@ -38,7 +38,7 @@ class Attempt:
         """The batches to go on with: empty ones after a failure."""
         return [collate([], []).to(self._model.device)] * len(batches) if self.failed else batches
 
-    def run(self, work: Callable[[Sequence[Batch]], T], batches: Sequence[Batch]) -> T:
+    def run(self, work: Callable[..., T], *batches: Batch) -> T:
         """Do some work on batches, or the same work on empty ones where there is no room.
 
         Raises:
@@ -50,7 +50,7 @@ class Attempt:
             sharded.begin()
         if not self.failed:
             try:
-                return work(batches)
+                return work(*batches)
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -59,7 +59,7 @@ class Attempt:
             release()
             if sharded is not None:
                 sharded.begin_again(self._why)
-        return work(self.batches(batches))
+        return work(*self.batches(batches))
 
     def agree(self, failures: float) -> None:
         """Give up where any process has failed.  Raises NoRoom."""

@@ -11,7 +11,6 @@ then named by LATEST.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -194,15 +193,6 @@ def put(named: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in named.items():
             tensor.copy_(part(values[name], tensor))
-
-
-def digest(named: Mapping[str, Tensor]) -> str:
-    """sha256 over names and bytes of tensors, in the order of their names."""
-    hashed = hashlib.sha256()
-    for name in sorted(named):
-        tensor = named[name].detach().cpu().contiguous().reshape(-1)
-        hashed.update(name.encode() + tensor.view(torch.uint8).numpy().tobytes())
-    return hashed.hexdigest()
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

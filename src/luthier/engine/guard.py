@@ -18,8 +18,7 @@ class Guard:
     def __init__(self, watcher: Watcher):
         self.watcher = watcher
         self._outliers = Outliers()
-        self._warned_empty = False
-        self._warned_idle = False
+        self._warned: set[str] = set()
         self._moved = False
 
     def sound(self, step: int, result: StepResult) -> bool:
@@ -32,11 +31,18 @@ class Guard:
             message = f"Step {step} is not finite (loss {result.loss}); its update is skipped"
             self.watcher.event("skipped_step", message, level="warn", step=step)
             return False
-        if result.trained == 0 and not self._warned_empty:
-            self._warned_empty = True
-            message = f"Step {step} has no trained token; such steps change nothing"
-            self.watcher.event("no_trained_tokens", message, level="warn", step=step)
-        if result.trained > 0 and result.grad_norm == 0.0 and result.loss != 0.0:
+        if result.trained == 0:
+            self._warn_once("no_trained_tokens", step, "has no trained token; such steps change nothing")
+        elif result.grad_norm > 0.0:
+            self._moved = True
+        elif result.loss == 0.0:
+            message = (
+                "teaches nothing: its loss and every gradient are zero. Where rows are compared with each other, "
+                "give a step more of them (--per_device_train_batch_size, --gradient_accumulation_steps), or rows that "
+                "differ"
+            )
+            self._warn_once("nothing_to_learn", step, message)
+        else:
             fault = "this is a fault in the model's code or in Luthier, please report it"
             thrown = (
                 "The updates before it may have thrown the weights too far: lower --learning_rate. If they did not, "
@@ -46,15 +52,6 @@ class Guard:
                 code="zero_gradients",
                 fix=thrown + fault if self._moved else f"Nothing would be learned; {fault}",
             )
-        if result.trained > 0 and result.grad_norm == 0.0 and not self._warned_idle:
-            self._warned_idle = True
-            message = (
-                f"Step {step} teaches nothing: its loss and every gradient are zero. Where rows are compared with each "
-                "other, give a step more of them (--per_device_train_batch_size, --gradient_accumulation_steps), or "
-                "rows that differ"
-            )
-            self.watcher.event("nothing_to_learn", message, level="warn", step=step)
-        self._moved |= result.grad_norm > 0.0
         return True
 
     def look(self, step: int, result: StepResult, samples: Sequence[int]) -> None:
@@ -63,3 +60,8 @@ class Guard:
             named = list(samples[:SAMPLES_NAMED])
             message = f"Step {step}: loss {result.loss:.4f} stands out; samples {named}"
             self.watcher.event("loss_spike", message, level="warn", step=step, samples=[*named])
+
+    def _warn_once(self, event: str, step: int, message: str) -> None:
+        if event not in self._warned:
+            self._warned.add(event)
+            self.watcher.event(event, f"Step {step} {message}", level="warn", step=step)

@@ -48,15 +48,10 @@ def schedule(config: OptimConfig, step: int, total: int) -> float:
     return config.min_ratio + (1.0 - config.min_ratio) * shape
 
 
-def is_matrix(parameter: Tensor) -> bool:
-    """Whether weight decay applies: matrices decay, biases, norms and other vectors do not."""
-    return parameter.ndim >= 2
-
-
 def parameter_groups(
     named: Mapping[str, nn.Parameter], config: OptimConfig, scale: Callable[[str], float]
 ) -> list[dict[str, Any]]:
-    """Groups of equal weight decay and learning rate.
+    """Groups of equal weight decay and learning rate.  Matrices decay; biases, norms and other vectors do not.
 
     Args:
         named: trained parameters by name.
@@ -64,9 +59,8 @@ def parameter_groups(
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named.items():
-        decay = config.weight_decay if is_matrix(parameter) else 0.0
-        key = (decay, scale(name))
-        group = groups.setdefault(key, {"params": [], "weight_decay": decay, "scale": key[1]})
+        decay, rate = config.weight_decay if parameter.ndim >= 2 else 0.0, scale(name)
+        group = groups.setdefault((decay, rate), {"params": [], "weight_decay": decay, "scale": rate})
         group["params"].append(parameter)
     return list(groups.values())
 
@@ -101,6 +95,9 @@ class Optimizer:
         scale: as in `parameter_groups`.
         tied: whether the embeddings are the head as well.
 
+    Attributes:
+        can_hold_still: whether `step` takes `unless`: torch's fused optimizers, over weights that are whole.
+
     Raises:
         MissingExtra: it is one of bitsandbytes', which is not installed.
     """
@@ -116,12 +113,8 @@ class Optimizer:
         assert config.learning_rate is not None, "the learning rate is filled in when the config is resolved"
         self.named, self.peak = dict(named), config.learning_rate
         self.parts = _build(self.named, config, scale, tied)
-
-    @property
-    def can_hold_still(self) -> bool:
-        """Whether `step` takes `unless`: torch's fused optimizers, over weights that are whole."""
         whole = all(sharding.held(weight) is weight for weight in self.named.values())
-        return whole and all(part.defaults.get("fused") for part in self.parts)
+        self.can_hold_still = whole and all(part.defaults.get("fused") for part in self.parts)
 
     def step(self, factor: float, *, unless: Tensor | None = None) -> None:
         """Move the weights at `factor` times the peak learning rate.

@@ -46,8 +46,6 @@ class Pending:
 
     unsound: Tensor
     """float32 on the device: 1 where loss or gradient are no numbers, nothing was trained or a process failed"""
-    failed: bool
-    """Whether this process has run out of memory, which it knows at once."""
     attempt: Attempt
     names: Sequence[str]
     terms: Sequence[str]
@@ -65,12 +63,12 @@ class Pending:
             self.arrived.synchronize()
         numbers = dict(zip(self.names, self.values.tolist(), strict=True))
         self.attempt.agree(numbers["failed"])
-        means = _pairs(numbers)
+        pairs = _pairs(numbers)
         return StepResult(
-            loss=_loss(means, self.terms),
-            means=_without_sole(means, self.terms),
+            loss=_loss(pairs, self.terms),
+            means=_besides(pairs, self.terms),
             grad_norm=numbers["norm"],
-            trained=sum(means[name][1] for name in self.terms),
+            trained=sum(pairs[name][1] for name in self.terms),
             tokens=round(numbers["tokens"]),
         )
 
@@ -82,35 +80,26 @@ def begin(model: Model, objective: Objective, step: Sequence[Batch], mesh: Mesh,
     sum(term) / sum(count) over the whole step however it was cut up.
     """
     attempt = Attempt(model)
-    attempt.run(lambda batches: objective.prepare(model, batches), step)
+    attempt.run(lambda *batches: objective.prepare(model, batches), *step)
     total = mesh.sum(_add(objective.counts(batch) for batch in attempt.batches(step)))
     model.open_gradient()
     seen: list[dict[str, Tensor]] = []
     for number, batch in enumerate(step, 1):
         if model.sharded is not None:
             model.sharded.reduce(last=number == len(step))
-        seen.append(attempt.run(lambda batches: _backward(model, objective, batches[0], total), [batch]))
+        seen.append(attempt.run(lambda batch: _backward(model, objective, batch, total), batch))
     trained = list(model.trained().values())
     if model.sharded is None:
         mesh.sum_gradients(trained)
     norm = whole(torch.nn.utils.clip_grad_norm_(trained, max_norm or float("inf")))
     tokens = sum(batch.tokens for batch in step)
     summed = mesh.sum({**_add(seen), **_numbers(mesh, tokens=tokens, failed=attempt.failed)})
-    summed = {**summed, **{f"count/{name}": count for name, count in total.items()}, "norm": norm.to(torch.float64)}
+    summed = {**summed, **_counts(total), "norm": norm.to(torch.float64)}
     counted = torch.stack([*total.values()]).sum() > 0
     finite = torch.stack([*(summed[f"sum/{name}"] for name in total), summed["norm"]]).isfinite().all()
     sound = finite & counted & (summed["failed"] == 0)
     values, arrived = _to_host(torch.stack([*summed.values()]))
-    return Pending((~sound).float(), attempt.failed, attempt, [*summed], [*total], values, arrived)
-
-
-def gradients(model: Model, objective: Objective, step: Sequence[Batch], mesh: Mesh, *, max_norm: float) -> StepResult:
-    """`begin`, and wait for its numbers.
-
-    Raises:
-        NoRoom: see `Pending.read`.
-    """
-    return begin(model, objective, step, mesh, max_norm=max_norm).read()
+    return Pending((~sound).float(), attempt, [*summed], [*total], values, arrived)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,26 +126,22 @@ def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh:
     for batch in batches:
         if attempt.failed and model.sharded is None:
             break  # no other process waits for this one before the end
-        seen, counted, given = attempt.run(
-            lambda batches: _judged(model, objective, batches[0]), [batch.to(mesh.device)]
-        )
+        seen, counted, given = attempt.run(lambda batch: _judged(model, objective, batch), batch.to(mesh.device))
         for name, rows in given.items():
             outputs.setdefault(name, []).append(rows.cpu())
         sums, counts = _add([sums, seen]), _add([counts, counted])
     if model.sharded is not None:
         model.sharded.rest()
-    total = mesh.sum(counts)
-    summed = mesh.sum({**sums, **_numbers(mesh, failed=attempt.failed)})
+    summed = mesh.sum({**sums, **_counts(counts), **_numbers(mesh, failed=attempt.failed)})
     numbers = {name: float(value) for name, value in summed.items()}
     attempt.agree(numbers["failed"])
-    means = _pairs({**numbers, **{f"count/{name}": float(value) for name, value in total.items()}})
+    pairs = _pairs(numbers)
     gathered = {name: mesh.gather(torch.cat(rows)) for name, rows in outputs.items()}
     found = objective.measure(gathered) if gathered else {}
     # A term that no sum over micro-batches gives is found in the outputs, and takes that sum's place.
-    means |= {name: (value, 1.0) for name, value in found.items()}
-    told = _without_sole(means, total)
-    seen_at_all = {name: ratio(pair) for name, pair in told.items() if pair[1] > 0 or name not in total}
-    return Verdict({"loss": _loss(means, total), **seen_at_all}, gathered)
+    pairs |= {name: (value, 1.0) for name, value in found.items()}
+    besides = {name: pair for name, pair in _besides(pairs, counts).items() if pair[1] > 0 or name not in counts}
+    return Verdict({"loss": _loss(pairs, counts)} | {name: ratio(pair) for name, pair in besides.items()}, gathered)
 
 
 def ratio(pair: tuple[float, float]) -> float:
@@ -206,6 +191,10 @@ def _flat(terms: Terms) -> dict[str, Tensor]:
     return {name: value.detach().to(torch.float64) for name, value in flat.items()}
 
 
+def _counts(counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"count/{name}": count for name, count in counts.items()}
+
+
 def _add(parts: Iterable[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     added: dict[str, Tensor] = {}
     for part in parts:
@@ -219,10 +208,10 @@ def _pairs(numbers: Mapping[str, float]) -> Pairs:
     return {name: (numbers[f"sum/{name}"], numbers[f"count/{name}"]) for name in names}
 
 
-def _without_sole(means: Pairs, terms: Collection[str]) -> Pairs:
-    """A single loss term is the loss itself and is not told twice."""
-    return {name: pair for name, pair in means.items() if len(terms) > 1 or name not in terms}
+def _besides(pairs: Pairs, terms: Collection[str]) -> Pairs:
+    """What is told besides the loss: a single term is the loss itself."""
+    return {name: pair for name, pair in pairs.items() if len(terms) > 1 or name not in terms}
 
 
-def _loss(means: Pairs, terms: Iterable[str]) -> float:
-    return sum(ratio(means[name]) for name in terms)
+def _loss(pairs: Pairs, terms: Iterable[str]) -> float:
+    return sum(ratio(pairs[name]) for name in terms)

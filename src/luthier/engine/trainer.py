@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from luthier.base.errors import ConfigError, DoesNotFit, RunError
@@ -26,7 +25,7 @@ from luthier.engine.meters import Clock, Means, peak_memory
 from luthier.engine.objective import Objective
 from luthier.engine.optim import Optimizer, schedule
 from luthier.engine.step import Pending, StepResult, Verdict, begin, evaluate
-from luthier.engine.turns import Steady, Turns
+from luthier.engine.turns import Turns
 from luthier.engine.watcher import EvalRow, StepRow, Watcher
 from luthier.model.layer import Keep
 from luthier.model.lending import Whole, lending
@@ -83,15 +82,15 @@ class Trainer:
         watcher: Watcher,
         mesh: Mesh,
         artefact: Callable[[Path, Whole], None],
-        turns: Turns | None = None,
+        turns: Turns,
     ):
         self.model, self.objective, self.optimizer, self.data = model, objective, optimizer, data
         self.settings, self.checkpoints, self.watcher, self.mesh = settings, checkpoints, watcher, mesh
-        self.artefact, self.turns = artefact, turns or Steady()
+        self.artefact, self.turns = artefact, turns
         self.state = State()
         self.ema = Ema(model.trained(), settings.train.ema_decay) if settings.train.ema_decay else None
         self.saved: Path | None = None
-        self.outputs: dict[str, torch.Tensor] = {}
+        self.outputs: dict[str, Tensor] = {}
         """What the objective gave out for each row of the validation set when the model was at its best."""
         self._since_log = Means()
         self._clock = Clock()
@@ -157,7 +156,7 @@ class Trainer:
             if self.state.step + 1 < self.settings.total_steps:
                 coming = self._fetch(steps)  # while the device computes
             # Where the device itself can tell whether to move, it need not wait for the host to say so.
-            ahead = self.optimizer.can_hold_still and not pending.failed
+            ahead = self.optimizer.can_hold_still and not pending.attempt.failed
             if ahead:
                 self._move(unless=pending.unsound)
             try:

@@ -26,19 +26,3 @@ class Turns(Protocol):
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take back what `state` gave."""
         ...
-
-
-class Steady:
-    """Nothing is done."""
-
-    def before(self, step: int) -> bool:
-        return False
-
-    def after(self, step: int) -> None:
-        """Nothing to do."""
-
-    def state(self) -> dict[str, Tensor]:
-        return {}
-
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Nothing to take back."""
