@@ -79,7 +79,9 @@ def test_version(capsys):
     assert run(capsys, "--version") == (0, f"luthier {__version__}\n", "")
 
 
-def test_dry_run_prints_a_recipe_that_gives_the_same_run(capsys, tmp_path):
+def test_dry_run_prints_a_recipe_that_gives_the_same_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "d.jsonl").write_text('{"query": "Who?", "response": "I."}\n')
     flags = [*GIVEN, "--lora_rank", "4", "--columns", '{"a": "b"}']
     code, out, _ = run(capsys, "sft", *flags, "--dry-run")
     assert code == 0
@@ -117,6 +119,7 @@ def test_a_recipe_of_another_objective_is_refused(capsys, tmp_path):
             "model_name_or_path as model.path, dataset as data.datasets, lora_rank as method.rank",
         ),
         ("model: m\ndata: {datasets: d.jsonl}\n", "model as model.path"),
+        ("model: {path: m}\noutput_dir: ''\n", "output_dir: expected text that is not empty"),
         ("model: {path: m}\nsave: 100\n", "save: expected settings of its own (a mapping), got 100"),
     ],
 )
@@ -169,6 +172,16 @@ def test_schema_describes_a_recipe(capsys):
         (["sft", *GIVEN, "--replay_ratio", "0.3"], "Name sets with --replay_dataset"),
         (["sft", *GIVEN, "--ewc", "10"], "name it with --general_dataset"),
         (["doctor", "--onlin"], "--online"),
+        (["sft", *GIVEN, "--report_to", "none", "tensorboard"], "report_to has none and tensorboard"),
+        (["sft", *GIVEN, "--output_dir", ""], "--output_dir: expected text that is not empty, got ''"),
+        (["sft", "--model", "m", "--dataset", ""], "--dataset: expected texts that are not empty, got ''"),
+        (["sft", *GIVEN, "--adapters", ""], "--adapters: expected texts that are not empty, got ''"),
+        (["sft", *GIVEN, "--resume_from_checkpoint", ""], "--resume_from_checkpoint: expected text that is not empty"),
+        (["quickstart", "--output_dir", ""], "--output_dir: expected text that is not empty"),
+        (["export", "--model", "nano", "--output_dir", ""], "--output_dir: expected text that is not empty"),
+        (["eval", "--model", "nano", "--output_dir", ""], "--output_dir: expected text that is not empty"),
+        (["data", "clean", "a.jsonl", "--output", ""], "--output: expected text that is not empty"),
+        (["deploy", "--model", "nano", "--api_key", ""], "--api_key: expected text that is not empty"),
     ],
 )
 def test_bad_usage_is_one_message_and_exit_2(capsys, words, said):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar, get_origin
 
 import pydantic
 import yaml
@@ -20,6 +20,9 @@ Tree = dict[str, Any]
 """A config tree before validation: nested dicts of YAML values."""
 
 C = TypeVar("C", bound="Config")
+
+Named = Annotated[str, pydantic.Field(min_length=1)]
+"""A path or a name. An empty word is a shell's variable that nobody has set, and would stand for the present folder."""
 
 
 class Config(pydantic.BaseModel):
@@ -117,6 +120,8 @@ def _explain(kind: type[Config], problem: Mapping[str, Any]) -> str:
             return _unknown(kind, path, member)
         case "model_type" | "model_attributes_type" | "dict_type":
             return f"{path or 'this'}: expected settings of its own (a mapping), got {problem['input']!r}"
+        case "string_too_short":
+            return f"{path}: expected text that is not empty"
         case "tuple_type" | "list_type":
             return f"{path}: expected a list, got {problem['input']!r}"
         case _:

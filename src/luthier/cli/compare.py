@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 
@@ -10,12 +10,12 @@ from luthier.base.errors import ConfigError
 class CompareConfig(Config):
     """What is compared, and how it is sorted."""
 
-    runs: tuple[str, ...] = ()
+    runs: tuple[Named, ...] = ()
     """Directories of runs or of results of luthier eval; patterns; or directories that hold such."""
     by: str | None = None
     """Metric that says which is best: loss, eval_loss, any eval_*, or a score of an evaluation. Unset: eval_loss where
     there is one, else loss."""
-    output_dir: str | None = None
+    output_dir: Named | None = None
     """Folder for comparison.md, .json and .html with the curves in one picture. Unset: nothing is written."""
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, MissingExtra
 from luthier.base.records import Json
@@ -34,7 +34,7 @@ class DeployConfig(Config):
     """Where to listen, and who may ask."""
     sampling: SamplingConfig = SamplingConfig(temperature=1.0)
     """What a request that does not say gets."""
-    adapter_dir: str | None = None
+    adapter_dir: Named | None = None
     """Folder of further adapters; clients with an admin key load them by the names of its folders."""
     slots: int = Field(default=16, ge=1, le=1024)
     """Answers under way at a time."""

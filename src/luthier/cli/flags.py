@@ -258,6 +258,8 @@ def convert(flag: str, leaf: Leaf, words: Sequence[str]) -> Any:
     except pydantic.ValidationError as error:
         problem = error.errors()[0]
         out_of_range = problem["type"].startswith(("greater", "less", "too_", "finite"))
+        if problem["type"] == "string_too_short":
+            _expect(False, flag, f"{leaf.expected} that {'are' if leaf.is_many else 'is'} not empty", words)
         limit = f" that {str(problem['msg']).removeprefix('Input ').replace('should be', 'is')}" if out_of_range else ""
         fix = INSTEAD.get(leaf.path, {}).get(" ".join(words))
         _expect(False, flag, leaf.expected + limit, words, fix)

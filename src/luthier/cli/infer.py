@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
@@ -30,22 +30,22 @@ class InferConfig(Config):
     name1=dir1 name2=dir2 keeps several beside one base, to choose from by name."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are chosen."""
-    adapter: str | None = None
+    adapter: Named | None = None
     """Name of the adapter that answers, of several; rows of val_dataset may name another one. Unset: the base."""
     system: str | None = None
     """System message. Unset: the one the model was trained with, if any."""
     stream: bool = True
     """Print the answer while it is made."""
-    json_schema: str | None = None
+    json_schema: Named | None = None
     """Answers fit this JSON schema: a file, or the schema itself."""
     regex: str | None = None
     """Answers match this regular expression."""
-    val_dataset: str | None = None
+    val_dataset: Named | None = None
     """Answer the questions of this data set instead of talking: any shape that is trained on, or questions alone."""
     columns: dict[str, str] = {}
     """Rename columns of val_dataset before its shape is recognised: {"their name": "our name"}. What was renamed in
     training is renamed here too."""
-    result_path: str | None = None
+    result_path: Named | None = None
     """JSON-lines file for the answers to val_dataset. What the same model has answered there with the same settings is
     not asked again; with others another file is needed."""
     batch_size: int = Field(default=8, ge=1)
@@ -131,7 +131,7 @@ def made_by(
     }
 
 
-def form_of(json_schema: str | None, regex: str | None) -> Form | None:
+def form_of(json_schema: Named | None, regex: str | None) -> Form | None:
     """What answers must look like.
 
     Raises:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
-
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.data.config import DataConfig
@@ -20,7 +18,7 @@ class InitConfig(Config):
     """Text the tokenizer is trained on: what the model will be pretrained on, or a fair sample of it."""
     shape: Shape = Shape()
     """Kind and size of the model."""
-    output_dir: str = Field(default="base", min_length=1)
+    output_dir: Named = "base"
     """Folder the model is written to; it must be new or empty."""
     seed: int = 0
     """Seed of the weights and of #N draws."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import orjson
 from pydantic import Field
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, LuthierError, MissingExtra
 from luthier.base.rundir import write_atomic
@@ -28,11 +28,11 @@ class ParityConfig(Config):
 
     run: str = ""
     """The run, or one of its checkpoints."""
-    exported: tuple[str, ...] = ()
+    exported: tuple[Named, ...] = ()
     """Folders that luthier export made of it. Unset: it is merged in float32 for the comparison."""
     rows: int = Field(default=4, ge=1)
     """Rows of the run's preview to compare with; or of --dataset."""
-    dataset: tuple[str, ...] = ()
+    dataset: tuple[Named, ...] = ()
     """Other rows."""
     max_new_tokens: int = Field(default=32, ge=1)
     """Most tokens of each answer."""
@@ -40,7 +40,7 @@ class ParityConfig(Config):
     """Largest difference of a token's log-probability between engines with the same weights."""
     rounded_tolerance: float = Field(default=0.5, ge=0)
     """Mean difference allowed to weights in few bits."""
-    report: str | None = None
+    report: Named | None = None
     """JSON file for the result. Unset: parity.json in the run directory."""
     backend: Backend = "transformers"
     """vllm, sglang or lmdeploy: that engine is compared too."""

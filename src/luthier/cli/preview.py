@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.base.console import Console
 from luthier.base.errors import DataError
 from luthier.base.records import Json
@@ -37,7 +37,7 @@ class PreviewConfig(Config):
     """Data sets and their rows."""
     rows: int = Field(default=5, ge=1)
     """Samples to show."""
-    html: str | None = None
+    html: Named | None = None
     """Also write the samples as an HTML page to this file."""
     seed: int = Field(default=42, ge=0, lt=2**63)
     """Seed of #N draws."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.base.console import Console
 from luthier.base.rundir import RunDir
 from luthier.model.nano import NAME, nano_folder
@@ -26,7 +26,7 @@ class QuickstartConfig(Config):
     """Name the model learns: one for both languages, or two (Chinese, English)."""
     model_author: tuple[str, ...] = Field(("琴匠工坊", "Luthier"), min_length=1, max_length=2)
     """Author the model learns: one for both languages, or two (Chinese, English)."""
-    output_dir: str = "runs/quickstart"
+    output_dir: Named = "runs/quickstart"
     """Where everything goes."""
     steps: int = Field(120, ge=1)
     """Fine-tuning steps."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.model.config import ModelConfig
@@ -17,13 +17,13 @@ class SoupConfig(Config):
 
     model: ModelConfig = ModelConfig()
     """The base model."""
-    tuned: tuple[str, ...] = ()
+    tuned: tuple[Named, ...] = ()
     """Runs, checkpoints, models or adapters that were tuned from it."""
     weights: tuple[float, ...] = ()
     """Weight of each. Unset: all the same."""
     share: float = Field(default=1.0, ge=0.0, le=1.0)
     """Share of the tuned ones; the rest is the base. Between 0 and 1 less of the base is forgotten (WiSE-FT)."""
-    output_dir: str = Field(default="soup", min_length=1)
+    output_dir: Named = "soup"
     """Folder the model is written to; it must be new or empty."""
 
     @model_validator(mode="after")

@@ -20,13 +20,14 @@ from luthier.cli.own import take
 from luthier.data.config import DataConfig
 from luthier.model.config import ModelConfig
 from luthier.objectives.config import Multi, Sft
+from luthier.run.absent import absent
 from luthier.run.config import RunConfig
 from luthier.run.pick import pick, picked, picked_stages
 from luthier.run.resolve import resolve
 
 _SWITCHES = {
     "--config FILE": "Recipe to start from; flags win over it.",
-    "--dry_run": "Print the resolved settings as YAML and exit.",
+    "--dry_run": "Print the resolved settings as YAML, tell what they name and is not here, and exit.",
     "--schema": "Print the JSON schema of a recipe and exit.",
     "--json": "Print one JSON object per line on stdout, for programs.",
     "-h, --help": "Print this page.",
@@ -191,6 +192,8 @@ def run_command(
         )
     config = read_config(own.recipe, own.rest, objective, console)
     if "dry_run" in own.switches:
+        for note in absent(config):
+            console.warn(note)
         console.result(to_yaml(config).rstrip(), **config.model_dump(mode="json"))
         return 0
     json = ["--json"] if console.json else []

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 
 BadRows = Literal["strict", "drop", "fix"]
 Overlong = Literal["truncate", "drop", "split"]
 
 
-Sets = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
+Sets = Annotated[tuple[Named, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 """Data sets; a single one may stand alone."""
 
 
@@ -29,7 +29,7 @@ class DataConfig(Config):
     """Sampling ratio of each training set; empty means all rows of all sets."""
     interleave_stop: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
     """With ratios: stop an epoch when the first set runs out, or repeat sets until all have been seen."""
-    replay: tuple[str, ...] = ()
+    replay: tuple[Named, ...] = ()
     """General sets whose rows are mixed into training so that less is forgotten, in the same notation."""
     replay_ratio: float = Field(default=0.1, gt=0.0, lt=1.0)
     """Share of the training rows that are replayed ones."""
@@ -74,7 +74,7 @@ class DataConfig(Config):
     """Processes that tokenise. Unset: one per core, or none for small sets."""
     loader_workers: int = Field(default=1, ge=0)
     """Threads that prepare batches ahead of the step; 0 prepares them in the step."""
-    cache_dir: str | None = None
+    cache_dir: Named | None = None
     """Where tokenised data is kept. Unset: $LUTHIER_CACHE or ~/.cache/luthier."""
 
     @model_validator(mode="after")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 
 OptimizerName = Literal[
     "adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit", "adam", "lion_8bit", "sgd", "adagrad", "adafactor", "muon"
@@ -75,7 +75,7 @@ class EvalConfig(Config):
     """Steps between evaluations. Unset: as often as checkpoints."""
     micro_batch: int | None = Field(default=None, ge=1)
     """Samples of one device in one evaluation batch. Unset: as in training."""
-    metric: str = "loss"
+    metric: Named = "loss"
     """Metric that says which checkpoint is best."""
     higher_is_better: bool = False
     """Whether a higher value of the metric is better."""
@@ -92,7 +92,7 @@ class SaveConfig(Config):
     """Steps between checkpoints; unset: only at the end."""
     total_limit: int | None = Field(default=2, ge=1)
     """Checkpoints kept; the best and the last verified one always are. Unset: all."""
-    resume: str | None = None
+    resume: Named | None = None
     """Checkpoint or run directory to continue from."""
     allow_change: tuple[str, ...] = ()
     """Settings that may differ from the resumed run's, by dotted path."""
@@ -107,3 +107,10 @@ class LogConfig(Config):
     """Trackers that receive the metrics, besides metrics.jsonl."""
     run_name: str | None = None
     """Name shown by trackers. Unset: the run directory's name."""
+
+    @model_validator(mode="after")
+    def _none_stands_alone(self) -> LogConfig:
+        if "none" in self.report_to and len(set(self.report_to)) > 1:
+            others = ", ".join(name for name in self.report_to if name != "none")
+            raise ValueError(f"report_to has none and {others}; give --report_to none alone, or leave none out")
+        return self

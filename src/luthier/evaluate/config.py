@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.base.endpoint import EndpointConfig
 from luthier.generate.config import Backend, EngineConfig, SamplingConfig
 from luthier.model.config import ModelConfig
@@ -17,7 +17,7 @@ Method = Literal["likelihood", "generation"]
 class SetConfig(Config):
     """How one data set is read and asked, as `--dataset_args` gives it."""
 
-    local_path: str | None = None
+    local_path: Named | None = None
     """File or folder. Unset: the set's usual place below --data_root."""
     subset_list: tuple[str, ...] = ()
     """Parts to evaluate. Unset: all that are there."""
@@ -60,7 +60,7 @@ class EvalConfig(Config):
     """How answers are chosen."""
     judge: JudgeConfig = JudgeConfig()
     """A model behind an endpoint that judges generated answers."""
-    eval_dataset: tuple[str, ...] = ()
+    eval_dataset: tuple[Named, ...] = ()
     """Data sets: general_mcq, general_qa, classification, perplexity, retrieval, similarity, reranking, mmlu, arc,
     obqa, boolq, gaokao, gsm8k, cmrc, drcd, xquad, squad; or a file or folder; with lm_eval its tasks. A model that was
     trained to classify, tag, embed or rerank takes rows as for training: classification, tagging, similarity,
@@ -68,7 +68,7 @@ class EvalConfig(Config):
     dataset_args: dict[str, Any] = {}
     """Settings by data set: local_path, subset_list, split, few_shot_num, limit, method (likelihood, generation),
     options_as (letter, text), prompt_template, max_new_tokens, metric_list."""
-    data_root: str | None = None
+    data_root: Named | None = None
     """Folder in which the known sets lie in their usual places."""
     eval_limit: int | None = Field(default=None, ge=1)
     """Questions of each subset, the first ones. Unset: all."""
@@ -80,18 +80,18 @@ class EvalConfig(Config):
     """Ask through the chat template, or as plain text. Unset: through it where the model brings one."""
     system: str | None = None
     """System message. Unset: the one the model was trained with, if any."""
-    compare: str | None = None
+    compare: Named | None = None
     """A second model to compare with, as it was before: a folder, hub id or run; base means without the adapters."""
     eval_backend: Literal["Native", "lm_eval"] = "Native"
     """Luthier's own evaluation, or tasks of lm-evaluation-harness."""
-    tasks_path: str | None = None
+    tasks_path: Named | None = None
     """Folder with further tasks for lm_eval."""
     backend: Backend = "transformers"
     """What runs the model; pt is another name for transformers, the others are started as processes and answer
     questions: multiple choice with --method generation."""
     engine: EngineConfig = EngineConfig()
     """With --infer_backend vllm, sglang or lmdeploy: its process."""
-    eval_url: str | None = None
+    eval_url: Named | None = None
     """Address of an OpenAI-compatible server, like http://127.0.0.1:8000/v1, whose model is asked in place of one that
     is opened here; --model and --compare are names of its models."""
     eval_key_env: str = "OPENAI_API_KEY"
@@ -100,7 +100,7 @@ class EvalConfig(Config):
     """Answers generated at once; with --eval_url, requests under way."""
     batch_tokens: int = Field(default=8192, ge=1)
     """Tokens scored at once."""
-    output_dir: str = "eval_output"
+    output_dir: Named = "eval_output"
     """Folder for results; what is there already is not computed again."""
     device: str = "auto"
     """cpu, cuda, or auto."""

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.model.config import ModelConfig
 
 QuantMethod = Literal["bnb", "torchao", "hqq", "gptq", "llmcompressor"]
@@ -41,7 +41,7 @@ class ExportConfig(Config):
     """Write a GGUF file and the Modelfile for `ollama create`."""
     push_to_hub: bool = False
     """Publish the result, or a run as it is. The token comes from $HF_TOKEN or $MODELSCOPE_API_TOKEN."""
-    hub_model_id: str | None = None
+    hub_model_id: Named | None = None
     """Name on the hub: owner/name."""
     hub_private: bool = True
     """A model that is new on the hub is seen by its owner only."""
@@ -49,11 +49,11 @@ class ExportConfig(Config):
     """Name of the base model on the hub, for the card. Unset: as it was given to the training, if that is one."""
     commit_message: str = "Upload with Luthier"
     """Message of the upload."""
-    dataset: tuple[str, ...] = ()
+    dataset: tuple[Named, ...] = ()
     """Rows that calibrate rounding and measure what it costs. Unset: those of the run, else a few that come along."""
     rows: int = Field(default=64, ge=1)
     """How many of them."""
-    output_dir: str | None = None
+    output_dir: Named | None = None
     """Folder for the result. Unset: the run's exports/, or beside the model, named after what was done."""
     device: str = "auto"
     """cpu, cuda, or auto."""

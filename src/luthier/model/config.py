@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.model.method import Freeze, Full, Lora, Method
 
 __all__ = ["BITS", "Freeze", "Full", "Lora", "Method", "ModelConfig", "Quant", "Shape", "Vocabulary"]
@@ -29,7 +29,7 @@ class Quant(Config):
     """Round the scales of bnb's 4 bits too."""
     group_size: int = Field(default=64, ge=8, multiple_of=8)
     """Weights that share a scale in hqq."""
-    skip: tuple[str, ...] = ()
+    skip: tuple[Named, ...] = ()
     """Layers that are not rounded, by a part of their dotted name; the head never is."""
 
     @property
@@ -65,13 +65,13 @@ class Quant(Config):
 class Vocabulary(Config):
     """More tokens for the model; each starts as the mean of its old pieces."""
 
-    tokens: tuple[str, ...] = ()
+    tokens: tuple[Named, ...] = ()
     """Tokens to add: words, or .txt files with one on each line."""
-    special: tuple[str, ...] = ()
+    special: tuple[Named, ...] = ()
     """Control tokens to add, in the same way."""
     learn: int = Field(default=0, ge=0)
     """Tokens to learn from domain text, by joining the tokenizer's own pieces further (BPE)."""
-    text: tuple[str, ...] = ()
+    text: tuple[Named, ...] = ()
     """Data sets of domain text to learn them from. Unset: the training sets."""
 
     @property
@@ -85,7 +85,7 @@ class ModelConfig(Config):
 
     path: str = ""
     """Model folder or hub id; nano is the tiny model that comes with Luthier."""
-    revision: str | None = None
+    revision: Named | None = None
     """Branch, tag or commit on the hub."""
     hub: Literal["hf", "ms"] = "hf"
     """Hub for model ids: Hugging Face or ModelScope."""
@@ -99,11 +99,11 @@ class ModelConfig(Config):
     """More tokens."""
     layers: Literal["auto", "plain"] = "auto"
     """Who computes the layers of Llama-shaped models on a GPU. auto: Luthier's own kernels; plain: transformers."""
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[Named, ...] = ()
     """Earlier adapters, applied in order. Training continues the last one when its method fits."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Off: such models are refused."""
-    template: str | None = None
+    template: Named | None = None
     """Chat template: a Jinja file or a bundled name. Unset: the model's own."""
     template_args: dict[str, Any] = {}
     """Extra variables for the chat template, for example {"enable_thinking": false}."""

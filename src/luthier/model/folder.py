@@ -46,7 +46,7 @@ def model_folder(config: ModelConfig, *, weights: bool = True) -> Path:
     path = Path(config.path).expanduser()
     if path.exists():
         raise ModelError("is a file, not a model folder", where=config.path, fix="Give the folder it lies in")
-    if _looks_local(config.path):
+    if looks_local(config.path):
         raise ModelError("no such model folder", where=config.path, code="no_model", fix=_near(path))
     wanted = _WANTED if weights else [pattern for pattern in _WANTED if pattern != _WEIGHTS]
     files = [*wanted, "*.py"] if config.trust_remote_code else wanted
@@ -131,7 +131,7 @@ def _no_weights(folder: Path, name: str) -> ModelError:
     return ModelError(f"no {name}.safetensors here", where=str(folder), code="no_weights", fix=_AGAIN)
 
 
-def _looks_local(text: str) -> bool:
+def looks_local(text: str) -> bool:
     """Whether a name that does not exist was meant as a path: hub ids are `name` or `owner/name`."""
     return text.startswith((".", "/", "~", "\\")) or text.count("/") > 1 or (os.sep != "/" and os.sep in text)
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.data.config import Overlong, Sets
 
 
@@ -190,7 +190,7 @@ class Distill(Config):
     """Share of the usual loss on the data's own tokens; the rest is the divergence."""
     top_k: int | None = Field(default=None, ge=1)
     """Run the teacher once, before training, and keep its so many likeliest tokens. Unset: run it in every step."""
-    store: str | None = None
+    store: Named | None = None
     """Folder for what is kept of the teacher; it is used again by later runs. Unset: in the cache."""
 
     @model_validator(mode="after")
@@ -209,7 +209,7 @@ class Distill(Config):
 class Retain(Config):
     """Against forgetting: hold on to what the model could do before."""
 
-    general: tuple[str, ...] = ()
+    general: tuple[Named, ...] = ()
     """Data sets that stand for what must not be forgotten: judged before and after training, and weighed by ewc."""
     l2sp: float = Field(default=0.0, ge=0)
     """Weight of the squared distance of the moving weights from where they started (L2-SP)."""

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from luthier.base.config import Config
+from luthier.base.config import Config, Named
 from luthier.data.config import BadRows, DataConfig
 
 
@@ -32,7 +32,7 @@ class ReadConfig(Config):
     """Where they run: on this machine, or on a Ray cluster that sees the same files."""
     ray_address: str | None = None
     """Address of the Ray cluster. Unset: $RAY_ADDRESS, or a cluster of this machine alone."""
-    cache_dir: str | None = None
+    cache_dir: Named | None = None
     """Where indexes and the steps of recipes are kept. Unset: $LUTHIER_CACHE or ~/.cache/luthier."""
 
     def data(self) -> DataConfig:
@@ -49,13 +49,13 @@ class ReadConfig(Config):
 class CommandConfig(ReadConfig):
     """A verb on the command line: its own settings, and these."""
 
-    inputs: tuple[str, ...] = ()
+    inputs: tuple[Named, ...] = ()
     """Data sets: [hf::|ms::]path-or-hub-id[:subset][#N]; they may also come first, without a flag."""
-    output: str | None = None
+    output: Named | None = None
     """File to write: .jsonl or .parquet."""
-    report: str | None = None
+    report: Named | None = None
     """JSON file for the report; a page for people is written beside it, with the suffix .html."""
-    removed: str | None = None
+    removed: Named | None = None
     """Also write every row that was taken out, and why, to this file (.jsonl)."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from luthier.base.config import Config, merge, validate
+from luthier.base.config import Config, Named, merge, validate
 from luthier.base.errors import ConfigError
 from luthier.data.config import DataConfig
 from luthier.engine.config import EvalConfig, LogConfig, OptimConfig, SaveConfig, StepConfig
@@ -46,7 +46,7 @@ class RunConfig(Config):
     """Logging."""
     stages: dict[str, dict[str, Any]] = {}
     """Runs one after the other, each on the model of the one before, by name: the settings in which each differs."""
-    output_dir: str = "runs/luthier"
+    output_dir: Named = "runs/luthier"
     """Parent of this run's own directory."""
     seed: int = Field(default=42, ge=0, lt=2**63)
     """Seed of everything random."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from luthier.base.records import Task
 from luthier.data.config import DataConfig
 from luthier.model.config import ModelConfig
 from luthier.objectives.config import Embed, Mlm, Multi, One, Seq2Seq, SeqCls, Sft, SpanCorruption, TokenCls
+from luthier.run.absent import lies_here
 from luthier.run.config import RunConfig, stage_of
 
 PICKED: dict[Task, type[SeqCls | TokenCls | Embed]] = {
@@ -57,8 +57,7 @@ def pick(data: DataConfig, model: ModelConfig, notes: list[str] | None = None) -
         DataError: there is no such file, and the model could not be trained by sft.
     """
     name = data.datasets[0]
-    paths = name, name.rpartition("#")[0], name.rpartition(":")[0]
-    if not any(Path(path).expanduser().exists() for path in paths if path):
+    if not lies_here(name):
         if not isinstance(_by_model(model, classes=False, texts=True), Sft):
             from luthier.data.sources import files_of, parse_spec
 

@@ -84,9 +84,10 @@ def test_what_cannot_fit_is_refused_with_the_estimate_and_what_to_change(
         (32, {"method": {"type": "lora", "rank": 8}}),
         (90, {"method": {"type": "full"}, "optim": {"name": "sgd"}}),
         (16, {"method": {"type": "lora", "rank": 8}, "model": {"quant": {"method": "fp8"}}}),
-        (32, {"method": {"type": "lisa"}}),
+        (48, {"method": {"type": "lisa"}}),
+        (32, {"method": {"type": "gradual"}}),
     ],
-    ids=["adapters", "less state", "few bits", "not all at once"],
+    ids=["adapters", "less state", "few bits", "a few layers at a time", "not all at once"],
 )
 def test_what_may_fit_is_tried(
     seven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gib: float, more: dict[str, Any]
@@ -97,6 +98,17 @@ def test_what_may_fit_is_tried(
 
 def without_model(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "model"}
+
+
+def test_layers_at_rest_have_no_gradient_and_no_state(
+    seven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(DoesNotFit) as caught:
+        start(tmp_path, {"path": str(seven)}, 32, monkeypatch, method={"type": "lisa", "active_layers": 2})
+    layer = 2 * 3584 * 3584 + 2 * 3584 * 512 + 3584 + 2 * 512 + 3 * 3584 * 18944 + 2 * 3584
+    moving = (2 * 152064 * 3584 + 3584 + 2 * layer) * 4 / 2**30
+    told = str(caught.value)
+    assert f"{moving:.1f} of gradients" in told and f"{2 * moving:.1f} of optimizer state" in told
 
 
 def test_small_models_are_not_even_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.base.errors import DoesNotFit, LuthierError
 from luthier.model.folder import model_folder
-from luthier.model.method import Gradual, Lisa
+from luthier.model.method import Gradual
 from luthier.objectives.setting import Part
 from luthier.run.forecast.demand import Bare, bare_of
 from luthier.run.forecast.hardware import GIB, Device, device_named
@@ -63,8 +63,8 @@ def _file_bytes(folder: Path) -> int:
 
 def _counted(run: Run, tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part], device: Device) -> Bare | None:
     """None for what cannot be counted without numbers: loading will tell."""
-    if isinstance(run.config.method, Gradual | Lisa):
-        return None  # not all that is trained moves at once
+    if isinstance(run.config.method, Gradual):
+        return None  # a run may end before all its layers move
     try:
         model, _ = without_numbers(run, tokenizer, arithmetic(run.config.model.dtype, device), device, parts)
         return bare_of(run, model)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from luthier.base.config import Config, Tree, assign, merge, validate
+from luthier.base.config import Config, Named, Tree, assign, merge, validate
 from luthier.base.errors import ConfigError
 from luthier.run.config import RunConfig
 from luthier.run.resolve import resolve
@@ -35,7 +35,7 @@ class SearchConfig(Config):
     space: dict[str, Any] = {}
     """What is tried of each setting, by its path or known name: a list of choices, or a range as text: log LOW HIGH,
     linear LOW HIGH, linear LOW HIGH step STEP."""
-    metric: str = Field(default="eval_loss", min_length=1)
+    metric: Named = "eval_loss"
     """Value of the evaluation rows that says which trial is best; of each trial its best evaluation counts."""
     direction: Direction | None = None
     """Whether less or more of it is better. Unset: known by the metric's name."""
