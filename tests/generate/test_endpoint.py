@@ -151,6 +151,25 @@ def test_nobody_there(tmp_path: Path) -> None:
         Endpoint(config, tmp_path / "a.sqlite", patience=0.01).ask([_chat("q")])
 
 
+def test_an_address_that_never_answered_is_given_up_early(tmp_path: Path) -> None:
+    config = EndpointConfig(base_url="http://127.0.0.1:9/v1", model="m", retries=20)
+    with pytest.raises(RunError, match=r"no answer after 3 tries: cannot be reached.*Look at the address"):
+        Endpoint(config, tmp_path / "a.sqlite", patience=0.01).ask([_chat("q")])
+
+
+def test_one_that_has_answered_may_be_away_for_longer(served: Served, tmp_path: Path) -> None:
+    def answer(number: int, body: dict[str, Any]) -> tuple[int, Any, dict[str, str]]:
+        if 0 < number < 5:
+            raise ConnectionAbortedError  # the connection ends without an answer
+        return 200, "ok", {}
+
+    served.answer = answer
+    endpoint = _endpoint(served, tmp_path)
+    served.server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    assert endpoint.ask([_chat("a")]) == ["ok"]
+    assert endpoint.ask([_chat("b")]) == ["ok"] and len(served.bodies) == 6
+
+
 def test_the_pace_is_kept(served: Served, tmp_path: Path) -> None:
     endpoint = _endpoint(served, tmp_path, requests_per_minute=1200)
     start = time.monotonic()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +37,18 @@ def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_root_that_is_no_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         app.studio(StudioConfig(root=(str(tmp_path / "none"),)), Console(quiet=True))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_who_asks_it_to_end_gets_exit_code_0(signum: signal.Signals, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "luthier", "studio", "--port", "0", "--root", str(tmp_path), "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["url"].startswith("http://127.0.0.1:")
+        process.send_signal(signum)
+        out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1])["text"] == "Stopped"
 
 
 def test_help_and_pages_load_no_tensors() -> None:

@@ -37,6 +37,8 @@ _WRONG = (400, 413, 422)
 """What is wrong is the question, so that another one may be answered."""
 _BUSY = (408, 409, 425, 429, 500, 502, 503, 504)
 _LONGEST_WAIT = 60.0
+_KNOCKS = 3
+"""Tries to reach an address that has never answered: it may be just starting, and more likely is the wrong one."""
 _MOST_BYTES = 32 * 2**20
 
 
@@ -99,6 +101,11 @@ class _Refused(Exception):
     wait: float | None = None
 
 
+@dataclass(frozen=True)
+class _NotReached(_Refused):
+    """Nothing answers at the address."""
+
+
 class NotAnswered(RunError):
     """A question that the endpoint refuses."""
 
@@ -127,6 +134,7 @@ class Endpoint:
             raise ConfigError(str(error), where="endpoint", code="no_endpoint") from error
         self.config, self._kept_at, self._patience = config, kept, patience
         self._pace = Pace(config.requests_per_minute)
+        self._answered = threading.Event()
 
     def ask(
         self,
@@ -237,7 +245,8 @@ class Endpoint:
     ) -> T | None:
         """Try until there is an answer; None where no try gave one that fits the schema, or all is to stop."""
         wait, unfit, why = self._patience, False, ""
-        for attempt in range(self.config.retries + 1):
+        tries = self.config.retries + 1
+        for attempt in range(tries):
             if stop.is_set():
                 return None
             self._pace.wait()
@@ -249,13 +258,16 @@ class Endpoint:
                 unfit, why = True, wrong
             except _Refused as refused:
                 unfit, why = False, refused.why
-                if attempt < self.config.retries:
+                if isinstance(refused, _NotReached) and not self._answered.is_set() and attempt + 1 >= _KNOCKS:
+                    fix = "Look at the address, and whether something is served there"
+                    raise RunError(f"no answer after {attempt + 1} tries: {why}", **self._place(), fix=fix) from refused
+                if attempt + 1 < tries:
                     stop.wait(min(_LONGEST_WAIT, wait if refused.wait is None else refused.wait))
                     wait *= 2
         if unfit:
             return None
         fix = "What was answered is kept; the same command goes on from there"
-        raise RunError(f"no answer after {self.config.retries + 1} tries: {why}", **self._place(), fix=fix)
+        raise RunError(f"no answer after {tries} tries: {why}", **self._place(), fix=fix)
 
     def _place(self) -> dict[str, str]:
         return {"where": redact(str(self.config.address)), "code": "endpoint_failed"}
@@ -269,8 +281,10 @@ class Endpoint:
         request = urllib.request.Request(address, orjson.dumps(body), headers, method="POST")
         try:
             with urllib.request.urlopen(request, timeout=self.config.timeout) as response:
+                self._answered.set()
                 data = response.read(_MOST_BYTES)
         except urllib.error.HTTPError as error:
+            self._answered.set()
             with error:
                 said = redact(error.read(2000).decode("utf-8", "replace")).strip()
             if error.code in _BUSY:
@@ -283,7 +297,7 @@ class Endpoint:
             kind = NotAnswered if error.code in _WRONG else RunError
             raise kind(f"HTTP {error.code}: {said[:300]}", **self._place(), fix=fix) from error
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
-            raise _Refused(f"cannot be reached: {getattr(error, 'reason', error)}") from error
+            raise _NotReached(f"cannot be reached: {getattr(error, 'reason', error)}") from error
         try:
             return read(orjson.loads(data))
         except (KeyError, IndexError, TypeError, ValueError) as error:

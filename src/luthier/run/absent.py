@@ -39,7 +39,12 @@ def _named(config: RunConfig) -> set[tuple[str, str, str]]:
         *((flag, name, "folder") for flag, name in models.items() if local_folder(name) is None and looks_local(name)),
         *(("--adapters", name, "folder") for name in config.model.adapters if not Path(name).expanduser().exists()),
         *(("--resume_from_checkpoint", name, "run") for name in [config.save.resume] if name and _path(name)),
-        *((flag, name, "file") for flag, names in sets.items() for name in names if _file(name) and not lies_here(name)),
+        *(
+            (flag, name, "file")
+            for flag, names in sets.items()
+            for name in names
+            if _file(name) and not lies_here(name)
+        ),
     }
 
 

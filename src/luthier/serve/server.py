@@ -99,19 +99,40 @@ async def _serve(
             timeout_graceful_shutdown=2,
             timeout_keep_alive=30,
         )
-        server = _Server(settings, gate, config.drain_timeout)
-        listening(address_of(sock))
+        server = _Server(settings, lambda: listening(address_of(sock)), gate, config.drain_timeout)
         await server.serve(sockets=[sock])
     finally:
         await engine.close()
         sock.close()
 
 
-class _Server(uvicorn.Server):
+class Orderly(uvicorn.Server):
+    """A signal ends it in order and a second one at once; uvicorn's own would then die of the signal all the same.
+
+    Args:
+        listening: called when it takes requests and signals.
+    """
+
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], object]):
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen."""
+        await super().startup(sockets)
+        self._listening()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+class _Server(Orderly):
     """Ends when all answers have: the socket stays open, so that who comes late is told so."""
 
-    def __init__(self, config: uvicorn.Config, gate: Gate, seconds: float):
-        super().__init__(config)
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], object], gate: Gate, seconds: float):
+        super().__init__(config, listening)
         self._gate, self._seconds = gate, seconds
         self._draining: asyncio.Task[None] | None = None
 

@@ -14,6 +14,7 @@ from luthier.studio.config import StudioConfig
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from luthier.studio.door import Door
     from luthier.studio.house import House
@@ -39,10 +40,11 @@ def studio(options: StudioConfig, console: Console) -> None:
     sock = bound(options.host, options.port)
     address = address_of(sock)
     folders = ", ".join(map(str, house.roots.folders))
-    console.result(f"Studio at {address} over {folders} (Ctrl-C ends it; trainings go on)", url=address)
+    told = f"Studio at {address} over {folders} (Ctrl-C ends it; trainings go on)"
     # Commands that pages start get no key of ours.
     os.environ.pop("LUTHIER_API_KEY", None)
-    asyncio.run(serve(house, keys, allowed_hosts(options.host, options.allowed_hosts), sock))
+    hosts = allowed_hosts(options.host, options.allowed_hosts)
+    asyncio.run(serve(house, keys, hosts, sock, lambda: console.result(told, url=address)))
     console.say("Stopped")
 
 
@@ -61,9 +63,13 @@ def application(house: House, keys: Keys, hosts: frozenset[str] | None) -> Door:
     return Door(outer, keys, hosts)  # pyright: ignore[reportArgumentType]
 
 
-async def serve(house: House, keys: Keys, hosts: frozenset[str] | None, sock: socket.socket) -> None:
-    """Serve on a socket that listens already."""
+async def serve(
+    house: House, keys: Keys, hosts: frozenset[str] | None, sock: socket.socket, listening: Callable[[], object]
+) -> None:
+    """Serve on a socket until a signal; `listening` is called when requests are answered."""
     import uvicorn
+
+    from luthier.serve.server import Orderly
 
     settings = uvicorn.Config(
         application(house, keys, hosts),  # pyright: ignore[reportArgumentType]
@@ -75,7 +81,7 @@ async def serve(house: House, keys: Keys, hosts: frozenset[str] | None, sock: so
         timeout_graceful_shutdown=2,
     )
     try:
-        await uvicorn.Server(settings).serve(sockets=[sock])
+        await Orderly(settings, listening).serve(sockets=[sock])
     finally:
         await house.talks.close()
         sock.close()
