@@ -4,7 +4,11 @@ import json
 from hashlib import sha256
 from pathlib import Path
 
-from luthier.base.sealed import MANIFEST, seal, verify
+import pytest
+from safetensors import SafetensorError
+
+from luthier.base.errors import RunError
+from luthier.base.sealed import MANIFEST, published, seal, verify
 
 
 def folder(root: Path) -> Path:
@@ -31,3 +35,21 @@ def test_a_file_that_is_not_what_was_written_does_not_verify(tmp_path: Path):
     here = folder(tmp_path)
     seal(here, {"two": sha256(b"something else").hexdigest()})
     assert verify(here) == "two does not match its hash"
+
+
+def test_what_is_published_is_whole_or_absent(tmp_path: Path):
+    final, staging = tmp_path / "final", tmp_path / ".staging"
+    final.mkdir()  # an empty folder gives way
+    (staging / "left over").mkdir(parents=True)
+    with published(final, staging) as hashes:
+        (staging / "one").write_bytes(b"1")
+        hashes["one"] = sha256(b"1").hexdigest()
+        assert not list(final.iterdir())
+    assert verify(final) is None and {path.name for path in final.iterdir()} == {"one", MANIFEST}
+    with pytest.raises(RunError, match="disk is full"), published(tmp_path / "next", staging):
+        (staging / "one").write_bytes(b"1")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+    with pytest.raises(RunError) as occupied, published(final, staging):
+        (staging / "two").write_bytes(b"2")
+    assert occupied.value.code == "cannot_write" and verify(final) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["final"]

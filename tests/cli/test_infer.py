@@ -68,7 +68,7 @@ def trained_run(base: ModelConfig, tmp_path: Path) -> Path:
         {"model": base.model_dump(), "method": method.model_dump(), "data": {"system": "You build violins."}}
     )
 
-    def artefact(folder: Path) -> None:
+    def artefact(folder: Path, _: Any) -> None:
         methods.save(model, folder)
         (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
 

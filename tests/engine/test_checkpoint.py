@@ -14,6 +14,7 @@ from luthier.base.errors import ConfigError, RunError
 from luthier.base.sealed import verify
 from luthier.engine import checkpoint
 from luthier.engine.checkpoint import Checkpoints, State, Tensors, put, read
+from luthier.model.lending import Whole
 
 
 def tensors(seed: int) -> Tensors:
@@ -25,7 +26,7 @@ def tensors(seed: int) -> Tensors:
     )
 
 
-def artefact(folder: Path) -> None:
+def artefact(folder: Path, weights: Whole) -> None:
     (folder / "adapter").mkdir()
     (folder / "adapter" / "config.json").write_text("{}")
 
@@ -60,8 +61,8 @@ def test_every_file_is_in_the_manifest(tmp_path: Path):
 
 
 def test_files_can_be_read_by_whom_other_new_files_can(tmp_path: Path):
-    def private(folder: Path) -> None:
-        artefact(folder)
+    def private(folder: Path, weights: Whole) -> None:
+        artefact(folder, weights)
         (folder / "model.safetensors").write_bytes(b"")
         (folder / "model.safetensors").chmod(0o600)  # as safetensors leaves them
 

@@ -67,9 +67,9 @@ def test_a_loss_that_stands_out_is_flagged_with_its_samples(job: Any):
 
 def fill_the_disk(saves: range) -> None:
     """Some 1-based checkpoint saves meet a full disk while sealing."""
-    from luthier.engine import checkpoint
+    from luthier.base import sealed
 
-    real, count = checkpoint.seal, 0
+    real, count = sealed.seal, 0
 
     def seal(folder: Any, known: Any) -> None:
         nonlocal count
@@ -78,7 +78,7 @@ def fill_the_disk(saves: range) -> None:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         real(folder, known)
 
-    checkpoint.seal = seal
+    sealed.seal = seal
 
 
 def test_a_full_disk_in_the_middle_does_not_stop_training(job: Any):

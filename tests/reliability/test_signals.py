@@ -44,10 +44,10 @@ def resuming(job: Any) -> dict[str, str]:
 
 def touch_at(place: str, marker: Path) -> None:
     """Say that the process has begun, or has made a step, or is in its third save, which takes its time."""
-    from luthier.engine import checkpoint
+    from luthier.base import sealed
     from luthier.engine.trainer import Trainer
 
-    sync, seal, advance = os.fsync, checkpoint.seal, Trainer._advance
+    sync, seal, advance = os.fsync, sealed.seal, Trainer._advance
     saves = 0
 
     def slow_seal(folder: Path, known: Any) -> None:
@@ -68,7 +68,7 @@ def touch_at(place: str, marker: Path) -> None:
         case "step":
             Trainer._advance = marked_advance
         case _:
-            checkpoint.seal = slow_seal
+            sealed.seal = slow_seal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -92,11 +92,11 @@ def test_asked_to_stop_it_finishes_the_step_saves_and_exits_75(job: Any, number:
 
 def slow(place: str) -> None:
     """Say when an evaluation, a save or the tokenising begins, and take a while for it."""
+    from luthier.base import sealed
     from luthier.data import dataset
-    from luthier.engine import checkpoint
     from luthier.engine.trainer import Trainer
 
-    owner: Any = {"_judge": Trainer, "seal": checkpoint, "encode_rows": dataset}[place]
+    owner: Any = {"_judge": Trainer, "seal": sealed, "encode_rows": dataset}[place]
     real = getattr(owner, place)
 
     def slowed(*arguments: Any, **named: Any) -> Any:

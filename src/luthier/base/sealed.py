@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
-from luthier.base.rundir import fsync_dir, usual_mode
+from safetensors import SafetensorError
+
+from luthier.base.rundir import fsync_dir, storage_error, usual_mode
 
 MANIFEST = "MANIFEST.json"
 
 _AT_ONCE = 4
 """Files that are hashed at once: one thread reads a gigabyte in a second, and a checkpoint can have a hundred."""
+
+
+@contextmanager
+def published(folder: Path, staging: Path) -> Generator[dict[str, str]]:
+    """In the block `staging` is filled; then it is sealed and takes the name `folder`, of nothing or an empty folder.
+
+    What is given takes the hashes that the block knows of its files; see `seal`.
+
+    Raises:
+        RunError: `disk_full` or `cannot_write`; then nothing is left behind, and what was there before is untouched.
+    """
+    known: dict[str, str] = {}
+    try:
+        shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+        staging.mkdir(parents=True)
+        yield known
+        seal(staging, known)
+        staging.rename(folder)
+        fsync_dir(folder.parent)
+    except (OSError, SafetensorError) as error:
+        raise storage_error(_as_os_error(error), folder) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def seal(folder: Path, known: Mapping[str, str] = {}) -> None:
@@ -68,6 +95,14 @@ def set_aside(path: Path, fault: str) -> str:
         shutil.rmtree(target)
     path.rename(target)
     return f"{path.name} is broken ({fault}); kept as {target.name}"
+
+
+def _as_os_error(error: OSError | SafetensorError) -> OSError:
+    """safetensors reports a full disk in words of its own."""
+    if isinstance(error, OSError):
+        return error
+    full = "No space left" in str(error) or "os error 28" in str(error)
+    return OSError(errno.ENOSPC if full else None, str(error))
 
 
 def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:

@@ -10,7 +10,6 @@ then named by LATEST.
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -18,19 +17,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from luthier.base.errors import ConfigError
-from luthier.base.rundir import fsync_dir, storage_error, write_atomic
-from luthier.base.sealed import seal, set_aside, verify
+from luthier.base.rundir import write_atomic
+from luthier.base.sealed import published, set_aside, verify
 from luthier.model.lending import Whole
-from luthier.model.sharding import part
+from luthier.model.sharding import held, part
 from luthier.model.tensorfile import write_tensors
 
 STATE, TRAINED, OPTIMIZER, EMA = "state.json", "trained.safetensors", "optimizer.safetensors", "ema.safetensors"
 METHOD = "method.safetensors"
+
+Artefact = Callable[[Path, Whole], None]
+"""Writes the files people use (adapter or model) into a folder, with what it is given to make of each weight."""
 
 
 @dataclass(slots=True)
@@ -75,6 +76,11 @@ class Tensors:
         """The tensors of each file."""
         return {TRAINED: self.trained, OPTIMIZER: self.optimizer, EMA: self.ema, METHOD: self.method}
 
+    def used(self, whole: Whole) -> Whole:
+        """What people use of a weight: its average, where there is one.  Training goes on from the live one."""
+        averages = {held(self.trained[name]).data_ptr(): average for name, average in self.ema.items()}
+        return lambda weight: whole(averages.get(held(weight).data_ptr(), weight))
+
 
 class Checkpoints:
     """The checkpoints of one run.
@@ -91,12 +97,12 @@ class Checkpoints:
         self,
         state: State,
         tensors: Tensors,
-        artefact: Callable[[Path], None],
+        artefact: Artefact,
         *,
         best: bool,
         whole: Whole = Tensor.detach,
     ) -> Path:
-        """Publish a checkpoint; `artefact` writes the files people use into the folder it is given.
+        """Publish a checkpoint.
 
         Args:
             whole: makes a whole tensor of one that is spread over processes.
@@ -106,24 +112,12 @@ class Checkpoints:
         """
         final = self.path(state.step)
         staging = self.folder / f".staging-{state.step:08d}"
-        try:
-            shutil.rmtree(staging, ignore_errors=True)
-            staging.mkdir(parents=True)
-            artefact(staging)
-            written = {
-                name: write_tensors(staging / name, named, whole) for name, named in tensors.files().items() if named
-            }
+        with published(final, staging) as hashes:
+            artefact(staging, tensors.used(whole))
+            for name, named in tensors.files().items():
+                if named:
+                    hashes[name] = write_tensors(staging / name, named, whole)
             (staging / STATE).write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-            seal(staging, written)
-            staging.rename(final)
-            fsync_dir(self.folder)
-        except (OSError, SafetensorError) as error:
-            if isinstance(error, SafetensorError):  # it reports a full disk in words of its own
-                full = "No space left" in str(error) or "os error 28" in str(error)
-                error = OSError(errno.ENOSPC if full else None, str(error))
-            raise storage_error(error, final) from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
         write_atomic(self.folder / "LATEST", final.name.encode())
         if best:
             write_atomic(self.folder / "BEST", final.name.encode())

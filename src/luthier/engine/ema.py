@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -13,21 +14,30 @@ class Ema:
 
     Args:
         trained: the live weights by name; the average starts from them.
+        decay: None averages none of them.
     """
 
-    def __init__(self, trained: Mapping[str, Tensor], decay: float):
-        self.decay = decay
-        self.weights = {name: weight.detach().clone() for name, weight in trained.items()}
+    def __init__(self, trained: Mapping[str, Tensor], decay: float | None):
+        self._live, self._decay = (trained, decay) if decay else ({}, 0.0)
+        self.weights = {name: weight.detach().clone() for name, weight in self._live.items()}
 
     @torch.no_grad()
-    def update(self, trained: Mapping[str, Tensor]) -> None:
-        for name, weight in trained.items():
-            self.weights[name].lerp_(weight, 1.0 - self.decay)
+    def update(self) -> None:
+        for name, weight in self._live.items():
+            self.weights[name].lerp_(weight, 1.0 - self._decay)
+
+    @contextmanager
+    def in_use(self) -> Generator[None]:
+        """In the block the live weights are the average."""
+        self._exchange()
+        try:
+            yield
+        finally:
+            self._exchange()
 
     @torch.no_grad()
-    def exchange(self, trained: Mapping[str, Tensor]) -> None:
-        """Put the average into the live weights and keep what was there; a second time puts both back."""
-        for name, weight in trained.items():
+    def _exchange(self) -> None:
+        for name, weight in self._live.items():
             live = weight.detach().clone()
             weight.copy_(self.weights[name])
             self.weights[name].copy_(live)

@@ -16,7 +16,7 @@ from luthier.data.batch import Batch
 from luthier.data.loader import Cursor, Share, Source, Step, evaluation_batches, load
 from luthier.data.tokens import Groups
 from luthier.engine.attempt import NoRoom
-from luthier.engine.checkpoint import Checkpoints, State, Tensors, put, read
+from luthier.engine.checkpoint import Artefact, Checkpoints, State, Tensors, put, read
 from luthier.engine.config import EvalConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.engine.ema import Ema
 from luthier.engine.guard import Guard
@@ -28,9 +28,8 @@ from luthier.engine.step import Pending, StepResult, Verdict, begin, evaluate
 from luthier.engine.turns import Turns
 from luthier.engine.watcher import EvalRow, StepRow, Watcher
 from luthier.model.layer import Keep
-from luthier.model.lending import Whole, lending
+from luthier.model.lending import lending
 from luthier.model.load import Model
-from luthier.model.sharding import held
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,6 @@ class Trainer:
     """Runs one objective on one model until it is done, stopped, or beyond repair.
 
     Args:
-        artefact: writes the files people use (adapter or model) into a folder; what it is given besides makes the
-            numbers to write of a weight.
         turns: what is done around each step.
     """
 
@@ -81,14 +78,14 @@ class Trainer:
         checkpoints: Checkpoints,
         watcher: Watcher,
         mesh: Mesh,
-        artefact: Callable[[Path, Whole], None],
+        artefact: Artefact,
         turns: Turns,
     ):
         self.model, self.objective, self.optimizer, self.data = model, objective, optimizer, data
         self.settings, self.checkpoints, self.watcher, self.mesh = settings, checkpoints, watcher, mesh
         self.artefact, self.turns = artefact, turns
         self.state = State()
-        self.ema = Ema(model.trained(), settings.train.ema_decay) if settings.train.ema_decay else None
+        self.ema = Ema(model.trained(), settings.train.ema_decay)
         self.saved: Path | None = None
         self.outputs: dict[str, Tensor] = {}
         """What the objective gave out for each row of the validation set when the model was at its best."""
@@ -108,7 +105,7 @@ class Trainer:
         put(self.model.trained(), tensors.trained)
         self.optimizer.load(tensors.optimizer)
         self.turns.load(tensors.method)
-        if self.ema is not None and tensors.ema:
+        if tensors.ema:
             put(self.ema.weights, tensors.ema)
         self.saved = checkpoint
 
@@ -174,8 +171,7 @@ class Trainer:
                 if not ahead:
                     self._move()
                 self.turns.after(self.state.step)
-                if self.ema is not None:
-                    self.ema.update(self.model.trained())
+                self.ema.update()
             self._advance(step, result)
             if sound:
                 self._guard.look(self.state.step, result, step.draw.samples)
@@ -300,12 +296,9 @@ class Trainer:
             return None
         config, start = self.settings.eval, time.perf_counter()
         self.model.eval_mode()
-        if self.ema is not None:
-            self.ema.exchange(self.model.trained())
-        verdict = self._evaluated(self.data.validation)
+        with self.ema.in_use():
+            verdict = self._evaluated(self.data.validation)
         metrics = verdict.metrics
-        if self.ema is not None:
-            self.ema.exchange(self.model.trained())
         self.model.train_mode(self.settings.keep)
         if config.metric not in metrics:
             raise ConfigError(
@@ -350,37 +343,28 @@ class Trainer:
     def _save(self, *, best: bool = False, final: bool = False) -> None:
         """Write a checkpoint unless this step has one.  A failure ends the run only when it is the final one."""
         self._tell()
-        if self.saved == self.checkpoints.path(self.state.step):
+        step, path = self.state.step, self.checkpoints.path(self.state.step)
+        if self.saved == path:
             return
         error: RunError | None = None
-        averages = self.ema.weights if self.ema is not None else {}
-        tensors = Tensors({**self.model.trained()}, self.optimizer.state(), averages, self.turns.state())
+        tensors = Tensors({**self.model.trained()}, self.optimizer.state(), self.ema.weights, self.turns.state())
         spread = [*self.model.network.parameters(), *tensors.optimizer.values(), *tensors.ema.values()]
         with lending(self.mesh, spread) as whole:
             if self.mesh.leads:
                 try:
-                    self._publish(tensors, whole, best=best)
+                    self.checkpoints.save(self.state, tensors, self.artefact, best=best, whole=whole)
                 except RunError as caught:
                     error = caught
         if error is not None:
-            message = f"Checkpoint at step {self.state.step} failed: {error}"
-            self.watcher.event(error.code, message, level="error", step=self.state.step)
-        failed = self.mesh.any(error is not None)
-        if not failed:
-            self.saved = self.checkpoints.path(self.state.step)
+            message = f"Checkpoint at step {step} failed: {error}"
+            self.watcher.event(error.code, message, level="error", step=step)
+        elif self.mesh.leads:
+            self.watcher.event("checkpoint", f"Checkpoint {path.name}", step=step, path=str(path))
+        if not self.mesh.any(error is not None):
+            self.saved = path
         elif final:
             raise error or RunError("the final checkpoint could not be written", code="cannot_write")
         self._clock = Clock()
-
-    def _publish(self, tensors: Tensors, whole: Whole, *, best: bool) -> None:
-        # People use the averaged weights, where there are any; training goes on from the live ones.
-        averages = {held(tensors.trained[name]).data_ptr(): average for name, average in tensors.ema.items()}
-
-        def artefact(folder: Path) -> None:
-            self.artefact(folder, lambda weight: whole(averages.get(held(weight).data_ptr(), weight)))
-
-        path = self.checkpoints.save(self.state, tensors, artefact, best=best, whole=whole)
-        self.watcher.event("checkpoint", f"Checkpoint {path.name}", step=self.state.step, path=str(path))
 
 
 def better(value: float, best: float | None, config: EvalConfig) -> bool:

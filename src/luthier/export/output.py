@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from luthier.base.errors import ConfigError
-from luthier.base.rundir import fsync_dir, storage_error
-from luthier.base.sealed import seal
+from luthier.base.sealed import published
 
 
 def refuse_existing(folder: Path) -> None:
@@ -39,19 +35,8 @@ def staged(folder: Path) -> Generator[Path]:
     """
     refuse_existing(folder)
     staging = folder.with_name(f".{folder.name}.staging")
-    try:
-        shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
-        staging.mkdir(parents=True)
+    with published(folder, staging):
         yield staging
-        seal(staging)
-        if folder.is_dir():
-            folder.rmdir()
-        staging.rename(folder)
-        fsync_dir(folder.parent)
-    except (OSError, SafetensorError) as error:
-        raise storage_error(_as_os_error(error), folder) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def size_of(folder: Path) -> int:
@@ -59,11 +44,3 @@ def size_of(folder: Path) -> int:
     if folder.is_file():
         return folder.stat().st_size
     return sum(path.stat().st_size for pattern in ("*.safetensors", "*.gguf") for path in folder.glob(pattern))
-
-
-def _as_os_error(error: OSError | SafetensorError) -> OSError:
-    """safetensors reports a full disk in words of its own."""
-    if isinstance(error, OSError):
-        return error
-    full = "No space left" in str(error) or "os error 28" in str(error)
-    return OSError(28 if full else None, str(error))

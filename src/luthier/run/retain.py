@@ -119,15 +119,12 @@ class Forgetting:
             self._before = json.loads(file.read_text("utf-8"))["before"] if known else self._judge()
             self._write({})
 
-    def end(self, ema: Ema | None) -> None:
+    def end(self, ema: Ema) -> None:
         """Judge again what is saved, write forgetting.json and say what changed."""
         if not self._general:
             return
-        if ema is not None:
-            ema.exchange(self._model.trained())
-        after = self._judge()
-        if ema is not None:
-            ema.exchange(self._model.trained())
+        with ema.in_use():
+            after = self._judge()
         self._write(after)
         self._run.console.table("General sets, before and after", rows(changes(self._before, after)))
 
