@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -18,7 +18,8 @@ from ranks import together
 from settings import HERE, cut, encoded, learnable, measure, opened, same
 from torch.nn import functional as F
 
-from luthier.base.errors import ConfigError
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import BadRow, Chat, Message, Similar, Text
 from luthier.data.batch import Group
 from luthier.engine.mesh import open_mesh
@@ -269,6 +270,22 @@ def test_artefacts_give_the_same_vectors_in_sentence_transformers(tmp_path: Path
     with torch.no_grad():
         ours = F.normalize(objective.embed(model, cut(groups, [range(len(LINES))])[0])[::2], dim=1)
     assert float((ours - torch.from_numpy(theirs)).abs().max()) < 1e-5
+
+
+def test_texts_that_are_all_labelled_alike_teach_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder = save_encoder(tmp_path, "bert")
+    objective = learnable(Rerank(), folder)
+    alone, both = encoded(objective, rows(hard=0)), encoded(objective, rows(hard=1))
+    for alike in (alone, encoded(objective, [Similar("q", (), ("a", "b"), HERE)])):
+        with pytest.raises(DataError, match=r"all texts are labelled alike, with [01],.*under pos and neg") as caught:
+            objective.begin([cast("Any", alike)], Console())
+        assert caught.value.code == "one_label"
+    capsys.readouterr()
+    objective.begin([cast("Any", both), cast("Any", both)], Console())
+    objective.begin([cast("Any", encoded(objective, pairs()))], Console())
+    assert capsys.readouterr().err == ""
+    objective.begin([cast("Any", both), cast("Any", alone)], Console())
+    assert "all validation texts are labelled alike" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loss", ["pointwise", "listwise"])

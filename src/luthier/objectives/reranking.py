@@ -13,7 +13,7 @@ Legend: S sequences, G groups (queries), D width.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -22,10 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from luthier.base.errors import ConfigError
+from luthier.base.console import Console
+from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import BadRow, Fault, Message, Record, Similar, Task
 from luthier.data.batch import Batch, Group, whole
 from luthier.data.plain import Plain, Words
+from luthier.data.tokens import Groups
 from luthier.engine.objective import Terms
 from luthier.model.heads import Head
 from luthier.model.load import Model
@@ -209,6 +211,23 @@ class Reranking(Plainly):
             any(word.cut for word, _ in words),
         )
 
+    def begin(self, sets: Sequence[Groups], console: Console) -> None:
+        """Look whether there is anything to tell apart.
+
+        Raises:
+            DataError: code `one_label`; every text for training is labelled alike, so that one score for all is right.
+        """
+        train, *held = sets
+        labels = _first_labels(train)
+        if len(labels) == 1:
+            raise DataError(
+                f"all texts are labelled alike, with {labels.pop():g}, and a model that gives them one score is right",
+                code="one_label",
+                fix="Give rows texts that answer and texts that do not, under pos and neg, or pairs of several scores",
+            )
+        if any(len(groups) and len(_first_labels(groups)) == 1 for groups in held):
+            console.warn("all validation texts are labelled alike: accuracy there says little, and nothing is ranked")
+
     def vary(self, group: Group, rng: np.random.Generator) -> Group:
         """One text that answers, and as many that do not as are wanted."""
         if self.negatives is None:
@@ -273,6 +292,16 @@ def listwise(scores_S: Tensor, labels_S: Tensor, groups: tuple[int, ...]) -> Ten
     targets_GK = targets_GK / targets_GK.sum(1, keepdim=True)
     logprobs_GK = scores_GK.log_softmax(1).masked_fill(~within_GK, 0.0)
     return -(targets_GK * logprobs_GK).sum(1)
+
+
+def _first_labels(groups: Groups) -> set[float]:
+    """Two different labels, if there are, those that come first."""
+    found: set[float] = set()
+    for number in range(len(groups)):
+        found |= {float(tokens.values[0]) for tokens in groups[number].sequences if tokens.values is not None}
+        if len(found) > 1:
+            break
+    return found
 
 
 def _firsts(batch: Batch) -> Tensor:
