@@ -6,6 +6,7 @@
 PEERS is a folder with the peers' launchers: `run_peers.sh SIZE LENGTH ROWS STEPS peer...`, which prints a line
 `BENCH {...}` for each; `bench_wrap.py`, the clock that does so for any Python program; `mkmodel.py` and `mkfixed.py`,
 which make the random model and the rows.  Each side is a process of its own; Luthier's is the command a user types.
+ms-swift packs with the package binpacking, and waits for ever where that is missing.
 
 C is A on chats of mixed length (`mkdata.py`), packed by every side into rows of the full length.  Its rate counts the
 tokens of the chats alone: how full the packs are is computed once, by Luthier's packer, since all sides pack best-fit.
