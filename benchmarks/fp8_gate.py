@@ -27,7 +27,7 @@ from luthier.data.render import Renderer
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.optim import Optimizer
-from luthier.engine.step import evaluate, gradients
+from luthier.engine.step import begin, evaluate
 from luthier.model import ability, methods
 from luthier.model.config import Lora, ModelConfig
 from luthier.model.load import Model, load_model, load_tokenizer
@@ -115,7 +115,7 @@ def run(options: argparse.Namespace, mesh: Mesh, quant: str | None) -> Curve:
     for pack in steps[: options.steps]:
         optimizer.zero_grad()
         batch = collate([train[i] for i in pack], pack).to(mesh.device)
-        losses.append(gradients(model, objective, [batch], mesh, max_norm=1.0).loss)
+        losses.append(begin(model, objective, [batch], mesh, max_norm=1.0).read().loss)
         optimizer.step(1.0)
     model.eval_mode()
     return Curve(tuple(losses), before, evaluate(model, objective, judge, mesh).metrics["loss"])

@@ -16,7 +16,7 @@ import cProfile
 import gc
 import pstats
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -32,7 +32,7 @@ from luthier.data.render import Renderer
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh, open_mesh
 from luthier.engine.optim import Optimizer
-from luthier.engine.step import StepResult, begin, gradients
+from luthier.engine.step import StepResult, begin
 from luthier.model import attention, lowbit, methods
 from luthier.model.calling import Calling
 from luthier.model.causal import Model
@@ -169,6 +169,43 @@ def make_step(lengths: Sequence[int], capacity: int, vocabulary: int, seed: int)
     return [collate([groups[index] for index in members], members) for members in bins]
 
 
+class Loop:
+    """A model, its optimizer and one step after the other, as the trainer makes them."""
+
+    def __init__(self, work: Work, mode: Mode, mesh: Mesh):
+        self.work, self.mode, self.mesh = work, mode, mesh
+        self.model = make_model(work.shape, work.method, mode.quant, mesh.device)
+        self.objective = Language(Pretrain(), Renderer.__new__(Renderer))
+        if mode.keep is not None:
+            reason = self.model.by_hand(pointwise(fused=mode.fused))
+            assert reason is None, reason
+        self.model.train_mode(mode.keep or "all")
+        config = OptimConfig.model_validate({"learning_rate": 1e-4, "name": mode.optimizer})
+        self.optimizer = Optimizer(self.model.trained(), config, lambda _: 1.0, tied=self.model.tied)
+
+    def steps(self, count: int) -> list[list[Batch]]:
+        """Steps of random tokens, ready on the host as a run's loader has them."""
+        seeds = [number * self.mesh.world + self.mesh.rank for number in range(count)]
+        return [make_step(self.work.lengths, self.mode.micro_tokens, self.model.vocabulary, seed) for seed in seeds]
+
+    def train(self, step: Sequence[Batch]) -> StepResult:
+        """One step, until its numbers are there; the device may still move the weights."""
+        self.optimizer.zero_grad()
+        batches = [batch.to(self.mesh.device) for batch in step]
+        pending = begin(self.model, self.objective, batches, self.mesh, max_norm=1.0)
+        ahead = self.optimizer.can_hold_still
+        if ahead:
+            self.optimizer.step(1.0, unless=pending.unsound)
+        result = pending.read()
+        if not ahead:
+            self.optimizer.step(1.0)
+        return result
+
+    def gradients(self, batches: Sequence[Batch]) -> StepResult:
+        """Forward and backward alone."""
+        return begin(self.model, self.objective, batches, self.mesh, max_norm=1.0).read()
+
+
 def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, host: bool, mesh: Mesh, most: float) -> None:
     """Train a few steps and print one line.  A step lasts from the numbers of one to those of the next.
 
@@ -176,40 +213,15 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, host: 
         most: operations a second of the fastest product, of which the line tells the share.
     """
     started = time.perf_counter()
-    model = make_model(work.shape, work.method, mode.quant, mesh.device)
-    objective = Language(Pretrain(), Renderer.__new__(Renderer))
-    if mode.keep is not None:
-        reason = model.by_hand(pointwise(fused=mode.fused))
-        assert reason is None, reason
-    model.train_mode(mode.keep or "all")
-    config = OptimConfig.model_validate({"learning_rate": 1e-4, "name": mode.optimizer})
-    optimizer = Optimizer(model.trained(), config, lambda _: 1.0, tied=model.tied)
+    loop = Loop(work, mode, mesh)
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     results, moments = list[StepResult](), list[float]()
-    warm = 0.0
-    # In a run, threads have them ready before they are asked for.
-    seeds = [number * mesh.world + mesh.rank for number in range(WARM_UP + steps)]
-    ready = [make_step(work.lengths, mode.micro_tokens, model.vocabulary, seed) for seed in seeds]
-
-    def train(step: Sequence[Batch]) -> StepResult:
-        optimizer.zero_grad()
-        batches = [batch.to(mesh.device) for batch in step]
-        pending = begin(model, objective, batches, mesh, max_norm=1.0)
-        ahead = optimizer.can_hold_still
-        if ahead:
-            optimizer.step(1.0, unless=pending.unsound)
-        result = pending.read()
-        if not ahead:
-            optimizer.step(1.0)
-        return result
-
-    for number, step in enumerate(ready):
-        results.append(train(step))
+    ready = loop.steps(WARM_UP + steps)
+    for step in ready:
+        results.append(loop.train(step))
         moments.append(time.perf_counter())
-        if number == 0:
-            warm = moments[0] - started
     torch.cuda.synchronize()
     seconds = [after - before for before, after in pairwise(moments)]
     median = sorted(seconds[WARM_UP - 1 :])[steps // 2]
@@ -220,6 +232,7 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, host: 
         return
     share = operations(SHAPES[work.shape], full=isinstance(work.method, Full), lengths=work.lengths) / median / most
     rate = f"{mesh.world * sum(work.lengths) / median:9,.0f} tokens/s  {median * 1e3:7.1f} ms  {share:4.0%}"
+    warm = moments[0] - started
     print(
         f"{name:10} {rate}  {peak:6.2f} GiB  loss {losses}  norm {norms}  first step after {warm:.1f} s",
         flush=True,
@@ -227,24 +240,25 @@ def measure(name: str, work: Work, mode: Mode, steps: int, profile: bool, host: 
     if profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
             for step in ready[:PROFILED]:
-                train(step)
+                loop.train(step)
             torch.cuda.synchronize()
         table(seen)
     if host:
-        host_time(lambda batches: gradients(model, objective, batches, mesh, max_norm=1.0), model.vocabulary, mesh)
+        host_time(loop)
 
 
-def host_time(train: Callable[[Sequence[Batch]], object], vocabulary: int, mesh: Mesh, rounds: int = 10) -> None:
+def host_time(loop: Loop, rounds: int = 10) -> None:
     """What a micro-batch costs the host, however few tokens it has: it bounds steps of small micro-batches."""
-    batches = [batch.to(mesh.device) for batch in make_step((64, 64), 128, vocabulary, 0)]
-    train(batches)
+    small = make_step((64, 64), 128, loop.model.vocabulary, 0)
+    batches = [batch.to(loop.mesh.device) for batch in small]
+    loop.gradients(batches)
     started = time.perf_counter()
     for _ in range(rounds):
-        train(batches)
+        loop.gradients(batches)
     print(f"    a micro-batch of 128 tokens: {(time.perf_counter() - started) / rounds * 1e3:.1f} ms")
     with cProfile.Profile() as seen:
         for _ in range(rounds):
-            train(batches)
+            loop.gradients(batches)
     pstats.Stats(seen).sort_stats("tottime").print_stats(30)
 
 

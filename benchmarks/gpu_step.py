@@ -30,7 +30,7 @@ from luthier.data.loader import Draw, Share, cut
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
-from luthier.engine.step import gradients
+from luthier.engine.step import begin
 from luthier.model import methods
 from luthier.model.config import Full, Lora, ModelConfig
 from luthier.model.load import load_model, load_tokenizer
@@ -88,7 +88,7 @@ def luthier_steps(folder: Path, method: str, recompute: bool, steps: Sequence[li
         optimizer.zero_grad()
         draw = Draw(tuple(range(len(groups))), None)
         batches = [batch.to(DEVICE) for batch in cut(draw, groups, Share(MICRO * LENGTH)).batches]
-        result = gradients(model, objective, batches, mesh, max_norm=1.0)
+        result = begin(model, objective, batches, mesh, max_norm=1.0).read()
         optimizer.step(1.0)
         yield result.loss
 

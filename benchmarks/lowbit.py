@@ -28,7 +28,7 @@ from luthier.data.render import Renderer
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
 from luthier.engine.optim import Optimizer
-from luthier.engine.step import gradients
+from luthier.engine.step import begin
 from luthier.model import attention, lowbit, methods
 from luthier.model.calling import Calling
 from luthier.model.causal import Model
@@ -148,7 +148,7 @@ def measure(work: Work, quant: Quant, optimizer_name: str, steps: int) -> dict[s
             start = time.perf_counter()
         optimizer.zero_grad()
         batches = list(make_step(work, model.vocabulary, number))
-        losses.append(gradients(model, objective, batches, mesh, max_norm=1.0).loss)
+        losses.append(begin(model, objective, batches, mesh, max_norm=1.0).read().loss)
         optimizer.step(1.0)
     torch.cuda.synchronize()
     took = time.perf_counter() - start
