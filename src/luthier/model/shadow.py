@@ -95,15 +95,15 @@ def unpermuted() -> Generator[None]:
 
 
 @contextmanager
-def on_cpu(model: Model) -> Generator[None]:
+def on_cpu(*models: Model) -> Generator[None]:
     """While this lasts, the weights say that they are on the CPU, and types are chosen as they are for real ones.
 
     Autocast does not see tensors of the meta device.  The weights are other objects meanwhile.
     """
-    networks = [model.network, *(other.base for other in model.others.values())]
+    networks = [one for model in models for one in (model.network, *(other.base for other in model.others.values()))]
     places = [store for network in networks for module in network.modules() for store in _stores(module)]
     kept = [dict(store) for store in places]
-    by_hand = model.runs_by_hand
+    by_hand = [model.runs_by_hand for model in models]
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             known: dict[int, Tensor] = {}  # tied weights stay one
@@ -113,12 +113,14 @@ def on_cpu(model: Model) -> Generator[None]:
                         if id(held) not in known:
                             known[id(held)] = _pretender(held)
                         store[name] = known[id(held)]
-            _look_again(model, torch.device("cpu"), by_hand)
+            for model, hand in zip(models, by_hand, strict=True):
+                _look_again(model, torch.device("cpu"), hand)
             yield
     finally:
         for store, weights in zip(places, kept, strict=True):
             store.update(weights)
-        _look_again(model, META, by_hand)
+        for model, hand in zip(models, by_hand, strict=True):
+            _look_again(model, META, hand)
 
 
 def _look_again(model: Model, device: torch.device, by_hand: bool) -> None:

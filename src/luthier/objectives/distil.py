@@ -75,6 +75,11 @@ class Distillation(Plainly):
     def __init__(self, config: Distill, language: Language, teacher: Teacher, setting: Setting | None = None):
         self.config, self.language, self.teacher, self.setting = config, language, teacher, setting
 
+    @property
+    def beside(self) -> Sequence[Model]:
+        """The teacher, where it runs in every step."""
+        return [self.teacher.model] if isinstance(self.teacher, Live) and self.teacher.model is not None else []
+
     def begin(self, sets: Sequence[Groups], console: Console) -> None:
         """Run the teacher over all sets and keep its likeliest tokens, where that is wanted; then it is not needed."""
         if self.config.top_k is None or not isinstance(self.teacher, Live):

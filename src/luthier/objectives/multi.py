@@ -46,6 +46,11 @@ class Multi:
         vary = self.tasks[group.kind].objective.vary
         return group if vary is None else replace(vary(group, rng), kind=group.kind)
 
+    @property
+    def beside(self) -> Sequence[Model]:
+        """Those of all objectives."""
+        return [model for part in self.tasks for model in part.objective.beside]
+
     def begin(self, sets: Sequence[Groups], console: Console) -> None:
         """Each objective begins with its own sets."""
         for kind, part in enumerate(self.tasks):

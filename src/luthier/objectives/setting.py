@@ -83,6 +83,11 @@ class Whole(Objective, Protocol):
         """Done to each group whenever it is used; None leaves groups as they are."""
         ...
 
+    @property
+    def beside(self) -> Sequence[Model]:
+        """Models that are held beside the one that is trained, once they are loaded."""
+        ...
+
     def begin(self, sets: Sequence[Groups], console: Console) -> None:
         """Do what is done once, before the model is loaded; every process calls it."""
         ...
@@ -142,6 +147,11 @@ class Part:
 
 class Plainly:
     """What an objective does that needs nothing before a step or a run, and adds nothing to metrics and artefacts."""
+
+    @property
+    def beside(self) -> Sequence[Model]:
+        """None."""
+        return ()
 
     def prepare(self, model: Model, step: Sequence[Batch]) -> None:
         """Nothing: the loss needs no reference and no baseline."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -104,6 +105,21 @@ class Stored:
             torch.from_numpy(self._ids[rows].astype(np.int64)).to(device),
             torch.from_numpy(self._logprobs[rows].astype(np.float32)).to(device),
         )
+
+
+@dataclass(frozen=True)
+class Unasked:
+    """Rows of the sizes that are kept of a teacher, with nothing in them: for a plan."""
+
+    top_k: int
+
+    def ready(self, student: Model) -> None:
+        """Nothing."""
+
+    def known(self, batch: Batch) -> tuple[Tensor, ...]:
+        """ids_RK, logprobs_RK"""
+        ids_RK = batch.trained_R.new_empty(len(batch.trained_R), self.top_k)
+        return ids_RK, torch.empty_like(ids_RK, dtype=torch.float32)
 
 
 def load_teacher(config: ModelConfig, device: torch.device) -> Model:

@@ -14,6 +14,7 @@ from transformers import Qwen2Config
 
 from luthier.base.console import Console
 from luthier.base.rundir import RunDir
+from luthier.data.batch import Batch
 from luthier.data.render import Renderer
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
@@ -23,15 +24,17 @@ from luthier.model.config import Full, Lora, Method, ModelConfig, Quant
 from luthier.model.layer import Keep
 from luthier.model.load import load_model, load_tokenizer
 from luthier.model.method import Boft, Oft, Prefix, Prompt, PTuning
-from luthier.objectives.config import Pretrain
+from luthier.objectives.config import Distill, Pretrain
+from luthier.objectives.distil import Distillation
 from luthier.objectives.language import Language
 from luthier.objectives.setting import Part
+from luthier.objectives.teacher import Live, Unasked
 from luthier.run import statesize
 from luthier.run.config import RunConfig
 from luthier.run.forecast.footprint import count_evaluation, count_step
 from luthier.run.forecast.hardware import Device
 from luthier.run.forecast.ledger import Ledger
-from luthier.run.forecast.sketch import without_numbers
+from luthier.run.forecast.sketch import sketch_teachers, without_numbers
 from luthier.run.parts import Run
 from luthier.run.recompute import random_trial
 
@@ -155,6 +158,45 @@ STEPS: list[tuple[Method, Keep]] = [
     (PTuning(), "most"),
     (PTuning(encoder="lstm", hidden_size=64), "input"),
 ]
+
+
+class Asked(Unasked):
+    """Rows with numbers in them."""
+
+    def known(self, batch: Batch) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.zeros_like(rows) for rows in super().known(batch))
+
+
+@pytest.mark.parametrize("kind", ["forward", "jsd"])
+@pytest.mark.parametrize("top_k", [None, 20])
+def test_a_step_beside_a_teacher_holds_what_was_foretold(kind: Any, top_k: int | None) -> None:
+    config = ModelConfig(path="nano")
+    tokenizer = load_tokenizer(config)
+    settings = Distill(teacher="nano", divergence=kind, top_k=top_k)
+    batch = random_trial(500, 256, 6000)
+    real = load_model(config, torch.device("cpu"), tokenizer=tokenizer, trained=True)
+    methods.apply(real, FULL)
+    real.train_mode("most")
+    objective = Distillation(settings, OBJECTIVE, Live(config) if top_k is None else Asked(top_k))
+    objective.prepare(real, [batch])
+    with Ledger() as ledger:
+        for one in (real, *objective.beside):
+            ledger.enter(one.network.parameters(), "weights")
+            ledger.enter(one.network.buffers(), "weights")
+        ledger.begin()
+        real.open_gradient()
+        torch.stack(list(objective.sums(real, batch).losses.values())).sum().backward()
+    run = Run(
+        RunConfig(model=config, method=FULL, objective=settings), Console(quiet=True), Mesh("cpu"), RunDir(Path()), 512
+    )
+    student = Distillation(settings, OBJECTIVE, Live(config))
+    part = Part("", student, run.config.data)
+    blank, _ = without_numbers(run, tokenizer, torch.float32, CPU, [part])
+    notes = sketch_teachers([part], torch.float32, tokenizer)
+    assert bool(notes) == (top_k is not None) and len(student.beside) == (top_k is None)
+    step = count_step(blank, student, batch, "most", accumulates=False, gpu=False)
+    assert step.whole and step.peak.weights == ledger.peak.weights
+    assert step.peak.total == pytest.approx(ledger.peak.total, rel=0.02)
 
 
 @pytest.mark.parametrize(("method", "keep"), STEPS, ids=lambda value: getattr(value, "type", value))

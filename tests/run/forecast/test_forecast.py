@@ -215,6 +215,36 @@ def test_the_tokenizer_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert len(read) == 1
 
 
+@pytest.mark.parametrize("device", [CPU, DEVICES["4090"]], ids=lambda device: device.name)
+@pytest.mark.parametrize("top_k", [None, 5])
+def test_a_teacher_is_counted_and_not_loaded(
+    device: Device, top_k: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*_: Any, **__: Any) -> None:
+        pytest.fail("the teacher was loaded")
+
+    for room in ("teacher", "distil"):
+        monkeypatch.setattr(f"luthier.objectives.{room}.load_teacher", loaded)
+    plan = plan_of(tmp_path, device, objective={"type": "distill", "teacher": "nano", "top_k": top_k})
+    alone = plan_of(tmp_path, device, objective={"type": "sft"})
+    (note,) = plan.notes or ("",)
+    assert ("teacher is asked before the student is loaded" in note) == (top_k is not None)
+    teacher = 7_676_160 * (4 if device is CPU else 2)
+    more = plan.demand.weights - alone.demand.weights
+    assert more == pytest.approx(teacher if top_k is None else 0, rel=0.01)
+    assert isinstance(plan.pace, str)
+
+
+def test_short_rows_tell_how_many_fit(tmp_path: Path) -> None:
+    """Of very few tokens a step holds little but what it holds anyway, and says nothing of more of them."""
+    short = tmp_path / "short.jsonl"
+    short.write_text(json.dumps({"query": "a", "response": "b"}), encoding="utf-8")
+    found = plan_of(tmp_path, data={"datasets": [str(short)]})
+    (count,) = found.largest.values()
+    again = plan_of(tmp_path, data={"datasets": [str(short)]}, train={"micro_batch": count, "accumulation": 1})
+    assert again.demand.fits and again.demand.total > 0.7 * again.device.available
+
+
 def test_what_cannot_be_counted_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unable(*_: Any) -> None:
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")

@@ -111,6 +111,14 @@ def test_layers_at_rest_have_no_gradient_and_no_state(
     assert f"{moving:.1f} of gradients" in told and f"{2 * moving:.1f} of optimizer state" in told
 
 
+def test_a_teacher_is_held_beside_its_student(seven: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught = {"objective": {"type": "distill", "teacher": str(seven)}, "method": {"type": "lora", "rank": 8}}
+    with pytest.raises(DoesNotFit, match=f"{WEIGHTS * 4 / 2**30:.1f} of weights"):
+        start(tmp_path, {"path": "nano"}, 24, monkeypatch, **taught)
+    with pytest.raises(Loaded):
+        start(tmp_path, {"path": "nano"}, 32, monkeypatch, **taught)
+
+
 def test_small_models_are_not_even_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(refusal, "without_numbers", lambda *_: pytest.fail("it was counted"))
     with pytest.raises(Loaded):

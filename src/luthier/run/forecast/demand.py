@@ -59,7 +59,7 @@ def demand_of(
             for trial in made
         ]
     step = max(steps, key=lambda step: step.total)
-    bare = bare_of(run, model)
+    bare = bare_of(run, model, objective.beside)
     weights, gradients, extra = step.peak.weights, step.peak.gradients, footprint.WORKSPACE * device.gpu
     if run.split:
         weights, gradients, extra = bare.weights, bare.gradients, extra + bare.together
@@ -103,15 +103,20 @@ class Bare:
         return self.weights + self.gradients + self.optimizer + self.average + self.together
 
 
-def bare_of(run: Run, model: Model) -> Bare:
-    """Counted from the weights alone."""
+def bare_of(run: Run, model: Model, beside: Sequence[Model] = ()) -> Bare:
+    """Counted from the weights alone.
+
+    Args:
+        beside: what is held without being trained.
+    """
     trained, moving = model.trained(), moving_at_once(model, run.config.method, run.config.seed)
     state = statesize.state_bytes(moving, run.config.optim, tied=model.tied)
     average = 4 * sum(w.numel() for w in trained.values()) if run.config.train.ema_decay is not None else 0
     if run.split:
         parts, world = sharded.held_by_each(model, run.mesh.world), run.mesh.world
         return Bare(parts.weights, parts.gradients, -(-state // world), -(-average // world), parts.together)
-    held = {weight.untyped_storage()._cdata: weight.untyped_storage() for weight in footprint.weights_of(model)}  # pyright: ignore[reportPrivateUsage]
+    tensors = [weight for one in (model, *beside) for weight in footprint.weights_of(one)]
+    held = {weight.untyped_storage()._cdata: weight.untyped_storage() for weight in tensors}  # pyright: ignore[reportPrivateUsage]
     gradients = sum(weight.nbytes for weight in moving.values())
     return Bare(sum(storage.nbytes() for storage in held.values()), gradients, state, average)
 
@@ -143,30 +148,39 @@ def largest(
     found: dict[Keep, int] = {}
     ways: list[Keep] = [chosen, demands[-1].keep]
     for keep in ways[: 1 + (ways[0] != ways[1])]:
-        one, two = (demand_of(run, model, objective, made, n * unit, keep, device) for n in (1, 2))
-        line = _Line(one.total, max(1, two.total - one.total))
+
+        def taken(samples: int, keep: Keep = keep) -> Demand:
+            return demand_of(run, model, objective, made, samples * unit, keep, device)
+
+        few = max(1, _ENOUGH // unit)
+        least = few if taken(few).fits else 1
+        one = taken(least)
+        line = _Line(least, one.total, max(1, -(-(taken(2 * least).total - one.total) // least)))
         count = line.most(device) if one.fits else 0
-        while model.runs_by_hand and count > 1 and count * unit <= _TRIED:
-            tried = demand_of(run, model, objective, made, count * unit, keep, device)
+        while model.runs_by_hand and count > least and count * unit <= _TRIED:
+            tried = taken(count)
             if tried.fits:
                 break
-            line = _Line(one.total, -(-(tried.total - one.total) // (count - 1)))
+            line = _Line(least, one.total, -(-(tried.total - one.total) // (count - least)))
             count = min(count - 1, line.most(device))
         found[keep] = count
     return found
 
 
+_ENOUGH = 2048
+"""Tokens of a micro-batch whose activations are more than what a step needs however short it is."""
 _TRIED = 2**17
 """Tokens of the largest micro-batch that is tried; of larger ones the line is believed."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """Memory by samples: so much with one, and so much more with each further one."""
+    """Memory by samples: so much with the least, and so much more with each further one."""
 
-    one: int
+    least: int
+    taken: int
     more: int
 
     def most(self, device: Device) -> int:
         """Samples that fit."""
-        return 1 + max(0, room(device.available) - self.one) // self.more
+        return self.least + max(0, room(device.available) - self.taken) // self.more

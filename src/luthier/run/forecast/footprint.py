@@ -19,12 +19,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from luthier.data.batch import Batch
 from luthier.data.pack import micro_batches
-from luthier.engine.objective import Objective
 from luthier.model import shadow
 from luthier.model.counted import as_on_gpu
 from luthier.model.layer import Keep
 from luthier.model.load import Model
 from luthier.model.logprobs import chunk_rows
+from luthier.objectives.language import Language
+from luthier.objectives.setting import Whole
 from luthier.run.forecast.ledger import Held, Ledger
 
 _DEPENDS_ON_NUMBERS = (DataDependentOutputException, DynamicOutputShapeException)
@@ -51,7 +52,7 @@ class Step:
 
 
 def count_step(
-    model: Model, objective: Objective, batch: Batch, keep: Keep, *, accumulates: bool, gpu: bool = True
+    model: Model, objective: Whole, batch: Batch, keep: Keep, *, accumulates: bool, gpu: bool = True
 ) -> Step:
     """Forward and backward pass of one micro-batch.
 
@@ -60,7 +61,7 @@ def count_step(
         accumulates: whether the gradients of an earlier micro-batch are there already.
         gpu: as a GPU would run it, rather than a CPU.
     """
-    with _counted(model, gpu) as ledger:
+    with _counted(model, objective, gpu) as ledger:
         model.train_mode(keep)
         inputs = _blank(batch, model)
         trained = list(model.trained().values())
@@ -89,9 +90,9 @@ def count_step(
 
 
 @torch.no_grad()
-def count_evaluation(model: Model, objective: Objective, batch: Batch, *, gpu: bool = True) -> int:
+def count_evaluation(model: Model, objective: Whole, batch: Batch, *, gpu: bool = True) -> int:
     """The most that one batch of an evaluation holds, in bytes, weights included."""
-    with _counted(model, gpu) as ledger:
+    with _counted(model, objective, gpu) as ledger:
         model.eval_mode()
         ledger.begin()
         inputs = _blank(batch, model)
@@ -134,12 +135,17 @@ def weights_of(model: Model) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _counted(model: Model, gpu: bool) -> Generator[Ledger]:
-    """A ledger that knows the weights.  Layers by hand need no pretence: they choose no types by the device."""
-    by_hand = model.runs_by_hand and model.scores_by_hand
-    pretended = nullcontext() if gpu and by_hand else shadow.on_cpu(model)
+def _counted(model: Model, objective: Whole, gpu: bool) -> Generator[Ledger]:
+    """A ledger that knows the weights.
+
+    What is computed by hand needs no pretence, as it chooses no types by the device: layers, and scores of next tokens.
+    """
+    by_hand = model.runs_by_hand and model.scores_by_hand and isinstance(objective, Language)
+    beside = objective.beside
+    pretended = nullcontext() if gpu and by_hand else shadow.on_cpu(model, *beside)
     with as_on_gpu(gpu), pretended, Ledger() as ledger:
-        ledger.enter(weights_of(model), "weights")
+        for one in (model, *beside):
+            ledger.enter(weights_of(one), "weights")
         yield ledger
 
 

@@ -25,6 +25,7 @@ from luthier.model.folder import first_line, model_folder
 from luthier.model.layer import Keep
 from luthier.model.load import Model, load_tokenizer
 from luthier.model.turns import moving_at_once
+from luthier.objectives.config import Distill
 from luthier.objectives.registry import whole
 from luthier.objectives.setting import Part, Whole
 from luthier.run.build import build_parts, named, trials
@@ -36,7 +37,7 @@ from luthier.run.forecast.disk import checkpoint_files
 from luthier.run.forecast.hardware import Device
 from luthier.run.forecast.lot import Lot, check_supposed, lot_of, read_lot
 from luthier.run.forecast.pace import Pace, Work, pace
-from luthier.run.forecast.sketch import arithmetic, without_numbers
+from luthier.run.forecast.sketch import arithmetic, sketch_teachers, without_numbers
 from luthier.run.memory import suggestions
 from luthier.run.parts import Run, longest_held
 from luthier.run.recompute import fits, keeps_of
@@ -112,15 +113,20 @@ def forecast(config: RunConfig, device: Device, devices: int, console: Console) 
     folder = model_folder(config.model, weights=False)
     notes = _notes(config)
     config = config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder)})})
+    if isinstance(config.objective, Distill) and config.objective.teacher:
+        teacher = model_folder(config.model.model_copy(update={"path": config.objective.teacher}), weights=False)
+        objective = config.objective.model_copy(update={"teacher": str(teacher)})
+        config = config.model_copy(update={"objective": objective})
     tokenizer = load_tokenizer(config.model)
     max_length = longest_held(config, tokenizer)
     alone = Run(config, console, Mesh(device.kind), RunDir(Path()), max_length)
     parts = build_parts(alone, tokenizer)
+    dtype = arithmetic(config.model.dtype, device)
+    notes += sketch_teachers(parts, dtype, tokenizer)
     objective = whole(config.objective, parts)
     data = read_lot(alone, parts)
     objective.begin([data.train, *([] if data.validation is None else [data.validation])], console)
     run = replace(alone, mesh=Mesh(device.kind, world=devices))
-    dtype = arithmetic(config.model.dtype, device)
     with _countable(config):
         return _counted(run, title, notes, tokenizer, dtype, device, parts, objective, data)
 
@@ -181,7 +187,9 @@ def _counted(
         devices=devices,
         shard=config.train.shard if devices > 1 else "none",
         micro_tokens=micro,
-        logits=footprint.logits_bytes(model, chosen, micro, gpu=device.gpu),
+        logits=0
+        if isinstance(config.objective, Distill)  # whose rows are scored by two, and compared
+        else footprint.logits_bytes(model, chosen, micro, gpu=device.gpu),
         data=lot,
         demands=tuple(demands),
         chosen=chosen,
@@ -189,7 +197,9 @@ def _counted(
         largest=largest(run, model, objective, data, demands, chosen, device),
         checkpoint=checkpoint_files(model, config),
         checkpoints=None if config.save.total_limit is None else config.save.total_limit + 2,
-        pace=_pace(run, model, device, chosen, dtype),
+        pace="no rate is known for a student beside its teacher"
+        if objective.beside
+        else _pace(run, model, device, chosen, dtype),
         notes=tuple(notes),
         suggestions=() if shown.fits else tuple(suggestions(run, use)),
     )

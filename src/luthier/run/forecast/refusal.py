@@ -12,12 +12,14 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from luthier.base.errors import DoesNotFit, LuthierError
+from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
 from luthier.model.method import Gradual
+from luthier.model.shadow import shadow
 from luthier.objectives.setting import Part
 from luthier.run.forecast.demand import Bare, bare_of
 from luthier.run.forecast.hardware import GIB, Device, device_named
-from luthier.run.forecast.sketch import arithmetic, without_numbers
+from luthier.run.forecast.sketch import arithmetic, students_of, without_numbers
 from luthier.run.memory import to_try
 from luthier.run.parts import Run
 
@@ -35,9 +37,10 @@ def refuse_what_cannot_fit(run: Run, tokenizer: PreTrainedTokenizerFast, parts: 
     device = device_named(str(run.mesh.device), None)
     processes = 1 if device.gpu else run.mesh.world  # those of a CPU share its memory
     room = device.available // processes
-    if _AT_MOST * _file_bytes(model_folder(run.config.model)) <= room:
+    beside = [teacher.config for student, teacher in students_of(parts) if student.config.top_k is None]
+    if _AT_MOST * sum(_file_bytes(model_folder(one)) for one in (run.config.model, *beside)) <= room:
         return
-    bare = _counted(run, tokenizer, parts, device)
+    bare = _counted(run, tokenizer, parts, device, beside)
     if bare is None or bare.total <= room:
         return
     kinds = {
@@ -61,12 +64,15 @@ def _file_bytes(folder: Path) -> int:
     return sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
 
 
-def _counted(run: Run, tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part], device: Device) -> Bare | None:
+def _counted(
+    run: Run, tokenizer: PreTrainedTokenizerFast, parts: Sequence[Part], device: Device, beside: Sequence[ModelConfig]
+) -> Bare | None:
     """None for what cannot be counted without numbers: loading will tell."""
     if isinstance(run.config.method, Gradual):
         return None  # a run may end before all its layers move
     try:
-        model, _ = without_numbers(run, tokenizer, arithmetic(run.config.model.dtype, device), device, parts)
-        return bare_of(run, model)
+        dtype = arithmetic(run.config.model.dtype, device)
+        model, _ = without_numbers(run, tokenizer, dtype, device, parts)
+        return bare_of(run, model, [shadow(one, dtype, tokenizer=tokenizer) for one in beside])
     except (LuthierError, RuntimeError, NotImplementedError):
         return None

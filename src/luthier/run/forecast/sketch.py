@@ -8,11 +8,14 @@ from contextlib import nullcontext
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from luthier.base.sizes import told
 from luthier.model import methods, shadow, shared
 from luthier.model.config import Lora, Method
 from luthier.model.load import Model, arithmetic_dtype
 from luthier.model.method import Boft, Prefix, Prompt
+from luthier.objectives.distil import Distillation
 from luthier.objectives.setting import Part
+from luthier.objectives.teacher import Live, Unasked
 from luthier.run.forecast.hardware import Device
 from luthier.run.parts import Run
 
@@ -51,6 +54,31 @@ def without_numbers(
         return model, "transformers" + ("" if device.kernels else f": {device.name} is older than Luthier's kernels")
     reason = model.by_hand(shadow.Sizes())
     return model, "Luthier's kernels" if reason is None else f"transformers: {reason}"
+
+
+def sketch_teachers(parts: Sequence[Part], dtype: torch.dtype, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """Put models without numbers in the place of teachers.
+
+    Returns:
+        What somebody should know of them.
+    """
+    notes: list[str] = []
+    for student, live in students_of(parts):
+        teacher = shadow.shadow(live.config, dtype, tokenizer=tokenizer)
+        teacher.eval_mode()
+        if student.config.top_k is None:
+            live.model = teacher
+            continue
+        held = sum(weight.nbytes for weight in teacher.network.parameters())
+        notes.append(f"The teacher is asked before the student is loaded, and its weights alone take {told(held)} then")
+        student.teacher = Unasked(student.config.top_k)
+    return notes
+
+
+def students_of(parts: Sequence[Part]) -> list[tuple[Distillation, Live]]:
+    """Those who learn from a teacher, each with it."""
+    learned = [part.objective for part in parts if isinstance(part.objective, Distillation)]
+    return [(student, student.teacher) for student in learned if isinstance(student.teacher, Live)]
 
 
 def _unstarted(method: Method) -> Method:
