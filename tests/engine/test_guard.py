@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from luthier.base.errors import RunError
-from luthier.engine.guard import Guard
+from luthier.engine.guard import Guard, Outliers
 from luthier.engine.step import StepResult
 
 
@@ -47,3 +47,18 @@ def test_a_step_that_teaches_nothing_is_told_once() -> None:
     assert "--gradient_accumulation_steps" in heard.events[0][1]
     quiet = Heard()
     assert Guard(quiet).sound(1, result(1e-3, 1e-3)) and not quiet.events
+
+
+def test_a_hundredfold_loss_is_flagged_and_does_not_hide_the_next() -> None:
+    outliers = Outliers()
+    steady = [2.0 + 0.1 * (step % 5) for step in range(64)]
+    assert not any(outliers.flag(loss) for loss in steady)
+    assert outliers.flag(200.0)
+    assert outliers.flag(200.0)
+    assert not outliers.flag(2.3)
+
+
+@pytest.mark.parametrize("losses", [[5.0 - 0.02 * step for step in range(200)], [1.0] * 50])
+def test_falling_and_flat_losses_are_not_flagged(losses: list[float]) -> None:
+    outliers = Outliers()
+    assert not any(outliers.flag(loss) for loss in losses)

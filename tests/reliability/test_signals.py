@@ -96,7 +96,7 @@ def slow(place: str) -> None:
     from luthier.data import dataset
     from luthier.engine.trainer import Trainer
 
-    owner: Any = {"_judge": Trainer, "seal": sealed, "encode_rows": dataset}[place]
+    owner: Any = {"_evaluate": Trainer, "seal": sealed, "encode_rows": dataset}[place]
     real = getattr(owner, place)
 
     def slowed(*arguments: Any, **named: Any) -> Any:
@@ -108,7 +108,7 @@ def slow(place: str) -> None:
     setattr(owner, place, slowed)
 
 
-@pytest.mark.parametrize("place", ["_judge", "seal"])
+@pytest.mark.parametrize("place", ["_evaluate", "seal"])
 def test_asked_while_evaluating_or_saving_it_stops_whole(job: Any, place: str):
     child = job.start(lambda: slow(place), split_dataset_ratio=0.2, max_steps=40)
     child.wait_for("it begins")

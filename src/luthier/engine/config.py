@@ -84,6 +84,10 @@ class EvalConfig(Config):
     min_delta: float = Field(default=0.0, ge=0)
     """Smallest change that counts as improvement."""
 
+    def better(self, value: float, best: float | None) -> bool:
+        """Whether a value of the metric is an improvement on the best one so far."""
+        return best is None or (value - best if self.higher_is_better else best - value) > self.min_delta
+
 
 class SaveConfig(Config):
     """Checkpoints."""

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Sequence
 
 from luthier.base.errors import RunError
-from luthier.engine.meters import Outliers
 from luthier.engine.step import StepResult
 from luthier.engine.watcher import Watcher
 
 SAMPLES_NAMED = 64
+
+
+class Outliers:
+    """Flags a loss above mean + `sigmas` standard deviations of the last `window` steps."""
+
+    def __init__(self, window: int = 128, sigmas: float = 6.0):
+        self.losses: deque[float] = deque(maxlen=window)
+        self.sigmas = sigmas
+
+    def flag(self, loss: float) -> bool:
+        """Whether `loss` stands out; an outlier does not enter the window it was judged by."""
+        if len(self.losses) >= 16:
+            mean = math.fsum(self.losses) / len(self.losses)
+            deviation = math.sqrt(math.fsum((old - mean) ** 2 for old in self.losses) / len(self.losses))
+            if loss > mean + self.sigmas * max(deviation, 1e-3 * abs(mean)):
+                return True
+        self.losses.append(loss)
+        return False
 
 
 class Guard:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -120,6 +122,16 @@ class Mesh:
         if self.world > 1:
             with together():
                 dist.barrier()
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory held so far, GiB: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        # What `max_memory_allocated` gives, which puts all statistics into one table first.
+        held = torch.cuda.memory_stats_as_nested_dict(device)["allocated_bytes"]["all"]["peak"]
+        return held / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def _sum_flat(gradients: list[Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +20,16 @@ from luthier.engine.checkpoint import Artefact, Checkpoints, State, Tensors, put
 from luthier.engine.config import EvalConfig, OptimConfig, SaveConfig, StepConfig
 from luthier.engine.ema import Ema
 from luthier.engine.guard import Guard
+from luthier.engine.log import Log
 from luthier.engine.mesh import Mesh
-from luthier.engine.meters import Clock, Means, peak_memory
 from luthier.engine.objective import Objective
 from luthier.engine.optim import Optimizer, schedule
 from luthier.engine.step import Pending, StepResult, Verdict, begin, evaluate
-from luthier.engine.turns import Turns
-from luthier.engine.watcher import EvalRow, StepRow, Watcher
+from luthier.engine.watcher import Watcher
 from luthier.model.layer import Keep
 from luthier.model.lending import lending
 from luthier.model.load import Model
+from luthier.model.turns import ModelTurns
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,6 @@ class Settings:
     loader_workers: int
     total_steps: int
     keep: Keep
-    predicted: int | None = None
-    """Bytes that a step is to take at most, where that was found out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +60,7 @@ class Data:
 
 
 class Trainer:
-    """Runs one objective on one model until it is done, stopped, or beyond repair.
-
-    Args:
-        turns: what is done around each step.
-    """
+    """Runs one objective on one model until it is done, stopped, or beyond repair."""
 
     def __init__(
         self,
@@ -79,7 +73,7 @@ class Trainer:
         watcher: Watcher,
         mesh: Mesh,
         artefact: Artefact,
-        turns: Turns,
+        turns: ModelTurns,
     ):
         self.model, self.objective, self.optimizer, self.data = model, objective, optimizer, data
         self.settings, self.checkpoints, self.watcher, self.mesh = settings, checkpoints, watcher, mesh
@@ -89,10 +83,15 @@ class Trainer:
         self.saved: Path | None = None
         self.outputs: dict[str, Tensor] = {}
         """What the objective gave out for each row of the validation set when the model was at its best."""
-        self._since_log = Means()
-        self._clock = Clock()
-        self._untold: StepResult | None = None
         self._guard = Guard(watcher)
+        self._log = Log(
+            watcher,
+            mesh.device,
+            every=settings.log_every,
+            total_steps=settings.total_steps,
+            rate=lambda step: self._factor(step) * optimizer.peak,
+            per_epoch=data.per_epoch,
+        )
 
     def restore(self, checkpoint: Path, approve: Callable[[State], None] | None = None) -> None:
         """Take weights, optimizer and position from a checkpoint, bit for bit; `approve` sees its state first."""
@@ -118,23 +117,26 @@ class Trainer:
         """
         with stop_requests("finishing this step, then saving") as request:
             if self.state.step == 0:
-                self._judge()
+                self._evaluate()
             reason = self._ended()
             while reason is None:
                 with closing(self._steps()) as steps:
                     try:
                         reason = self._run(steps, request)
                     finally:
-                        self._tell()
+                        self._log.tell(self.state)
             self._save(final=True)
         return reason
 
     def _ended(self) -> str | None:
         """Why a restored run has nothing left to do."""
-        patience = self.settings.eval.patience
-        if patience is not None and self.state.stale >= patience:
+        if self._out_of_patience():
             return "early_stopped"
         return "finished" if self.state.step >= self.settings.total_steps else None
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.eval.patience
+        return patience is not None and self.state.stale >= patience
 
     def _steps(self) -> Generator[Step]:
         cursor = Cursor(self.state.epoch, self.state.consumed)
@@ -144,12 +146,12 @@ class Trainer:
     def _run(self, steps: Iterator[Step], request: StopRequest) -> str | None:
         """Steps until there is a reason to end; None asks for another run from the restored state."""
         self.model.train_mode(self.settings.keep)
-        self._clock = Clock()
+        self._log.pause()
         coming = self._fetch(steps)
         while self.state.step < self.settings.total_steps:
             step, batches = coming
             pending = self._begin(batches)
-            self._tell()  # of the step before, while the device computes this one
+            self._log.tell(self.state)  # of the step before, while the device computes this one
             if self.state.step + 1 < self.settings.total_steps:
                 coming = self._fetch(steps)  # while the device computes
             # Where the device itself can tell whether to move, it need not wait for the host to say so.
@@ -173,15 +175,17 @@ class Trainer:
                 self.turns.after(self.state.step)
                 self.ema.update()
             self._advance(step, result)
+            self._log.note(result, sound=sound)
             if sound:
                 self._guard.look(self.state.step, result, step.draw.samples)
-                self._untold = result
-            if self._due(self.settings.eval.every) and self._evaluate():
-                return "early_stopped"
+            if self._due(self.settings.eval.every):
+                self._evaluate()
+                if self._out_of_patience():
+                    return "early_stopped"
             if self._due(self.settings.save.every) and self.state.skipped == 0:
                 self._save()
             if self.mesh.any(request.asked is not None) and self.state.step < self.settings.total_steps:
-                self._tell()
+                self._log.tell(self.state)
                 self.watcher.event("stopping", f"{request.asked or 'another process'}: saving and stopping")
                 return request.asked or "SIGTERM"
         if not self._due(self.settings.eval.every):
@@ -202,7 +206,11 @@ class Trainer:
         return begin(self.model, self.objective, batches, self.mesh, max_norm=self.settings.optim.max_grad_norm)
 
     def _move(self, *, unless: Tensor | None = None) -> None:
-        self.optimizer.step(schedule(self.settings.optim, self.state.step, self.settings.total_steps), unless=unless)
+        self.optimizer.step(self._factor(self.state.step), unless=unless)
+
+    def _factor(self, step: int) -> float:
+        """On the peak learning rate, at a 0-based step."""
+        return schedule(self.settings.optim, step, self.settings.total_steps)
 
     def _go_back(self) -> None:
         """Return to the last good checkpoint, once.
@@ -210,18 +218,16 @@ class Trainer:
         Raises:
             RunError: `non_finite_loss`, the second time or when there is no checkpoint.
         """
-        step, fix = self.state.step, "Lower the learning rate, or look at the samples named in events.jsonl"
-        if self.state.rolled_back:
-            raise RunError(f"step {step}: the loss is not finite again", code="non_finite_loss", fix=fix)
         good: Path | None = None
-        if self.mesh.leads:
+        if self.mesh.leads and not self.state.rolled_back:
             good = self.checkpoints.latest(lambda fault: self.watcher.event("corrupt_checkpoint", fault, level="warn"))
         found = self.mesh.share(str(good or ""))
         if not found:
+            how = "again" if self.state.rolled_back else "and there is no checkpoint to go back to"
             raise RunError(
-                f"step {step}: the loss is not finite and there is no checkpoint to go back to",
+                f"step {self.state.step}: the loss is not finite {how}",
                 code="non_finite_loss",
-                fix=fix,
+                fix="Lower the learning rate, or look at the samples named in events.jsonl",
             )
         self.restore(Path(found))
         self.state.rolled_back = True
@@ -232,89 +238,37 @@ class Trainer:
         self.state.epoch, self.state.consumed = step.draw.next.epoch, step.draw.next.consumed
         self.state.tokens += result.tokens
         self.state.trained += result.trained
-        self._clock.add(result.tokens)
-
-    def _tell(self) -> None:
-        """Say how the last step went, unless that is said."""
-        result, self._untold = self._untold, None
-        if result is None:
-            return
-        self._since_log.add({**result.means, "loss": (result.loss, 1.0), "grad_norm": (result.grad_norm, 1.0)})
-        self.watcher.step(self._row({"loss": result.loss, "grad_norm": result.grad_norm}))
-        if self._due(self.settings.log_every) or self.state.step in (1, self.settings.total_steps):
-            self.watcher.log(self._row(self._since_log.read()))
-            self._since_log = Means()
-            self._clock.restart()
-
-    def _row(self, means: Mapping[str, float]) -> StepRow:
-        tokens_per_second, seconds_per_step = self._clock.rates()
-        left = self.settings.total_steps - self.state.step
-        rate = schedule(self.settings.optim, self.state.step - 1, self.settings.total_steps) * self.optimizer.peak
-        return StepRow(
-            step=self.state.step,
-            total_steps=self.settings.total_steps,
-            epoch=self._epoch(),
-            loss=means["loss"],
-            metrics={name: value for name, value in means.items() if name not in ("loss", "grad_norm")},
-            grad_norm=means["grad_norm"],
-            learning_rate=rate,
-            tokens=self.state.tokens,
-            trained_tokens=round(self.state.trained),
-            tokens_per_second=tokens_per_second,
-            seconds_per_step=seconds_per_step,
-            memory_gib=peak_memory(self.mesh.device),
-            eta_seconds=left * seconds_per_step,
-        )
-
-    def _epoch(self) -> float:
-        """Passes over the training set so far."""
-        if not self.data.per_epoch:
-            return float(self.state.epoch)
-        return round(self.state.epoch + self.state.consumed / self.data.per_epoch, 4)
 
     def _due(self, every: int | None) -> bool:
         return every is not None and self.state.step % every == 0
 
-    def _evaluate(self) -> bool:
-        """Judge the weights, keep them if they are the best so far; whether patience has run out."""
-        self._tell()
-        metrics = self._judge()
-        if metrics is None:
-            return False
-        config = self.settings.eval
-        value = metrics[config.metric]
-        if better(value, self.state.best, config):
-            self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
-            self._save(best=True)
-        else:
-            self.state.stale += 1
-        return config.patience is not None and self.state.stale >= config.patience
-
-    def _judge(self) -> dict[str, float] | None:
-        """Loss and metrics of the (averaged) weights on the validation set; None when there is none."""
+    def _evaluate(self) -> None:
+        """Judge the (averaged) weights on the validation set, if there is one, and save them if they are the best."""
         if self.data.validation is None:
-            return None
+            return
+        self._log.tell(self.state)
         config, start = self.settings.eval, time.perf_counter()
         self.model.eval_mode()
         with self.ema.in_use():
-            verdict = self._evaluated(self.data.validation)
-        metrics = verdict.metrics
+            verdict = self._judged(self.data.validation)
         self.model.train_mode(self.settings.keep)
-        if config.metric not in metrics:
+        if config.metric not in verdict.metrics:
             raise ConfigError(
-                f"there is no metric {config.metric!r}; this objective has {', '.join(metrics)}",
+                f"there is no metric {config.metric!r}; this objective has {', '.join(verdict.metrics)}",
                 where="--metric_for_best_model",
                 code="unknown_metric",
             )
-        best = self.state.step > 0 and better(metrics[config.metric], self.state.best, config)
+        value, trained = verdict.metrics[config.metric], self.state.step > 0
+        best = trained and config.better(value, self.state.best)
+        self._log.evaluated(self.state, verdict.metrics, time.perf_counter() - start, best=best)
         if best:
             self.outputs = verdict.outputs
-        seconds = time.perf_counter() - start
-        self.watcher.evaluated(EvalRow(self.state.step, self._epoch(), metrics, seconds, best))
-        self._clock = Clock()
-        return metrics
+            self.state.best, self.state.best_step, self.state.stale = value, self.state.step, 0
+            self._save(best=True)
+        elif trained:
+            self.state.stale += 1
 
-    def _evaluated(self, validation: Groups) -> Verdict:
+    def _judged(self, validation: Groups) -> Verdict:
         share = self.data.validation_share
         batches = evaluation_batches(validation, share.halved(where=self.state.too_big_to_judge))
         try:
@@ -322,7 +276,7 @@ class Trainer:
         except NoRoom as full:
             before = self.state.too_big_to_judge
             self.state.too_big_to_judge = self._halved(share, before, f"the evaluation at step {self.state.step}", full)
-        return self._evaluated(validation)
+        return self._judged(validation)
 
     def _halved(self, share: Share, too_big: int | None, what: str, full: NoRoom) -> int:
         """Say that micro-batches of this size are too big, the first time.
@@ -342,7 +296,7 @@ class Trainer:
 
     def _save(self, *, best: bool = False, final: bool = False) -> None:
         """Write a checkpoint unless this step has one.  A failure ends the run only when it is the final one."""
-        self._tell()
+        self._log.tell(self.state)
         step, path = self.state.step, self.checkpoints.path(self.state.step)
         if self.saved == path:
             return
@@ -364,11 +318,4 @@ class Trainer:
             self.saved = path
         elif final:
             raise error or RunError("the final checkpoint could not be written", code="cannot_write")
-        self._clock = Clock()
-
-
-def better(value: float, best: float | None, config: EvalConfig) -> bool:
-    """Whether a metric improved by more than `min_delta`."""
-    if best is None:
-        return True
-    return (value - best if config.higher_is_better else best - value) > config.min_delta
+        self._log.pause()

@@ -1,4 +1,4 @@
-"""What a method does around each step (`engine.turns.Turns`): layers take turns, AdaLoRA takes ranks away.
+"""What a method does around each optimizer step: layers take turns, AdaLoRA takes ranks away.
 
 Who moves in a step is a pure function of seed and step, so a resumed run goes on with the same layers.
 """
@@ -88,7 +88,7 @@ class ModelTurns:
         return before is None or not before <= moving
 
     def after(self, step: int) -> None:
-        """The weights have moved."""
+        """The weights have moved; their gradients are still there."""
         if self.ranks is not None:
             self.ranks.after(step)
 

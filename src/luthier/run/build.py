@@ -21,6 +21,7 @@ from luthier.engine.trainer import Data, Settings, Trainer
 from luthier.engine.watcher import Watcher
 from luthier.model import ability, lowbit, methods, sharding, shared
 from luthier.model.config import Lora
+from luthier.model.layer import Keep
 from luthier.model.load import Model, arithmetic_dtype
 from luthier.model.noise import Noise
 from luthier.model.turns import turns_of
@@ -99,12 +100,12 @@ def build_trainer(
     parts: Sequence[Part],
     objective: Whole,
     watcher: Watcher,
-    general: Mapping[str, Groups] | None = None,
+    general: Mapping[str, Groups],
+    keep: Keep,
 ) -> Trainer:
     """The trainer of a run, at step 0."""
     config = run.config
     source = source_of(run, data, parts, objective)
-    choice = _keep(run, model, objective, data)
     total_steps = config.train.max_steps or source.steps(config.train.epochs) or 0
     turns = turns_of(model, config.method, total=total_steps, seed=config.seed)
     settings = Settings(
@@ -116,12 +117,11 @@ def build_trainer(
         seed=config.seed,
         loader_workers=config.data.loader_workers,
         total_steps=total_steps,
-        keep=choice.keep,
-        predicted=choice.predicted,
+        keep=keep,
     )
     return Trainer(
         model,
-        retained(run, model, objective, turns, general or {}),
+        retained(run, model, objective, turns, general),
         Optimizer(model.trained(), config.optim, lambda name: _rate(name, model, config), tied=model.tied),
         Data(
             source=source,
@@ -139,7 +139,7 @@ def build_trainer(
     )
 
 
-def _keep(run: Run, model: Model, objective: Whole, data: Prepared) -> Choice:
+def choose_keep(run: Run, model: Model, objective: Whole, data: Prepared) -> Choice:
     """What each layer keeps for its backward pass: what was asked for, or on a GPU what fits."""
     asked = run.config.train.gradient_checkpointing
     if not run.config.method.supports.checkpointing:
@@ -215,8 +215,8 @@ def named(config: RunConfig) -> str:
     return "multi: " + ", ".join(f"{name} ({learned.type})" for name, learned in tasks.items() if learned)
 
 
-def describe(run: Run, data: Prepared, model: Model, trainer: Trainer) -> RunPlan:
-    """What is about to be trained."""
+def describe(run: Run, data: Prepared, model: Model, trainer: Trainer, predicted: int | None) -> RunPlan:
+    """What is about to be trained, in steps that are to take `predicted` bytes at most, where that was found out."""
     streaming, steps = run.config.data.streaming, trainer.settings.total_steps
     an_epoch = trainer.data.source.steps(1.0)
     return RunPlan(
@@ -234,5 +234,5 @@ def describe(run: Run, data: Prepared, model: Model, trainer: Trainer) -> RunPla
         device=describe_device(run.mesh.device),
         world_size=run.mesh.world,
         run_dir=str(run.directory.path),
-        predicted_gib=predicted / 2**30 if (predicted := trainer.settings.predicted) is not None else None,
+        predicted_gib=predicted / 2**30 if predicted is not None else None,
     )

@@ -13,7 +13,7 @@ import torch
 
 import luthier
 from luthier.base.records import Json
-from luthier.engine.meters import peak_memory
+from luthier.engine.mesh import peak_memory
 
 PACKAGES = ("torch", "transformers", "peft", "tokenizers", "safetensors", "datasets", "numpy", "bitsandbytes", "hqq")
 GIB = 2**30

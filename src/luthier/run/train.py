@@ -18,7 +18,7 @@ from luthier.engine.trainer import Trainer
 from luthier.model import lowbit, methods
 from luthier.model.load import load_tokenizer
 from luthier.objectives.registry import whole
-from luthier.run.build import build_general, build_model, build_parts, build_trainer, describe
+from luthier.run.build import build_general, build_model, build_parts, build_trainer, choose_keep, describe
 from luthier.run.config import RunConfig
 from luthier.run.data import build_data
 from luthier.run.diskroom import check_disk
@@ -74,7 +74,8 @@ def train(config: RunConfig, console: Console) -> Path:
             model, fingerprint = build_model(run, tokenizer, parts)
         watcher = _watch(run, resume, stack) if mesh.leads else Unwatched()
         general = build_general(run, parts)
-        trainer = build_trainer(run, data, model, parts, objective, watcher, general)
+        choice = choose_keep(run, model, objective, data)
+        trainer = build_trainer(run, data, model, parts, objective, watcher, general, choice.keep)
         forgetting = Forgetting(run, model, objective, general)
         with within_memory(run):
             forgetting.begin()
@@ -87,7 +88,7 @@ def train(config: RunConfig, console: Console) -> Path:
             _restore(trainer, resume, config)
         check_disk(run, model, trainer)
         _write_beginning(run)
-        plan = describe(run, data, model, trainer)
+        plan = describe(run, data, model, trainer, choice.predicted)
 
         def finish() -> None:
             if data.validation is not None:
