@@ -101,6 +101,12 @@ def test_the_best_checkpoint_is_named_and_survives_the_limit(job: Any):
     assert saved(job) == [1, 4]
 
 
+def test_the_last_step_is_judged_before_it_is_kept(job: Any):
+    job.run(save_steps=2, max_steps=4, eval_steps=3, split_dataset_ratio=0.2)
+    assert [step for step, row in evaluations(job).items() if row["best"]] == [3, 4]
+    assert job.checkpoints().named("BEST") == job.checkpoints().path(4)
+
+
 def test_patience_ends_a_run_that_no_longer_improves(job: Any):
     job.run(save_steps=100, max_steps=100, early_stopping_patience=2, **BACKWARDS, **ONE)
     assert list(evaluations(job)) == [0, 1, 2, 3]

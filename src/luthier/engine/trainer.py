@@ -178,18 +178,17 @@ class Trainer:
             self._log.note(result, sound=sound)
             if sound:
                 self._guard.look(self.state.step, result, step.draw.samples)
-            if self._due(self.settings.eval.every):
+            last = self.state.step == self.settings.total_steps
+            if last or self._due(self.settings.eval.every):
                 self._evaluate()
                 if self._out_of_patience():
                     return "early_stopped"
             if self._due(self.settings.save.every) and self.state.skipped == 0:
                 self._save()
-            if self.mesh.any(request.asked is not None) and self.state.step < self.settings.total_steps:
+            if self.mesh.any(request.asked is not None) and not last:
                 self._log.tell(self.state)
                 self.watcher.event("stopping", f"{request.asked or 'another process'}: saving and stopping")
                 return request.asked or "SIGTERM"
-        if not self._due(self.settings.eval.every):
-            self._evaluate()
         return "finished"
 
     def _fetch(self, steps: Iterator[Step]) -> tuple[Step, list[Batch]]:
