@@ -8,8 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from luthier.base.records import Record
-from luthier.data.batch import Batch, Group
+from luthier.data.batch import Batch
 from luthier.model.load import Model
 
 
@@ -27,10 +26,6 @@ class Terms:
 
 class Objective(Protocol):
     """One training task.  The engine never learns its name."""
-
-    def encode(self, record: Record) -> Group | None:
-        """The token sequences of one record that must travel together; None when nothing in it can be trained."""
-        ...
 
     def prepare(self, model: Model, step: Sequence[Batch]) -> None:
         """Without grad, over the whole optimizer step, before anything is counted."""

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 from torch.utils.checkpoint import checkpoint
 
-from luthier.base.records import Record
-from luthier.data.batch import Batch, Group
+from luthier.data.batch import Batch
 from luthier.engine.objective import Objective, Terms
 from luthier.model.load import Model
 from luthier.model.logprobs import chunk_rows
@@ -53,9 +52,6 @@ class LikeStart:
     def __init__(self, inner: Objective, start: Start, anchors: Sequence[Anchor]):
         self.inner, self.start, self.anchors = inner, start, anchors
         self._training = False
-
-    def encode(self, record: Record) -> Group | None:
-        return self.inner.encode(record)
 
     def prepare(self, model: Model, step: Sequence[Batch]) -> None:
         self._training = model.network.training

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from luthier.base.console import Console
-from luthier.base.records import Record
 from luthier.data.batch import Batch, Group, collate
 from luthier.data.tokens import Groups, Kinds
 from luthier.engine.objective import Terms
@@ -36,10 +35,6 @@ class Multi:
 
     tasks: tuple[Part, ...]
     weights: tuple[float, ...]
-
-    def encode(self, record: Record) -> Group | None:
-        """Not asked for: each part reads its own sets."""
-        raise AssertionError("the rows of a task are read by its own objective")
 
     def vary(self, group: Group, rng: np.random.Generator) -> Group:
         """What the group's own objective does."""

@@ -14,8 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from luthier.base.records import Record
-from luthier.data.batch import Batch, Group
+from luthier.data.batch import Batch
 from luthier.engine.objective import Objective, Terms
 from luthier.model.load import Model
 
@@ -34,9 +33,6 @@ class Penalised:
     def __init__(self, inner: Objective, penalties: Mapping[str, Penalty]):
         self.inner, self.penalties = inner, dict(penalties)
         self._first: Batch | None = None
-
-    def encode(self, record: Record) -> Group | None:
-        return self.inner.encode(record)
 
     def prepare(self, model: Model, step: Sequence[Batch]) -> None:
         self._first = step[0] if step and model.network.training else None

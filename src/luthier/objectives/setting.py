@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from luthier.base.console import Console
 from luthier.base.records import Record, Task
 from luthier.data import survey
-from luthier.data.batch import Batch
+from luthier.data.batch import Batch, Group
 from luthier.data.config import DataConfig, Overlong
 from luthier.data.loader import Vary
 from luthier.data.plain import Plain
@@ -102,6 +102,10 @@ class Whole(Objective, Protocol):
 
 class Learnable(Whole, Protocol):
     """An objective with all that a run has to know of it."""
+
+    def encode(self, record: Record) -> Group | None:
+        """The token sequences of one record that must travel together; None when nothing in it can be trained."""
+        ...
 
     @property
     def task(self) -> Task:
