@@ -152,7 +152,7 @@ def test_everything_is_written_down(tmp_path: Path) -> None:
     assert "| optim.learning_rate | 0.25 | 0.5 |" in text and "![curves](plots/curves.png)" in text
     assert (tmp_path / "out" / "plots" / "curves.png").exists()
     page = html(result)
-    assert "data:image/png;base64," in page and "http" not in page
+    assert "data:image/png;base64," in page and "default-src 'none'" in page and "://" not in page
     assert list(tables(result)) == ["Runs, best first by eval_loss", "Settings that differ", "Scores"]
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from rich.text import Text as Coloured
 from transformers import PreTrainedTokenizerFast
 
+from luthier.base import webpage
 from luthier.data.batch import Tokens
 from luthier.data.report import DataReport, notes, table
 from luthier.data.tokens import Groups, Kinds, Selected
@@ -132,22 +133,14 @@ def page(rows: Sequence[PreviewRow], report: DataReport) -> str:
     heaviest = max((piece.weight for row in rows for piece in row.pieces), default=1.0) or 1.0
     sections = "\n".join(_section(row, heaviest) for row in rows) or "<p>There is no sample to show.</p>"
     remarks = "".join(f"<li>{_safe(note)}</li>" for note in notes(report))
-    body = f"{_table(report)}\n<ul>{remarks}</ul>\n{_LEGEND}\n{sections}"
-    return _PAGE.replace("{style}", _STYLE).replace("{body}", body)
+    title = "What the model is trained on"
+    body = [f"<h1>{title}</h1>", webpage.table(table(report), _safe), f"<ul>{remarks}</ul>", _LEGEND, sections]
+    return webpage.page(title, body, _STYLE)
 
 
 def _safe(text: object) -> str:
     visible = str(text).translate(_PICTURES)
     return escape(visible.encode("utf-8", "replace").decode())
-
-
-def _table(report: DataReport) -> str:
-    lines = table(report)
-    if not lines:
-        return ""
-    head = "".join(f"<th>{_safe(name)}</th>" for name in lines[0])
-    rows = ("".join(f"<td>{_safe(value)}</td>" for value in line.values()) for line in lines)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rows)}</table>"
 
 
 def _section(row: PreviewRow, heaviest: float) -> str:
@@ -186,20 +179,3 @@ span { unicode-bidi: isolate; }
 pre span:hover { outline: 2px solid currentColor; }
 i { opacity: .4; font-style: normal; user-select: none; }
 """.strip()
-_PAGE = """<!doctype html>
-<html>
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>What the model is trained on</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-<h1>What the model is trained on</h1>
-{body}
-</body>
-</html>
-"""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from luthier.base.markdown import markdown_table
 from luthier.base.records import Json
 from luthier.evaluate import pictures
 from luthier.evaluate.compare import Change, changes
@@ -153,9 +154,7 @@ def draw(measured: Measured, found: Sequence[Change]) -> dict[str, bytes]:
 def _markdown(rows: Sequence[Mapping[str, Json]]) -> str:
     if not rows:
         return ""
-    names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([str(value).replace("|", "\\|") for value in row.values()] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join(markdown_table([*rows[0]], ([str(value) for value in row.values()] for row in rows)))
 
 
 def _number(value: float) -> Json:

@@ -6,12 +6,13 @@ A card is published, so it holds no secret and no path of the machine it was mad
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import yaml
 
+from luthier.base.markdown import markdown_table
 from luthier.base.secrets import redact
 
 
@@ -103,14 +104,8 @@ def _quoted(text: str) -> list[str]:
 def _table(rows: Sequence[Mapping[str, object]]) -> list[str]:
     if not rows:
         return []
-    cells = [list(rows[0]), ["---"] * len(rows[0]), *([*map(_cell, row.values())] for row in rows)]
-    return [_line(row) for row in cells]
-
-
-def _line(cells: Iterable[object]) -> str:
-    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+    return markdown_table([*rows[0]], ([_cell(value) for value in row.values()] for row in rows))
 
 
 def _cell(value: object) -> str:
-    shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    return shown.replace("|", "\\|").replace("\n", " ")
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

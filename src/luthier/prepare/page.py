@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from luthier.base import webpage
 from luthier.base.records import Json
 from luthier.prepare.report import MOST_LISTED, Chart, Finished, Table
 
@@ -19,8 +20,8 @@ _CONTROL = dict.fromkeys(_STEERING, "\ufffd")
 
 def page(steps: Sequence[Finished], title: str) -> str:
     """One section for each step: what was read and written, counts with examples, tables, plots."""
-    body = "\n".join(_section(step, number, len(steps)) for number, step in enumerate(steps, 1))
-    return _PAGE.replace("{title}", _safe(title)).replace("{style}", _STYLE).replace("{body}", body)
+    sections = [_section(step, number, len(steps)) for number, step in enumerate(steps, 1)]
+    return webpage.page(_safe(title), [f"<h1>{_safe(title)}</h1>", *sections], _STYLE)
 
 
 def _section(step: Finished, number: int, many: int) -> str:
@@ -171,20 +172,3 @@ polyline { fill: none; stroke: var(--ink); stroke-width: 2; }
 text { font-size: 10px; fill: currentColor; } .mid { text-anchor: middle; } .end { text-anchor: end; }
 .axis { opacity: .7; }
 """.strip()
-_PAGE = """<!doctype html>
-<html>
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{body}
-</body>
-</html>
-"""

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import orjson
 
+from luthier.base import webpage
 from luthier.base.console import cell
+from luthier.base.markdown import markdown_table
 from luthier.base.records import Json
 from luthier.base.rundir import write_atomic
 from luthier.evaluate.report import change_table
-from luthier.run import webpage
 from luthier.run.compare import Comparison
-from luthier.run.report import markdown_table
 
 
 def tables(found: Comparison) -> dict[str, list[dict[str, Json]]]:
@@ -69,7 +69,7 @@ def html(found: Comparison) -> str:
     for name, picture in found.pictures.items():
         coded = base64.b64encode(picture).decode()
         body.append(f"<img alt='{escape(name)}' src='data:image/png;base64,{coded}'>")
-    return webpage.page("Comparison", body, _STYLE)
+    return webpage.page("Comparison", body, webpage.PLAIN + _STYLE)
 
 
 _STYLE = ".warn{padding:.5rem .8rem;border-left:5px solid #edae49;background:var(--soft);margin:.4rem 0}"

@@ -6,13 +6,14 @@ and draws the plots.  A run that was stopped gets a report too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import orjson
 
+from luthier.base.markdown import markdown_table
 from luthier.base.records import Json
 from luthier.base.rundir import RunDir, write_atomic
 from luthier.data.report import DataReport, SetReport, notes, table
@@ -272,9 +273,3 @@ def _costs(facts: Facts) -> list[str]:
     if isinstance(packages, dict):
         rows["versions"] = ", ".join(f"{name} {found}" for name, found in packages.items())
     return markdown_table(("", ""), rows.items())
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """The lines of a table in Markdown."""
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *cells)]

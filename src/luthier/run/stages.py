@@ -24,6 +24,7 @@ import torch
 from luthier.base.config import read_yaml, to_yaml
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, Stopped
+from luthier.base.markdown import markdown_table
 from luthier.base.rundir import RunDir, runs_in, write_atomic
 from luthier.data.sources import files_of, parse_spec
 from luthier.engine.checkpoint import Checkpoints
@@ -35,7 +36,6 @@ from luthier.model.load import load_model, load_tokenizer
 from luthier.model.method import Adapting
 from luthier.objectives.config import Multi
 from luthier.run.config import RunConfig, stage_of
-from luthier.run.report import markdown_table
 from luthier.run.resolve import resolve, trains_further
 from luthier.run.resume import refuse_changes
 from luthier.run.retain import FILE

@@ -271,7 +271,7 @@ def test_text_and_json_say_the_same(tmp_path: Path) -> None:
     shown = "\n".join(str(row) for section in sections(plan) for row in section.rows)
     assert f"{plan.trained:,} parameters" in shown and "adapter_model.safetensors" in shown
     page = html({"": plan})
-    assert "<svg" in page and "http" not in page and verdict(plan) in page
+    assert "<svg" in page and verdict(plan) in page and "default-src 'none'" in page and "://" not in page
 
 
 def test_devices_by_name() -> None:

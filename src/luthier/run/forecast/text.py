@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from html import escape
 
+from luthier.base import webpage
 from luthier.base.records import Json
 from luthier.base.sizes import told
-from luthier.run import webpage
 from luthier.run.forecast.forecast import Forecast
 from luthier.run.forecast.hardware import GIB
 from luthier.run.forecast.pace import Pace
@@ -168,7 +168,7 @@ def html(plans: Mapping[str, Forecast]) -> str:
             if section.title.startswith("Memory"):
                 body.append(_bars(plan))
         body += [f"<p>Note: {escape(note)}.</p>" for note in plan.notes]
-    return webpage.page(f"Plan: {next(iter(plans.values())).model}", body, _STYLE)
+    return webpage.page(escape(f"Plan: {next(iter(plans.values())).model}"), body, webpage.PLAIN + _STYLE)
 
 
 _COLOURS = {

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from luthier.base.config import to_yaml
+from luthier.base.markdown import markdown_table
 from luthier.base.records import Json
 from luthier.base.rundir import write_atomic
 from luthier.engine.checkpoint import Checkpoints
 from luthier.run.config import RunConfig
 from luthier.run.plots import EVALUATION, INK, TRAIN, dress, figure_of, png_of
-from luthier.run.report import markdown_table
 from luthier.run.search.loop import Wanted, trained_in
 from luthier.run.search.space import Choices, Dimension, short, values_of
 from luthier.run.search.study import FAULT, SAME, STEPS, load_optuna, ranked
