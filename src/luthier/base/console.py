@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import orjson
 from rich import box
@@ -23,7 +24,7 @@ from rich.text import Text
 
 from luthier.base.errors import LuthierError, Stopped
 from luthier.base.records import Json
-from luthier.base.rundir import storage_error
+from luthier.base.rundir import rows_of, storage_error
 
 _REPAINT = 0.1  # seconds between repaints of the live lines
 _REPORT = {"json": 1.0, "plain": 10.0}  # seconds between reports of progress where nothing can be repainted
@@ -237,11 +238,8 @@ def cell(value: Json) -> str:
 
 def told_error(out: str) -> LuthierError | None:
     """The error that a command with --json printed, the last one; None where it printed none."""
-    for line in reversed(out.splitlines()):
-        with suppress(orjson.JSONDecodeError):
-            row = orjson.loads(line)
-            if isinstance(row, dict) and row.get("type") == "error":
-                return LuthierError(
-                    str(row.get("what")), where=row.get("where"), fix=row.get("fix"), code=row.get("code")
-                )
+    for row in reversed(rows_of(out.splitlines())):
+        if row.get("type") == "error":
+            told: dict[str, Any] = {name: row.get(name) for name in ("where", "fix", "code")}
+            return LuthierError(str(row.get("what")), **told)
     return None

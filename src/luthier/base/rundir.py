@@ -12,7 +12,8 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -217,16 +218,7 @@ class RunDir:
     def read_rows(self, name: str) -> list[Row]:
         """The rows of a file made by `append_json`, without lines cut off by a crash; none when it does not exist."""
         path = self.path / name
-        if not path.exists():
-            return []
-        rows: list[Row] = []
-        for line in path.read_bytes().splitlines():
-            try:
-                row = orjson.loads(line)
-            except orjson.JSONDecodeError:
-                continue
-            rows.append(row)
-        return rows
+        return rows_of(path.read_bytes().splitlines()) if path.exists() else []
 
     def truncate_rows(self, name: str, keep: Callable[[Row], bool]) -> None:
         """Rewrite a row file atomically with the rows that `keep` accepts.  Raises RunError."""
@@ -249,6 +241,17 @@ class RunDir:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def rows_of(lines: Iterable[bytes | str]) -> list[Row]:
+    """The objects in lines of JSON; lines that are none, as those cut off by a crash, are left out."""
+    rows: list[Row] = []
+    for line in lines:
+        with suppress(orjson.JSONDecodeError):
+            row = orjson.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    return rows
 
 
 def run_number(path: Path) -> int | None:

@@ -108,9 +108,10 @@ def _as_os_error(error: OSError | SafetensorError) -> OSError:
 def _hashes(folder: Path, names: Sequence[str]) -> dict[str, str]:
     """The sha256 of each file, by its name in the folder."""
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        return dict(zip(names, threads.map(_sha256, [folder / name for name in names]), strict=True))
+        return dict(zip(names, threads.map(sha256_of, [folder / name for name in names]), strict=True))
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The hash of a file's content.  Raises OSError."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

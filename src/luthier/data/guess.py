@@ -55,5 +55,14 @@ def is_tagged(line: str) -> bool:
     return len(parts) > 1 and _TAG.fullmatch(parts[-1].strip()) is not None
 
 
+def is_number(text: str | float) -> bool:
+    """Whether a text reads as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _is_labelled(line: str) -> bool:
     return line.count("\t") == 1

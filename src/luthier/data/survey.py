@@ -12,6 +12,7 @@ from luthier.base.records import Fault, Label, Record, Task
 from luthier.data.checks import RecordOptions, renamed, to_record
 from luthier.data.config import DataConfig
 from luthier.data.formats import shape_of
+from luthier.data.guess import is_number
 from luthier.data.row import Row
 from luthier.data.sources import open_rows, parse_spec, stream_rows
 from luthier.data.tasks import has_class, task_of
@@ -108,7 +109,7 @@ def labels_of(labels: Iterable[Label]) -> Labels:
     for label in labels:
         several |= isinstance(label, tuple)
         fractions |= isinstance(label, float) or (isinstance(label, str) and "." in label)
-        numbers &= not isinstance(label, tuple) and _is_number(label)
+        numbers &= not isinstance(label, tuple) and is_number(label)
         counts.update(names_of(label))
     whole = all(name.removeprefix("-").isdigit() for name in counts)
     ordered = sorted(counts, key=(lambda name: int(name)) if whole else None)
@@ -118,11 +119,3 @@ def labels_of(labels: Iterable[Label]) -> Labels:
 def names_of(label: Label) -> tuple[str, ...]:
     """The names of the classes that a label means."""
     return tuple(dict.fromkeys(str(item) for item in label)) if isinstance(label, tuple) else (str(label),)
-
-
-def _is_number(label: str | int | float) -> bool:
-    try:
-        float(label)
-    except ValueError:
-        return False
-    return True

@@ -16,6 +16,7 @@ import pyarrow.parquet
 
 from luthier.base.errors import DataError, MissingExtra
 from luthier.base.records import Fault, Json, Where
+from luthier.base.sealed import sha256_of
 from luthier.data.row import Row
 
 if TYPE_CHECKING:
@@ -114,11 +115,7 @@ def _unreadable(path: Path, error: BaseException) -> DataError:
 
 
 def _hash_files(paths: list[Path], limit: int) -> str:
-    digests = [str(limit)]
-    for path in paths:
-        with path.open("rb") as stream:
-            digests.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return hashlib.sha256(" ".join(digests).encode()).hexdigest()
+    return hashlib.sha256(" ".join([str(limit), *map(sha256_of, paths)]).encode()).hexdigest()
 
 
 def stream_table(path: Path, name: str, limit: int) -> Iterator[Row]:

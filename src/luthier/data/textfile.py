@@ -23,11 +23,12 @@ from numpy.typing import NDArray
 
 from luthier.base.errors import DataError
 from luthier.base.records import Fault, Where
+from luthier.base.sealed import sha256_of
 from luthier.data import tables
 from luthier.data.config import BadRows, DataConfig
 from luthier.data.cut import BLANK, Cut, cut
 from luthier.data.encoding import COMPRESSED, detect, utf8_blocks
-from luthier.data.guess import guess
+from luthier.data.guess import guess, is_number
 from luthier.data.row import Layout, Row, csv_reader, parse
 
 _VERSION = 2
@@ -180,15 +181,7 @@ def _is_row(columns: tuple[str, ...], label: int, below: Sequence[Sequence[str]]
     Of the two mistakes, a header trained as a row is the one that nobody would see.
     """
     again = columns[label] in {row[label].strip().strip('"') for row in below}
-    return again or not all(len(cell) <= 30 and len(cell.split()) <= 2 and not _is_number(cell) for cell in columns)
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+    return again or not all(len(cell) <= 30 and len(cell.split()) <= 2 and not is_number(cell) for cell in columns)
 
 
 def _headless(rows: Sequence[Sequence[str]]) -> tuple[str, str]:
@@ -246,9 +239,7 @@ def open_text(path: Path, name: str, config: DataConfig) -> TextRows:
         DataError: as `describe`, and `empty_file` when there is no row.
     """
     file = describe(path, name, config)
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    options = [_VERSION, digest, file.encoding, repr(file.layout), file.limit]
+    options = [_VERSION, sha256_of(path), file.encoding, repr(file.layout), file.limit]
     key = hashlib.sha256(orjson.dumps(options)).hexdigest()
     folder = cache_root(config) / "rows" / key[:2] / key
     plain = file.encoding == "utf-8" and path.suffix.lower() not in COMPRESSED

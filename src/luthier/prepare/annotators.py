@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import orjson
-
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
 from luthier.prepare.frame import Frame
@@ -55,8 +53,8 @@ def ratings_of(rows: Frame, columns: tuple[str, ...]) -> list[tuple[str, Ratings
     """For each control the ratings of those items that somebody judged, and the annotators."""
     items: dict[str, list[dict[str, Any]]] = {}
     for parcel in rows.scan(Annotated(columns), "Reading answers"):
-        for line in parcel.lines.get("said", b"").split(b"\n")[:-1]:
-            for name, answers in orjson.loads(line).items():
+        for said in parcel.values("said"):
+            for name, answers in said.items():
                 items.setdefault(name, []).append({who: comparable(answer) for who, answer in answers})
     found: list[tuple[str, Ratings, list[str]]] = []
     for name, rated in sorted(items.items()):

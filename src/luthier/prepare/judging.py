@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from luthier.base.records import Json
@@ -15,12 +14,11 @@ from luthier.prepare.frame import Frame
 from luthier.prepare.models import asked
 from luthier.prepare.parcel import Batch, Parcel, packed
 from luthier.prepare.selection import sketch
-from luthier.prepare.verb import Job
+from luthier.prepare.verb import ASKED, Job
 from luthier.prepare.view import column, text_of
 from luthier.prepare.words import counted
 
 Floats = NDArray[np.float64]
-_ASKED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class _Asked:
         parcel = Parcel()
         for item in batch.items:
             pair = asked(item.value)
-            parcel.keep_line(item.file, item.line, packed([pair.prompt, pair.answer]), "asked")
+            parcel.keep_line(item.file, item.line, packed([pair.prompt, pair.answer]), ASKED)
         return parcel
 
 
@@ -85,12 +83,8 @@ Judge = Callable[[list[str], list[str]], NDArray[Any]]
 
 def by_model(rows: Frame, job: Job, judge: Judge) -> Floats:
     """A number for each row by its question and answer, a few hundred rows at a time."""
-    found: list[NDArray[Any]] = []
-    with job.console.progress("Judging rows") as bar:
-        for parcel in rows.scan(_Asked(), "Reading rows"):
-            lines = parcel.lines.get("asked", b"").split(b"\n")[:-1]
-            for start in range(0, len(lines), _ASKED_AT_ONCE):
-                pairs = [orjson.loads(line) for line in lines[start : start + _ASKED_AT_ONCE]]
-                found.append(np.asarray(judge([pair[0] for pair in pairs], [pair[1] for pair in pairs]), np.float64))
-                bar.advance(len(pairs))
-    return np.concatenate(found) if found else np.empty(0)
+
+    def judged(pairs: list[tuple[str, str]]) -> Floats:
+        return np.asarray(judge([prompt for prompt, _ in pairs], [answer for _, answer in pairs]), np.float64)
+
+    return np.array(job.ask_for_all("Judging rows", rows, _Asked(), judged), np.float64)

@@ -12,6 +12,7 @@ from luthier.base.records import Json
 from luthier.prepare.annotators import Resolve, Unsure, unsure
 from luthier.prepare.parcel import Batch, Parcel, packed
 from luthier.prepare.studio_json import Form, Said, comparable, is_task, said_of
+from luthier.prepare.verb import ASKED
 from luthier.prepare.view import column, text_of
 
 
@@ -115,7 +116,7 @@ class Unlabelled:
             has = column(item.value, self.label) not in (None, "", []) and not self.relabel
             text = column(item.value, self.column) if self.column else text_of(item.value)
             shown = text if isinstance(text, str) and text.strip() and not has else None
-            parcel.keep_line(item.file, item.line, packed([shown, has]), "text")
+            parcel.keep_line(item.file, item.line, packed([shown, has]), ASKED)
         return parcel
 
 

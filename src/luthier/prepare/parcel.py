@@ -162,6 +162,10 @@ class Parcel:
         if items:
             self.rows.setdefault(part, []).extend(items)
 
+    def values(self, part: str) -> list[Any]:
+        """What `keep_line` has kept under a name, once it is packed."""
+        return [orjson.loads(line) for line in self.lines.get(part, b"").split(b"\n")[:-1]]
+
     def drop(self, item: Item, reason: str, **shown: Json) -> None:
         """A row ends here: counted under its reason, with an example, and written where removed rows go."""
         self.tally.count(reason)

@@ -59,8 +59,7 @@ def read_pool(rows: Frame, label: str) -> Pool:
     """A bounded draw of sentences and spans, the same however the rows were cut into chunks."""
     found: dict[str, dict[str, Any]] = {}
     for parcel in rows.scan(_Collect(label), "Collecting"):
-        for line in parcel.lines.get("pool", b"").split(b"\n")[:-1]:
-            key, mark, content = orjson.loads(line)
+        for key, mark, content in parcel.values("pool"):
             held = found.setdefault(key, {})
             held[mark] = content
             if len(held) > 4 * _POOL:

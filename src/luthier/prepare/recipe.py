@@ -32,6 +32,7 @@ from luthier.base.config import validate
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.rundir import fsync_dir, storage_error, write_atomic
+from luthier.base.sealed import sha256_of
 from luthier.data.sources import files_of, open_rows, parse_spec
 from luthier.data.textfile import cache_root
 from luthier.prepare.config import ReadConfig, VerbConfig
@@ -269,8 +270,7 @@ def _digest(path: Path) -> str:
 
 @lru_cache(maxsize=64)
 def _digest_of(path: Path, *_: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(path)
 
 
 def _hash(*parts: str) -> str:

@@ -15,12 +15,11 @@ from luthier.prepare.frame import Frame
 from luthier.prepare.parcel import Batch, Parcel, packed
 from luthier.prepare.scripts import is_chinese
 from luthier.prepare.tagged import looks_tagged, take_apart
-from luthier.prepare.verb import Job
+from luthier.prepare.verb import ASKED, Job
 from luthier.prepare.view import Use, fields, rewrite
 
 Reword = Literal["paraphrase", "back_translate"]
 Ask = Callable[..., list[str]]
-_ASKED_AT_ONCE = 256
 
 SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -104,7 +103,7 @@ class _Texts:
         for item in batch.items:
             plain = take_apart(item.value) is None and not looks_tagged(item.value)
             texts = texts_to_reword(item.value, self.uses) if plain else []
-            parcel.keep_line(item.file, item.line, packed(texts), "texts")
+            parcel.keep_line(item.file, item.line, packed(texts), ASKED)
         return parcel
 
 
@@ -121,18 +120,14 @@ class Rewording:
     def of_rows(self, rows: Frame, job: Job) -> NDArray[Any]:
         """For each row JSON {method: a list of texts for each copy}, object [rows]."""
         ask = job.tool("ask")
-        found: list[str] = []
-        with job.console.progress("Rewording") as bar:
-            for parcel in rows.scan(_Texts(self.uses), "Reading rows"):
-                lines = [orjson.loads(line) for line in parcel.lines.get("texts", b"").split(b"\n")[:-1]]
-                for start in range(0, len(lines), _ASKED_AT_ONCE):
-                    block = lines[start : start + _ASKED_AT_ONCE]
-                    made: list[dict[str, list[Any]]] = [{} for _ in block]
-                    for method in self.methods:
-                        flat = [text for texts in block for _ in range(self.copies) for text in texts]
-                        answers = iter(reword(flat, method, ask, self.pivot))
-                        for texts, row in zip(block, made, strict=True):
-                            row[method] = [[next(answers) for _ in texts] for _ in range(self.copies)]
-                    found += [orjson.dumps(row).decode() for row in made]
-                    bar.advance(len(block))
-        return np.array(found, object)
+
+        def reworded(block: list[list[str]]) -> list[str]:
+            made: list[dict[str, list[Any]]] = [{} for _ in block]
+            for method in self.methods:
+                flat = [text for texts in block for _ in range(self.copies) for text in texts]
+                answers = iter(reword(flat, method, ask, self.pivot))
+                for texts, row in zip(block, made, strict=True):
+                    row[method] = [[next(answers) for _ in texts] for _ in range(self.copies)]
+            return [orjson.dumps(row).decode() for row in made]
+
+        return np.array(job.ask_for_all("Rewording", rows, _Texts(self.uses), reworded), object)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
@@ -15,9 +15,14 @@ from luthier.prepare.config import ReadConfig, VerbConfig
 from luthier.prepare.engine import Engine
 from luthier.prepare.frame import Feed, Frame, Source
 from luthier.prepare.origins import Origins
-from luthier.prepare.parcel import Parcel
+from luthier.prepare.parcel import Parcel, Work
 from luthier.prepare.reading import Reading
 from luthier.prepare.report import Report
+
+ASKED = "asked"
+"""Name of the lines that hold what a model is asked about rows; see `Job.ask_for_all`."""
+_ASKED_AT_ONCE = 256
+Answer = TypeVar("Answer")
 
 PARTS = ("train", "validation", "test")
 """What parts of a split are called when nobody names them; two are the first two."""
@@ -93,6 +98,25 @@ class Job:
         read = self.read
         reading = Reading(read.columns, read.bad_rows, read.max_row_bytes, self.origins is not None)
         return Frame(sources, reading, self.engine, self.console, self.rejected(self._frames), read.min_rows, feed)
+
+    def ask_for_all(
+        self, doing: str, rows: Frame, work: Work, ask: Callable[[list[Any]], Iterable[Answer]]
+    ) -> list[Answer]:
+        """An answer for each row.
+
+        Args:
+            work: keeps what is asked about each row as a line named ASKED.
+            ask: a few hundred of these, in order -> an answer to each.
+        """
+        found: list[Answer] = []
+        with self.console.progress(doing) as bar:
+            for parcel in rows.scan(work, "Reading rows"):
+                values = parcel.values(ASKED)
+                for start in range(0, len(values), _ASKED_AT_ONCE):
+                    block = values[start : start + _ASKED_AT_ONCE]
+                    found.extend(ask(block))
+                    bar.advance(len(block))
+        return found
 
     def rejected(self, frame: int = 1) -> Path:
         """The file that takes the rows of a frame which cannot be used; frames are counted as they are opened."""

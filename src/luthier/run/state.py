@@ -21,7 +21,7 @@ import psutil
 
 from luthier.base.errors import ConfigError
 from luthier.base.records import Json
-from luthier.base.rundir import Row, runs_in
+from luthier.base.rundir import Row, rows_of, runs_in
 from luthier.run.watch import EVENTS, METRICS
 
 Phase = Literal["preparing", "training", "stale", "finished", "stopped", "failed"]
@@ -198,15 +198,7 @@ def tail_rows(file: Path, most: int = _TAIL) -> list[Row]:
             lines = opened.read().splitlines()
     except OSError:
         return []
-    rows: list[Row] = []
-    for line in lines[1:] if size > most else lines:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
+    return rows_of(lines[1:] if size > most else lines)
 
 
 def _is_at_work_on(run: Path, holder: Holder, updated: float) -> bool:

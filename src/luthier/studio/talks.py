@@ -17,7 +17,7 @@ import orjson
 
 from luthier.base.errors import ConfigError, RunError
 from luthier.base.records import Json
-from luthier.base.rundir import run_number
+from luthier.base.rundir import rows_of, run_number
 from luthier.base.secrets import redact
 from luthier.base.signals import tied
 from luthier.studio.children import LUTHIER, error_in
@@ -126,18 +126,9 @@ class Talk:
     def _headers(self) -> dict[str, str]:
         return {"Authorization": f"Bearer {self._key}"}
 
-    def _rows(self) -> list[dict[str, Json]]:
-        rows: list[dict[str, Json]] = []
-        for line in self._log.read_bytes().splitlines():
-            with suppress(orjson.JSONDecodeError):
-                row = orjson.loads(line)
-                if isinstance(row, dict):
-                    rows.append(row)
-        return rows
-
     def _listens(self) -> bool:
         """Whether the server has said where it is."""
-        for row in self._rows():
+        for row in rows_of(self._log.read_bytes().splitlines()):
             models = row.get("models")
             if "url" in row and isinstance(models, list):
                 self._url, self._model = str(row["url"]), str(models[-1])

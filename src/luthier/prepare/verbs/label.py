@@ -20,7 +20,7 @@ from luthier.prepare.frame import Frame
 from luthier.prepare.guideline import Question, verdict
 from luthier.prepare.labelling import Import, Seen, Unlabelled, WriteAnswers, WriteTasks
 from luthier.prepare.models import ModelVerbConfig
-from luthier.prepare.parcel import Tally, packed
+from luthier.prepare.parcel import Tally
 from luthier.prepare.report import Chart, Report, Table
 from luthier.prepare.studio_json import Form, Kind, tasks_file
 from luthier.prepare.verb import Job, Outcome, Verb
@@ -28,8 +28,6 @@ from luthier.score.agreement import (
     Level,
     majority,
 )
-
-_ASKED_AT_ONCE = 256
 
 
 class LabelConfig(ModelVerbConfig):
@@ -171,18 +169,15 @@ def _agreement(rows: Frame, config: LabelConfig) -> Outcome:
 
 def _blocks(rows: Frame, config: LabelConfig, job: Job, judge: Any) -> NDArray[Any]:
     """For each row what `judge` (texts -> answers) makes of its text, as JSON; object [rows]."""
-    found: list[bytes] = []
-    with job.console.progress("Labelling") as bar:
-        for parcel in rows.scan(Unlabelled(config.label, config.text, config.relabel), "Reading rows"):
-            lines = [orjson.loads(line) for line in parcel.lines.get("text", b"").split(b"\n")[:-1]]
-            for start in range(0, len(lines), _ASKED_AT_ONCE):
-                block = lines[start : start + _ASKED_AT_ONCE]
-                texts = [text for text, _ in block if text is not None]
-                answers = iter(judge(texts) if texts else ())
-                for text, has in block:
-                    found.append(packed(None if has else "no_text" if text is None else next(answers)))
-                bar.advance(len(block))
-    return np.array([line.decode() for line in found], object)
+
+    def answered(block: list[tuple[str | None, bool]]) -> list[str]:
+        texts = [text for text, _ in block if text is not None]
+        answers = iter(judge(texts) if texts else ())
+        found = (None if has else "no_text" if text is None else next(answers) for text, has in block)
+        return [orjson.dumps(answer).decode() for answer in found]
+
+    work = Unlabelled(config.label, config.text, config.relabel)
+    return np.array(job.ask_for_all("Labelling", rows, work, answered), object)
 
 
 def _by_endpoint(rows: Frame, config: LabelConfig, job: Job) -> Outcome:

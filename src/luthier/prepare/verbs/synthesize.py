@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 from pydantic import Field, model_validator
 
 from luthier.base.endpoint import EndpointConfig
@@ -102,8 +101,7 @@ def synthesize(rows: Frame, config: SynthesizeConfig, job: Job) -> Outcome:
     report = Report()
     seeds: list[Task] = []
     for parcel in rows.scan(_Seeds(False), "Reading seeds"):
-        lines = parcel.lines.get("seed", b"").split(b"\n")[:-1]
-        seeds += [Task(*orjson.loads(line)) for line in lines[: _MOST_SEEDS - len(seeds)]]
+        seeds += [Task(*seed) for seed in parcel.values("seed")[: _MOST_SEEDS - len(seeds)]]
         report.tally.add(parcel.tally)
     if not seeds:
         where = ", ".join(source.name for source in rows.sources)
