@@ -309,13 +309,6 @@ def test_infer_as_people_type_it():
     )
 
 
-def test_bundled_templates_are_known_by_name():
-    from luthier.data.render import BUNDLED
-    from luthier.run.translate import BUNDLED_TEMPLATES
-
-    assert tuple(BUNDLED) == BUNDLED_TEMPLATES
-
-
 @pytest.mark.parametrize("word", ["full_shard", "fsdp2", "full", "'full_shard auto_wrap'"])
 def test_fsdp_means_sharding(word):
     config, notes = read(f"--fsdp {word} --fsdp_transformer_layer_cls_to_wrap Qwen2DecoderLayer")

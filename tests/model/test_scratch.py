@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from luthier.base.errors import ConfigError
-from luthier.data.render import CHATML
+from luthier.data.bundled import CHATML
 from luthier.model.config import Shape
 from luthier.model.scratch import train_tokenizer, write_untrained
 from luthier.model.scratch_encoders import bert_tokenizer, write_encoder

@@ -11,16 +11,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from luthier.base.config import nearest
 from luthier.base.errors import DataError, ModelError
 from luthier.base.records import BadRow, Chat, Fault, Json, Message, Text, Where
 from luthier.data.batch import Tokens
+from luthier.data.bundled import template_of
 from luthier.data.controls import Controls, Shield
 from luthier.data.template import Template, TemplateFault
 from luthier.data.turns import (
@@ -38,30 +37,6 @@ from luthier.data.turns import (
 
 VERSION = "1"
 """Changes whenever the same record may give other tokens."""
-
-CHATML = r"""
-{%- if tools and messages[0].role != 'system' %}
-    {{- '<|im_start|>system\n# Tools\n' }}
-    {%- for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}
-    {{- '<|im_end|>\n' }}
-{%- endif %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\n' }}
-    {%- if message.reasoning_content %}{{ '<think>\n' + message.reasoning_content + '\n</think>\n\n' }}{% endif %}
-    {{- message.content }}
-    {%- if tools and loop.first and message.role == 'system' %}
-        {{- '\n\n# Tools\n' }}
-        {%- for tool in tools %}{{ tool | tojson + '\n' }}{% endfor %}
-    {%- endif %}
-    {%- for call in message.tool_calls or [] %}
-        {{- '\n' if message.content or not loop.first }}
-        {{- '<tool_call>\n' + (call.function | tojson) + '\n</tool_call>' }}
-    {%- endfor %}
-    {{- '<|im_end|>\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}
-""".strip()
-BUNDLED = {"chatml": CHATML}
 
 TrainOn = Literal["assistant", "last", "all"]
 
@@ -99,7 +74,7 @@ class Renderer:
         self._eos = tokenizer.eos_token
         self._controls = Controls(tokenizer)
         self._adds_bos = _ids(tokenizer, "a", add_special_tokens=True)[:1] == [tokenizer.bos_token_id]
-        self.template, notes = _source(tokenizer, template)
+        self.template, notes = template_of(tokenizer, template)
         special = cast(dict[str, Any], tokenizer.special_tokens_map)
         self._variables: dict[str, Any] = {**special, "documents": None, **template_args}
         self._compiled, self._form = self._probe()
@@ -240,33 +215,6 @@ class Renderer:
 
 def _remade(tokenizer: PreTrainedTokenizerFast, template: str | None, template_args: Mapping[str, Any]) -> Renderer:
     return Renderer(tokenizer, template=template, template_args=template_args)
-
-
-def _source(tokenizer: PreTrainedTokenizerFast, template: str | None) -> tuple[str, list[str]]:
-    """The template's source, and what should be said about it."""
-    if template is None:
-        own = cast("str | dict[str, str] | None", tokenizer.chat_template)
-        own = own.get("default") if isinstance(own, dict) else own
-        if own:
-            return own, []
-        return _bundled("chatml", tokenizer), ["no chat template in the tokenizer: using ChatML"]
-    if template in BUNDLED:
-        return _bundled(template, tokenizer), []
-    if "{{" in template or "{%" in template:
-        return template, []
-    path = Path(template)
-    if path.is_file():
-        return path.read_text(encoding="utf-8"), []
-    near = nearest(template, BUNDLED)
-    known = f"Did you mean {near!r}?" if near else f"Bundled ones: {', '.join(BUNDLED)}"
-    raise ModelError(f"no template and no file of the name {template!r}", where="--template", fix=known)
-
-
-def _bundled(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    """A bundled template; the end-of-sequence token ends turns where the tokenizer has no <|im_end|>."""
-    source = BUNDLED[name]
-    known = "<|im_end|>" in tokenizer.get_added_vocab()
-    return source if known else source.replace("'<|im_end|>", "eos_token + '")
 
 
 def _turn_weights(messages: Sequence[Message], train_on: TrainOn) -> list[float]:

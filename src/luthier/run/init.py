@@ -14,10 +14,10 @@ from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError
 from luthier.base.records import Chat, Fault, Record, Text
 from luthier.base.rundir import usual_mode
+from luthier.data.bundled import CHATML
 from luthier.data.checks import RecordOptions, to_record
 from luthier.data.config import DataConfig
 from luthier.data.mix import take_indices
-from luthier.data.render import CHATML
 from luthier.data.sources import open_rows, parse_spec
 from luthier.model import scratch_encoders
 from luthier.model.config import Shape

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.base.errors import ConfigError
+from luthier.data.bundled import BUNDLED
 
 
 @dataclass
@@ -107,13 +108,9 @@ def use_hf(flag: str, words: list[str]) -> Meant:
     return Meant({"model.hub": [hub], "data.hub": [hub]})
 
 
-BUNDLED_TEMPLATES = ("chatml",)
-"""Those of `data.render`, which is too heavy to load for flags."""
-
-
 def template(_: str, words: list[str]) -> Meant:
     """A Jinja file or a bundled template is used; another tool's name only stands for what the model brings itself."""
-    if words in ([name] for name in BUNDLED_TEMPLATES):
+    if words in ([name] for name in BUNDLED):
         return Meant({"model.template": words})
     if len(words) == 1 and (words[0].endswith((".jinja", ".jinja2", ".j2")) or Path(words[0]).is_file()):
         return Meant({"model.template": words})
