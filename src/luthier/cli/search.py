@@ -24,7 +24,7 @@ from luthier.run.config import RunConfig
 from luthier.run.search.space import Choices, Dimension, Range, SearchConfig, SearchRun, check, nested, values_of
 
 if TYPE_CHECKING:
-    from luthier.run.search.loop import Wanted
+    from luthier.run.search.wanted import Wanted
 
 RECIPE, OUTPUT = "search.yaml", "runs/search"
 _FREE = ("search.trials", "search.timeout", "search.parallel", "search.keep", "output_dir", "device")
@@ -83,8 +83,8 @@ def search_command(argv: Sequence[str], console: Console) -> int:
     if "dry_run" in own.switches:
         console.result(recipe.rstrip(), **yaml.safe_load(recipe))
         return 0
-    from luthier.run.search.loop import Wanted
     from luthier.run.search.study import load_optuna
+    from luthier.run.search.wanted import Wanted
 
     load_optuna()
     folder = Path(config.output_dir).expanduser()
@@ -128,8 +128,8 @@ def _open(wanted: Wanted, recipe: Tree, console: Console) -> Lock:
     Raises:
         ConfigError: another search lies there, or something else.
     """
-    from luthier.run.search.loop import TRIALS
     from luthier.run.search.study import JOURNAL, open_study
+    from luthier.run.search.wanted import TRIALS
 
     folder = wanted.folder
     file = folder / RECIPE

@@ -15,11 +15,12 @@ from luthier.base.console import Console
 from luthier.base.errors import ConfigError, DataError, DoesNotFit, LuthierError
 from luthier.run.config import RunConfig
 from luthier.run.search import loop as room
-from luthier.run.search.loop import Wanted, places, search
+from luthier.run.search.loop import search
 from luthier.run.search.result import commands, found, table, write
 from luthier.run.search.space import Choices, Dimension, Range, SearchConfig, check
 from luthier.run.search.study import open_study, ranked
 from luthier.run.search.trial import Fault
+from luthier.run.search.wanted import Wanted, places
 
 RATE = Range("optim.learning_rate", 1e-5, 1e-1, log=True, whole=False)
 RANK = Choices("method.rank", (4, 8, 16))

@@ -17,9 +17,10 @@ from luthier.base.rundir import write_atomic
 from luthier.engine.checkpoint import Checkpoints
 from luthier.run.config import RunConfig
 from luthier.run.plots import EVALUATION, INK, TRAIN, dress, figure_of, png_of
-from luthier.run.search.loop import Wanted, trained_in
 from luthier.run.search.space import Choices, Dimension, short, values_of
 from luthier.run.search.study import FAULT, SAME, STEPS, load_optuna, ranked
+from luthier.run.search.trial import run_of
+from luthier.run.search.wanted import Wanted
 from luthier.run.usage import Ending, usage
 from luthier.run.watch import duration
 
@@ -68,7 +69,7 @@ def found(wanted: Wanted, study: Study) -> Found:
 
 
 def _tried(wanted: Wanted, trial: FrozenTrial) -> Tried:
-    run = trained_in(wanted, trial)
+    run = run_of(wanted.trial_folder(trial.number))
     state = _STATES.get(trial.state.name, "unfinished")
     told = trial.intermediate_values.values()
     value = trial.value if state == "complete" else None
