@@ -54,8 +54,3 @@ def bad_row(error: BadRow) -> Refusal:
 def not_found(model: str) -> Refusal:
     """There is no such model."""
     return Refusal(404, f"there is no model {model!r}; GET /v1/models lists them", "model_not_found", "model")
-
-
-def broken(message: str) -> Refusal:
-    """The engine failed."""
-    return Refusal(500, message, "engine_failed")

@@ -16,11 +16,12 @@ import uvicorn
 
 from luthier.base.errors import ConfigError
 from luthier.generate.config import SamplingConfig
-from luthier.serve.app import House, routes
+from luthier.serve.app import routes
 from luthier.serve.config import ServerConfig
 from luthier.serve.engines import Engine
 from luthier.serve.fence import App, Fence, Receive, Scope, Send
 from luthier.serve.gate import Gate
+from luthier.serve.house import House
 from luthier.serve.keys import allowed_hosts, read_keys
 from luthier.serve.labelling import NoLabels
 from luthier.serve.metrics import Metrics
