@@ -51,7 +51,7 @@ def build(config: One, setting: Setting) -> Learnable:
 
             return Language(config, setting.renderer)
         case SeqCls():
-            from luthier.objectives.classify import classification
+            from luthier.objectives.classes import classification
 
             return classification(config, setting)
         case TokenCls():
