@@ -15,9 +15,8 @@ from luthier.generate.request import Piece, Request, Score
 from luthier.serve.asking import Asked
 from luthier.serve.engines import Engine
 from luthier.serve.failures import Refusal
-from luthier.serve.reasoning import Thinking
+from luthier.serve.held import Held, told_calls
 from luthier.serve.spelling import Spelling
-from luthier.serve.tools import CallForm
 
 Numbered = tuple[int, Piece]
 
@@ -151,8 +150,8 @@ def chat_answer(frame: Frame, asked: Asked, told: Sequence[Told], spelling: Spel
     """A whole chat completion."""
     choices: list[dict[str, Any]] = []
     for number, one in enumerate(told):
-        thought, answer = _Held(asked).divide("".join(one.text), last=True)
-        text, calls = _read(answer, asked.calls)
+        thought, answer = Held(asked).divide("".join(one.text), last=True)
+        text, calls = told_calls(answer, asked.calls)
         message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text, "refusal": None}
         if thought:
             message["reasoning_content"] = thought
@@ -170,7 +169,7 @@ async def chat_stream(
     for number in range(len(told)):
         first = {"role": "assistant", "content": "", "refusal": None}
         yield frame.around([{"index": number, "delta": first, "logprobs": None, "finish_reason": None}])
-    held = [_Held(asked) for _ in told]
+    held = [Held(asked) for _ in told]
     async for number, piece in pieces:
         told[number].add(piece)
         thought, text, calls = held[number].take(piece)
@@ -210,61 +209,6 @@ async def completion_stream(
             scores = _logprobs(piece.scores, asked, number, spelling, offset, first=first)
             choice = {"index": number, "text": piece.text, "logprobs": scores, "finish_reason": piece.finish_reason}
             yield frame.around([choice])
-
-
-class _Held:
-    """Streams the text of an answer, but holds back what may be a mark of thoughts, and what may be a tool call until
-    the answer has ended."""
-
-    def __init__(self, asked: Asked):
-        self._form, self._text, self._given = asked.calls, "", 0
-        self._thinking = Thinking(asked.thought.inside) if asked.thought else None
-        self._told = asked.thought is not None and asked.thought.told
-
-    def divide(self, text: str, *, last: bool) -> tuple[str, str]:
-        """What is thought, if it is to be told, and what is answer."""
-        if self._thinking is None:
-            return "", text
-        thought, answer = self._thinking.take(text, last=last)
-        return thought if self._told else "", answer
-
-    def take(self, piece: Piece) -> tuple[str, str, list[dict[str, Any]]]:
-        """What can be told now: thoughts, text, and at the end the calls."""
-        thought, answer = self.divide(piece.text, last=piece.finish_reason is not None)
-        return thought, *self._answer(answer, last=piece.finish_reason is not None)
-
-    def _answer(self, answer: str, *, last: bool) -> tuple[str, list[dict[str, Any]]]:
-        if self._form is None:
-            return answer, []
-        self._text += answer
-        if last:
-            text, calls = _read(self._text, self._form)
-            return text[self._given :], calls
-        mark = self._form.mark
-        if not mark:  # a call may begin at the first character only
-            safe = 0 if self._text.lstrip()[:1] in ("", "{") else len(self._text)
-        else:
-            begin = self._text.find(mark)
-            partial = next((n for n in range(len(mark) - 1, 0, -1) if self._text.endswith(mark[:n])), 0)
-            safe = begin if begin >= 0 else len(self._text) - partial
-            safe = len(self._text[:safe].rstrip())  # blanks before a call are not text
-        given, self._given = self._text[self._given : safe], max(safe, self._given)
-        return given, []
-
-
-def _read(text: str, form: CallForm | None) -> tuple[str, list[dict[str, Any]]]:
-    if form is None:
-        return text, []
-    rest, calls = form.read(text)
-    made = [
-        {
-            "id": f"call_{secrets.token_hex(12)}",
-            "type": "function",
-            "function": {"name": call.name, "arguments": call.arguments},
-        }
-        for call in calls
-    ]
-    return rest, made
 
 
 def _chat_logprobs(scores: Sequence[Score], asked: Asked, spelling: Spelling) -> dict[str, Any]:
