@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.base.errors import ModelError
 from luthier.base.sizes import told
-from luthier.model import rounding
+from luthier.model import bnb, rounding
 from luthier.model.config import Quant
 from luthier.model.folder import first_line
 from luthier.model.rounding import Rounding
@@ -179,7 +179,7 @@ def adopt(network: PreTrainedModel, device: torch.device, dtype: torch.dtype) ->
     tally = _Tally()
     for name in [name for name, _ in network.named_modules()]:
         module = network.get_submodule(name)
-        found = rounding.stored(module)
+        found = bnb.stored(module)
         if found is not None:
             layer = LowBitLinear(*found, module, dtype).to(device)
             network.set_submodule(name, layer)

@@ -1,12 +1,10 @@
-"""Weights rounded to few bits by bitsandbytes, hqq and EETQ: how each library writes them, and reads them back.
+"""Weights rounded to few bits: what each way to hold them has in common, and those of hqq and EETQ.
 
 Legend: O output width, I input width, T rows of a product.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -16,15 +14,9 @@ import torch
 from torch import Tensor
 
 from luthier.base.errors import MissingExtra, ModelError
+from luthier.model.bnb import BLOCK, EightBit, FourBit, Held, bitsandbytes
 from luthier.model.config import Quant
 from luthier.model.float8 import Float8
-from luthier.model.folder import first_line
-
-Held = Mapping[str, Tensor]
-"""The tensors that stand for one weight, by name."""
-
-_BLOCK = 64
-"""Weights that share a scale in bitsandbytes' 4 bits."""
 
 _EIGHT_BITS_ELSEWHERE = "Use --quant_method hqq --quant_bits 8, which also rounds weights only and runs everywhere"
 
@@ -71,107 +63,8 @@ def rounding(quant: Quant, device: torch.device) -> Rounding:
         return Eetq(_eetq())
     bitsandbytes(asked)
     if isinstance(how, FourBit):
-        _hold_to_format(how, device)
+        how.hold_to_format(device)
     return how
-
-
-def stored(module: Any) -> tuple[Rounding, dict[str, Tensor]] | None:
-    """What a layer of bitsandbytes' own holds, as the files of a model brought it; None for other layers.
-
-    Raises:
-        ModelError: it was written with other block sizes than anybody uses.
-    """
-    layers = bitsandbytes().nn
-    if isinstance(module, layers.Linear8bitLt):
-        absmax_O: Any = module.state.SCB if module.weight.SCB is None else module.weight.SCB
-        return EightBit(), {"codes": module.weight.data, "absmax": absmax_O}
-    if not isinstance(module, layers.Linear4bit):
-        return None
-    state: Any = module.weight.quant_state
-    if state.blocksize != _BLOCK or (state.nested and state.state2.blocksize != 256):
-        raise ModelError(f"4 bits in blocks of {state.blocksize} are not supported", fix="Take the original weights")
-    return FourBit(state.quant_type, state.nested), _held(module.weight.data, state)
-
-
-@dataclass(frozen=True)
-class FourBit:
-    """NF4 or FP4 in blocks of 64 (QLoRA, Dettmers et al. 2023), by bitsandbytes."""
-
-    format: str
-    double_quant: bool
-
-    def obstacle(self, rows: int, columns: int) -> str | None:
-        return None
-
-    def pack(self, weight_OI: Tensor) -> dict[str, Tensor]:
-        codes, state = bitsandbytes().functional.quantize_4bit(
-            weight_OI.contiguous(), blocksize=_BLOCK, compress_statistics=self.double_quant, quant_type=self.format
-        )
-        return _held(codes, state)
-
-    def dense(self, held: Held, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        count = rows * columns
-        if count % 2:  # for which the library compiles a kernel
-            return self.decoded(held, rows, columns).to(dtype)
-        # Blocks run over the ends of rows, which the kernel for CPUs (0.50) overlooks: its rows are whole blocks here.
-        shape = (1, count) if count % _BLOCK else (count // _BLOCK, _BLOCK)
-        flat = bitsandbytes().functional.dequantize_4bit(held["codes"], self._state(held, *shape, dtype))
-        return flat.view(rows, columns)
-
-    def decoded(self, held: Held, rows: int, columns: int) -> Tensor:
-        """The rounded weight_OI in float32 by plain tensor operations: what the format means."""
-        absmax = held["absmax"]
-        if self.double_quant:
-            scales = held["absmax2"].repeat_interleave(256)[: absmax.numel()]
-            absmax = held["grid2"][absmax.long()] * scales + held["offset"]
-        bytes_ = held["codes"].view(-1)
-        codes = torch.stack([bytes_ >> 4, bytes_ & 15], dim=1).view(-1)[: rows * columns].long()
-        return (held["grid"][codes] * absmax.repeat_interleave(_BLOCK)[: codes.numel()]).view(rows, columns)
-
-    def product(self, held: Held, rows: int, x: Tensor, bias_O: Tensor | None) -> Tensor | None:
-        # The kernels for CPUs round to bfloat16, whatever the arithmetic.
-        if not x.is_cuda:
-            return None
-        state = self._state(held, rows, x.shape[-1], x.dtype)
-        return bitsandbytes().matmul_4bit(x, held["codes"].t(), quant_state=state, bias=bias_O)
-
-    def _state(self, held: Held, rows: int, columns: int, dtype: torch.dtype) -> Any:
-        state = bitsandbytes().functional.QuantState
-        second = None
-        if self.double_quant:
-            second = state(absmax=held["absmax2"], code=held["grid2"], blocksize=256, dtype=torch.float32)
-        return state(
-            absmax=held["absmax"],
-            shape=torch.Size((rows, columns)),
-            code=held["grid"],
-            blocksize=_BLOCK,
-            quant_type=self.format,
-            dtype=dtype,
-            offset=held.get("offset"),
-            state2=second,
-        )
-
-
-@dataclass(frozen=True)
-class EightBit:
-    """int8 with one scale a row, in the format of LLM.int8 (Dettmers et al. 2022), by bitsandbytes.
-
-    Only weights are rounded.  LLM.int8 also rounds activations, by way of float16, and keeps each layer's input for its
-    backward pass where recomputing layers cannot free it; with weights alone gradients are exact and range is kept.
-    """
-
-    def obstacle(self, rows: int, columns: int) -> str | None:
-        return None
-
-    def pack(self, weight_OI: Tensor) -> dict[str, Tensor]:
-        codes, absmax_O, _ = bitsandbytes().functional.int8_vectorwise_quant(weight_OI.to(torch.float16).contiguous())
-        return {"codes": codes, "absmax": absmax_O}
-
-    def dense(self, held: Held, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-        return held["codes"].to(dtype).mul_(held["absmax"][:, None] / 127)
-
-    def product(self, held: Held, rows: int, x: Tensor, bias_O: Tensor | None) -> Tensor | None:
-        return None
 
 
 @dataclass(frozen=True)
@@ -292,7 +185,7 @@ class Blank:
         elif quant.bits == 8:
             sizes = {"codes": (count, torch.int8), "absmax": (rows, float32)}
         else:
-            blocks = -(-count // _BLOCK)
+            blocks = -(-count // BLOCK)
             sizes = {"codes": (-(-count // 2), torch.uint8), "grid": (16, float32)}
             sizes["absmax"] = (blocks, torch.uint8 if quant.double_quant else float32)
             if quant.double_quant:
@@ -309,42 +202,6 @@ def _unopened(quant: Quant) -> Rounding:
     if quant.method == "eetq":
         return Eetq(None)
     return EightBit() if quant.bits == 8 else FourBit(quant.format, quant.double_quant)
-
-
-def _held(codes: Tensor, state: Any) -> dict[str, Tensor]:
-    held: dict[str, Tensor] = {"codes": codes, "absmax": state.absmax, "grid": state.code}
-    if state.nested:
-        held |= {"offset": state.offset, "absmax2": state.state2.absmax, "grid2": state.state2.code}
-    return held
-
-
-def _hold_to_format(four: FourBit, device: torch.device) -> None:
-    """Compare bitsandbytes' kernels on this device with the format, with whole blocks and without."""
-    for rows, columns in ((8, 128), (9, 32)):
-        weight_OI = torch.linspace(0, 9, rows * columns, device=device).view(rows, columns).sin()
-        try:
-            held = four.pack(weight_OI)
-            wrong = four.dense(held, rows, columns, torch.float32) - four.decoded(held, rows, columns)
-        except RuntimeError as error:
-            what, code = f"cannot round to 4 bits on this {device.type} ({first_line(error)})", "no_kernel"
-        else:
-            if float(wrong.abs().max()) < 1e-4:
-                continue
-            what, code = f"reads its 4 bits back wrong on this {device.type}", "wrong_rounding"
-        raise ModelError(
-            f"bitsandbytes {what}", where="--quant_method bnb", code=code, fix="Use --quant_method hqq, or 8 bits"
-        )
-
-
-@cache
-def bitsandbytes(asked: str = "--quant_method bnb") -> Any:
-    """The package.  Raises MissingExtra."""
-    # It speaks of kernels that nothing here uses.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        return import_module("bitsandbytes")
-    except ImportError as error:
-        raise MissingExtra("bitsandbytes", "quant", what_for=asked) from error
 
 
 @cache
