@@ -1,4 +1,4 @@
-"""Settings of the engine: steps, optimizer, schedule, evaluation, checkpoints."""
+"""Settings of the engine: steps, optimizer, schedule, evaluation, checkpoints, log lines."""
 
 from __future__ import annotations
 

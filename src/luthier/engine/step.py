@@ -141,10 +141,10 @@ def evaluate(model: Model, objective: Objective, batches: Iterable[Batch], mesh:
     # A term that no sum over micro-batches gives is found in the outputs, and takes that sum's place.
     pairs |= {name: (value, 1.0) for name, value in found.items()}
     besides = {name: pair for name, pair in _besides(pairs, counts).items() if pair[1] > 0 or name not in counts}
-    return Verdict({"loss": _loss(pairs, counts)} | {name: ratio(pair) for name, pair in besides.items()}, gathered)
+    return Verdict({"loss": _loss(pairs, counts)} | {name: _ratio(pair) for name, pair in besides.items()}, gathered)
 
 
-def ratio(pair: tuple[float, float]) -> float:
+def _ratio(pair: tuple[float, float]) -> float:
     """sum / count; 0 when nothing was counted."""
     return pair[0] / pair[1] if pair[1] > 0 else 0.0
 
@@ -214,4 +214,4 @@ def _besides(pairs: Pairs, terms: Collection[str]) -> Pairs:
 
 
 def _loss(pairs: Pairs, terms: Iterable[str]) -> float:
-    return sum(ratio(pairs[name]) for name in terms)
+    return sum(_ratio(pairs[name]) for name in terms)

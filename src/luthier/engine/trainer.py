@@ -129,14 +129,11 @@ class Trainer:
         return reason
 
     def _ended(self) -> str | None:
-        """Why a restored run has nothing left to do."""
-        if self._out_of_patience():
+        """Why nothing is left to do, where that is so."""
+        patience = self.settings.eval.patience
+        if patience is not None and self.state.stale >= patience:
             return "early_stopped"
         return "finished" if self.state.step >= self.settings.total_steps else None
-
-    def _out_of_patience(self) -> bool:
-        patience = self.settings.eval.patience
-        return patience is not None and self.state.stale >= patience
 
     def _steps(self) -> Generator[Step]:
         cursor = Cursor(self.state.epoch, self.state.consumed)
@@ -148,7 +145,7 @@ class Trainer:
         self.model.train_mode(self.settings.keep)
         self._log.pause()
         coming = self._fetch(steps)
-        while self.state.step < self.settings.total_steps:
+        while (reason := self._ended()) is None:
             step, batches = coming
             pending = self._begin(batches)
             self._log.tell(self.state)  # of the step before, while the device computes this one
@@ -178,18 +175,15 @@ class Trainer:
             self._log.note(result, sound=sound)
             if sound:
                 self._guard.look(self.state.step, result, step.draw.samples)
-            last = self.state.step == self.settings.total_steps
-            if last or self._due(self.settings.eval.every):
+            if self._due(self.settings.eval.every) or self.state.step == self.settings.total_steps:
                 self._evaluate()
-                if self._out_of_patience():
-                    return "early_stopped"
             if self._due(self.settings.save.every) and self.state.skipped == 0:
                 self._save()
-            if self.mesh.any(request.asked is not None) and not last:
+            if self.mesh.any(request.asked is not None) and self._ended() is None:
                 self._log.tell(self.state)
                 self.watcher.event("stopping", f"{request.asked or 'another process'}: saving and stopping")
                 return request.asked or "SIGTERM"
-        return "finished"
+        return reason
 
     def _fetch(self, steps: Iterator[Step]) -> tuple[Step, list[Batch]]:
         """The next step, and its micro-batches on the device."""

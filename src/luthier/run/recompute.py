@@ -7,7 +7,6 @@ way of keeping that fits is taken.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 
 from luthier.data.batch import Batch, Group, Tokens, collate
+from luthier.engine.attempt import release
 from luthier.engine.config import OptimConfig
 from luthier.engine.mesh import Mesh
 from luthier.engine.objective import Objective
@@ -134,8 +134,7 @@ def choose_on_gpu(
             del batches
             for weight in model.trained().values():
                 weight.grad = None
-            gc.collect()
-            torch.cuda.empty_cache()
+            release()
 
     free, _ = torch.cuda.mem_get_info(device)
     available = free + torch.cuda.memory_reserved(device)
