@@ -93,8 +93,8 @@ class Judge:
     def _load(self) -> tuple[Model, Renderer]:
         from luthier.data.render import Renderer
         from luthier.model import methods
+        from luthier.model.device import device_of
         from luthier.model.load import load_model, load_tokenizer
-        from luthier.run.opening import device_of
         from luthier.run.result import find
 
         usable = find(self._config.model)

@@ -27,7 +27,7 @@ def predicts(usable: Usable, columns: Mapping[str, str], options: InferConfig, c
     Raises:
         ConfigError: it is, and no file was named.
     """
-    from luthier.run.opening import device_of
+    from luthier.model.device import device_of
     from luthier.run.predict import open_predictor, predict, predict_file, read_row
     from luthier.run.specialist import skill_of
 

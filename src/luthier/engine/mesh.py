@@ -14,7 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from luthier.base.errors import ConfigError, together
+from luthier.base.errors import together
+from luthier.model.device import device_of
 
 BUCKET = 16 * 2**20
 """Gradient elements summed in one collective."""
@@ -147,19 +148,15 @@ def open_mesh(device: str) -> Generator[Mesh]:
     """Join the processes torchrun started (RANK, WORLD_SIZE, LOCAL_RANK), or stand alone.  May be used inside itself.
 
     Args:
-        device: cpu, cuda or auto (cuda when there is one).
+        device: as `model.device` knows them.
+
+    Raises:
+        ConfigError: there is no such device here, or there are fewer than processes.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device.split(":")[0]
-    if kind not in ("cpu", "cuda"):
-        raise ConfigError(f"unknown device {device!r}", where="--device", fix="Use cpu, cuda or auto")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("no CUDA device is visible", where="--device", fix="Run `luthier doctor`, or use cpu")
-    if kind == "cpu":
-        here = torch.device("cpu")
-    else:
-        here = torch.device("cuda", local if world > 1 else (torch.device(device).index if ":" in device else 0))
+    here = device_of(device, local if world > 1 else None)
+    if here.type == "cuda":
         torch.cuda.set_device(here)
     if world == 1:
         yield Mesh(here)
@@ -167,7 +164,7 @@ def open_mesh(device: str) -> Generator[Mesh]:
     if dist.is_initialized():  # several runs in a row keep to one meeting
         yield Mesh(here, rank, world)
         return
-    dist.init_process_group("gloo" if kind == "cpu" else "nccl", timeout=timedelta(minutes=30))
+    dist.init_process_group("gloo" if here.type == "cpu" else "nccl", timeout=timedelta(minutes=30))
     try:
         yield Mesh(here, rank, world)
     finally:

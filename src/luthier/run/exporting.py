@@ -15,6 +15,7 @@ from luthier.base.records import Json
 from luthier.data.render import Renderer
 from luthier.export.card import card, public_name
 from luthier.export.config import ExportConfig
+from luthier.model.device import device_of
 from luthier.model.folder import read_json
 from luthier.model.load import load_tokenizer
 from luthier.run.config import RunConfig
@@ -52,12 +53,11 @@ class Job:
 
 def open_job(options: ExportConfig, console: Console) -> Job:
     """Find what is to be exported.  Raises ConfigError, ModelError."""
-    usable = find(options.model)
+    device, usable = device_of(options.device), find(options.model)
     source = Path(usable.model.adapters[-1] if usable.model.adapters else usable.model.path).expanduser()
     tokenizer = load_tokenizer(usable.tokenizer)
     renderer = Renderer(tokenizer, template=usable.model.template, template_args=usable.model.template_args)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    return Job(options, console, usable, run_config(source), tokenizer, renderer, torch.device(name))
+    return Job(options, console, usable, run_config(source), tokenizer, renderer, device)
 
 
 def place(job: Job) -> Path:

@@ -6,12 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from luthier.base.errors import ConfigError
 from luthier.data.render import Renderer
 from luthier.model import methods
 from luthier.model.config import ModelConfig
+from luthier.model.device import device_of
 from luthier.model.load import Model, load_model, load_tokenizer
 from luthier.run.result import Usable, find
 
@@ -50,20 +49,15 @@ def open_model(config: ModelConfig, device: str, say: Callable[[str], None]) -> 
     Raises:
         ConfigError, ModelError: it cannot be found or loaded.
     """
-    usable = find(config)
+    usable, there = find(config), device_of(device)
     if usable.model.quant.on and config.quant.method is None:
         bits = usable.model.quant.bits
         say(f"The base is held in {bits} bits, as in training; --quant_method none leaves it as it is")
     renderer = _renderer(usable)
-    model = load_model(usable.model, device_of(device), tokenizer=renderer.tokenizer, trained=False)
+    model = load_model(usable.model, there, tokenizer=renderer.tokenizer, trained=False)
     methods.attach(model, usable.model.adapters)
     manner = Manner(renderer, usable.system, usable.model.adapters)
     return Opened(model, manner, usable.model.model_copy(update={"adapters": ()}))
-
-
-def device_of(named: str) -> torch.device:
-    """The device of a --device flag."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if named == "auto" else named)
 
 
 def manner_of(config: ModelConfig) -> tuple[Manner, ModelConfig]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from luthier.base.errors import ConfigError
 from luthier.generate.embed import embed
-from luthier.run.opening import device_of
+from luthier.model.device import device_of
 from luthier.run.predict import answered, open_predictor, token_chances
 from luthier.run.result import Usable
 from luthier.run.specialist import open_embedder, open_ranker, skill_of

@@ -25,8 +25,9 @@ from luthier.generate.local import Local
 from luthier.generate.sampler import Sampler
 from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
+from luthier.model.device import device_of
 from luthier.model.folder import model_folder
-from luthier.run.opening import Manner, device_of, open_model
+from luthier.run.opening import Manner, open_model
 from luthier.run.result import Usable, find
 from luthier.run.specialist import open_specialist, skill_of
 
