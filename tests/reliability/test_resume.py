@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "sft-lora-packed": {"packing": "true"},
@@ -101,6 +103,16 @@ def test_a_changed_setting_is_refused_with_a_diff_or_accepted_by_name(job: Any, 
     assert names in said and "--allow_change" in said
     if names not in ("method.rank", "model.quant.bits"):  # other weights; no permission makes them fit
         job.run(**{**base, **flags}, allow_change=[names])
+
+
+def test_an_average_that_begins_on_resumption_starts_from_the_weights_there(job: Any):
+    flags = {"train_type": "full", "learning_rate": 1e-3, "max_steps": 4, "save_steps": 2}
+    job.run(**flags)
+    there = job.runs()[0] / "checkpoints" / "step-00000002"
+    job.run(**flags, ema_decay=0.9999, resume_from_checkpoint=there, allow_change="train.ema_decay")
+    average, before = load_file(job.checkpoints().path(4) / "ema.safetensors"), load_file(there / "trained.safetensors")
+    for name, value in average.items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6)
 
 
 def test_changed_data_is_refused(job: Any, tmp_path: Path):

@@ -104,8 +104,7 @@ class Trainer:
         put(self.model.trained(), tensors.trained)
         self.optimizer.load(tensors.optimizer)
         self.turns.load(tensors.method)
-        if tensors.ema:
-            put(self.ema.weights, tensors.ema)
+        put(self.ema.weights, tensors.ema or tensors.trained)
         self.saved = checkpoint
 
     def fit(self) -> str:
