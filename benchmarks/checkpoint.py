@@ -38,7 +38,7 @@ def main() -> None:
         path = store.save(
             State(step=1),
             Tensors(trained, optimizer, {}),
-            lambda folder: save_file(model, folder / "model.safetensors"),
+            lambda folder, _: save_file(model, folder / "model.safetensors"),
             best=False,
         )
         saved = time.perf_counter()
