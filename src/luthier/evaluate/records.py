@@ -22,7 +22,7 @@ from luthier.evaluate.config import SetConfig
 from luthier.evaluate.files import subsets
 from luthier.evaluate.mcq import ACCURACY
 from luthier.evaluate.specialist import Prediction, Skill
-from luthier.evaluate.task import MACRO_F1, PEARSON, R2, SPEARMAN, How, Item, Rates, Task
+from luthier.evaluate.task import MACRO_F1, PEARSON, R2, SPEARMAN, How, Item, Rates, Task, unmarked
 from luthier.score import entities
 from luthier.score.ranking import Ranked, average_precision, ndcg, reciprocal_rank
 
@@ -134,7 +134,7 @@ def _tasks(
     ending = f"_{config.split}" if config.split else ""
     for subset, path in subsets(folder, config.subset_list, ending, name, ends=ENDS).items():
         items = tuple(_items(path, reading, config.limit))
-        yield Task(name, subset, items, how, _nothing, 0, classes, joint, config.metric_list)
+        yield Task(name, subset, items, how, unmarked, 0, classes, joint, config.metric_list)
 
 
 def _items(path: Path, reading: _Reading[R], limit: int | None) -> Iterator[Item]:
@@ -228,7 +228,3 @@ def mark_order(item: Item, scores: list[float]) -> Rates:
     ranked = Ranked.of(dict(zip(names, scores, strict=True)), dict(zip(names, gains, strict=False)))
     values = {"ndcg@10": ndcg(ranked, _K), "mrr@10": reciprocal_rank(ranked, _K), "map": average_precision(ranked)}
     return {name: (value, 1.0) for name, value in values.items()}
-
-
-def _nothing(item: Item, text: str) -> Rates:
-    return {}

@@ -9,7 +9,7 @@ from luthier.base.errors import ConfigError
 from luthier.base.records import Message
 from luthier.evaluate.config import Method, SetConfig
 from luthier.evaluate.files import read
-from luthier.evaluate.task import Item, Rates, Task
+from luthier.evaluate.task import Item, Rates, Task, unmarked
 from luthier.score.ranking import Ranked, ndcg, recall, reciprocal_rank
 
 _K = 10
@@ -42,7 +42,7 @@ def retrieval(name: str, folder: Path, config: SetConfig, _: Method) -> list[Tas
             for line in queries
         )
         tasks.append(
-            Task(name, path.name, items, "retrieve", _nothing, metrics=config.metric_list, documents=documents)
+            Task(name, path.name, items, "retrieve", unmarked, metrics=config.metric_list, documents=documents)
         )
     return tasks
 
@@ -52,7 +52,3 @@ def mark_ranking(item: Item, found: Mapping[str, float]) -> Rates:
     ranked = Ranked.of(found, dict.fromkeys(item.references, 1.0))
     rates = {"ndcg@10": ndcg(ranked, _K), "recall@10": recall(ranked, _K), "mrr@10": reciprocal_rank(ranked, _K)}
     return {name: (value, 1.0) for name, value in rates.items()}
-
-
-def _nothing(item: Item, text: str) -> Rates:
-    return {}

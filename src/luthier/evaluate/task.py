@@ -58,6 +58,11 @@ class Item:
         return all(not option.endswith(name) for option, name in zip(self.options, self.names, strict=True))
 
 
+def unmarked(item: Item, text: str) -> Rates:
+    """The marker of what is no generated answer."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """Questions of one subset of a data set that are asked and scored alike."""

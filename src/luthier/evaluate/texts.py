@@ -8,7 +8,7 @@ from luthier.base.errors import DataError
 from luthier.base.records import Message
 from luthier.evaluate.config import Method, SetConfig
 from luthier.evaluate.files import read, subsets
-from luthier.evaluate.task import Item, Rates, Task
+from luthier.evaluate.task import Item, Task, unmarked
 
 
 def texts(name: str, folder: Path, config: SetConfig, _: Method) -> list[Task]:
@@ -20,9 +20,5 @@ def texts(name: str, folder: Path, config: SetConfig, _: Method) -> list[Task]:
             if not line.text("text"):
                 raise DataError("needs a column text", where=line.where, code="bad_question")
             items.append(Item(str(number), (Message("user", line.text("text")),), ()))
-        tasks.append(Task(name, subset, tuple(items), "read", _nothing, metrics=config.metric_list))
+        tasks.append(Task(name, subset, tuple(items), "read", unmarked, metrics=config.metric_list))
     return tasks
-
-
-def _nothing(item: Item, text: str) -> Rates:
-    return {}
