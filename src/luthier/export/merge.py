@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.base.errors import ModelError
-from luthier.model.adapterfile import FILE
+from luthier.model.adapterfile import FILE, misfit
 from luthier.model.folder import read_json
 from luthier.model.inits import ADAPTER, lora_layers
 from luthier.model.load import quiet
@@ -146,15 +146,8 @@ def _adapter(network: PreTrainedModel, folder: Path, shapes: dict[str, tuple[int
         wrapped = get_peft_model(network, config, adapter_name=ADAPTER, low_cpu_mem_usage=True)
     rest = {_live_name(name): value for name, value in state.items() if name not in own}
     places = {name: value.shape for name, value in wrapped.state_dict().items() if ".lora_" in name}
-    wrong = sorted(places.keys() ^ rest.keys())
-    wrong += [name for name in places if name in rest and places[name] != rest[name].shape]
-    if wrong:
-        raise ModelError(
-            f"the adapter does not fit: {len(wrong)} weights differ, the first is {wrong[0]}",
-            where=str(folder),
-            code="adapter_differs",
-            fix="Use the model it was trained on",
-        )
+    if what := misfit(places, rest):
+        raise ModelError(what, where=str(folder), code="adapter_differs", fix="Use the model it was trained on")
     wrapped.load_state_dict(rest, strict=False, assign=True)
     layers = {f"{name.removeprefix('base_model.model.')}.weight": layer for name, layer in lora_layers(wrapped)}
     vocabulary = [name for name in (*layers, *replaced) if "embed" in name or "lm_head" in name]

@@ -59,6 +59,13 @@ def read_adapter(folder: Path) -> tuple[PeftConfig, dict[str, Tensor], int | Non
     return config, state, int(rank) if rank else None
 
 
+def misfit(places: Mapping[str, torch.Size], state: Mapping[str, Tensor]) -> str | None:
+    """What is wrong where the tensors of a file are not those of an adapter, by name and shape."""
+    wrong = sorted(places.keys() ^ state.keys())
+    wrong += [name for name in places if name in state and places[name] != state[name].shape]
+    return f"the adapter does not fit: {len(wrong)} weights differ, the first is {wrong[0]}" if wrong else None
+
+
 @dataclass(frozen=True)
 class Part:
     """An adapter written with another head than the one it is on with."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from luthier.base.errors import ConfigError, ModelError
 from luthier.model import heads, lowbit
-from luthier.model.adapterfile import adapter_folder, read_adapter
+from luthier.model.adapterfile import adapter_folder, misfit, read_adapter
 from luthier.model.causal import Model
 from luthier.model.config import Lora
 from luthier.model.folder import (
@@ -262,11 +262,9 @@ def _fill(network: PeftModel, state: dict[str, Tensor], adapter: str) -> None:
     places = get_peft_model_state_dict(network, adapter_name=adapter, save_embedding_layers=False)
     if adapter == START:
         state = {name: value for name, value in state.items() if name in places}
-    wrong = sorted(places.keys() ^ state.keys())
-    wrong += [name for name in places if name in state and places[name].shape != state[name].shape]
-    if wrong:
+    if what := misfit({name: value.shape for name, value in places.items()}, state):
         raise ConfigError(
-            f"the adapter does not fit: {len(wrong)} weights differ, the first is {wrong[0]}",
+            what,
             where=network.peft_config[ADAPTER].base_model_name_or_path,
             code="adapter_differs",
             fix="Use the model it was trained on, and the same target layers",
