@@ -15,15 +15,14 @@ from luthier.data.sources import files_of, parse_spec
 from luthier.data.textfile import SUFFIXES, kind_of
 from luthier.model.config import ModelConfig
 from luthier.model.folder import model_folder
-from luthier.prepare.advice import CLASSIFY, PRETRAIN, advice_for, judged
+from luthier.prepare import looked
 from luthier.prepare.census import SEPARATOR, USES, Census, Measure, evenly
 from luthier.prepare.config import VerbConfig
-from luthier.prepare.distribution import Spread, bins, deviation_of, spread
+from luthier.prepare.distribution import spread
 from luthier.prepare.frame import Frame, Measured
-from luthier.prepare.gaps import by_deviation, by_quartiles
 from luthier.prepare.groups import distinct
 from luthier.prepare.labels import count_labels
-from luthier.prepare.report import Chart, Report, Table
+from luthier.prepare.report import Report, Table
 from luthier.prepare.spill import Spill, spills
 from luthier.prepare.torn import ENDS, ends_of
 from luthier.prepare.verb import Job, Outcome, Verb
@@ -32,14 +31,6 @@ _LABELS = ("label", "labels", "category", "class", "sentiment", "intent", "depar
 _MOST_LABELS = 500
 _HELD = 16 * 2**20
 """Bytes of each column of lengths that stay in memory."""
-_REMEDIES = {
-    "encoding": "luthier data clean repairs them",
-    "control_characters": "luthier data clean removes them",
-    "html": "--html true of luthier data clean takes the text out",
-    "torn_tags": "--torn_tags drop of luthier data clean leaves these rows out",
-    "damaged": "nothing repairs them; --damaged drop of luthier data clean leaves these rows out",
-}
-_PERSONAL = ("secret", "email", "phone", "id_number", "card", "ip")
 
 
 class InspectConfig(VerbConfig):
@@ -77,24 +68,28 @@ def inspect(rows: Frame, config: InspectConfig, job: Job) -> Outcome:
     labels = _labels(rows, config.label, counts["seen"])
 
     report = Report()
-    report.tables += [_files(rows, job), _columns(counts, total), _shares("Shapes", "shape", counts["shape"], total)]
+    report.tables += [
+        _files(rows, job),
+        looked.columns(counts, total),
+        looked.shares("Shapes", "shape", counts["shape"], total),
+    ]
     sampled = evenly(*some, 0, total)
     told = _tokens(counts["characters"], lengths["characters"].select(sampled), han.select(sampled), tokens.all())
     report.summary |= {"duplicates": duplicates, "tokens": told, "languages": len(counts["language"])}
     columns = {"characters": lengths["characters"], **values}
     spreads = {name: spread(held) for name, held in columns.items()}
-    _lengths(report, lengths, tokens, spreads["characters"])
-    languages = _shares("Languages", "language", counts["language"], total)
+    looked.add_lengths(report, lengths, tokens, spreads["characters"])
+    languages = looked.shares("Languages", "language", counts["language"], total)
     report.tables.append(languages)
-    report.charts.append(_chart("Languages", counts["language"], at_most=10))
+    report.charts.append(looked.chart("Languages", counts["language"], at_most=10))
     if labels is not None:
-        _balance(report, *labels)
-    _outliers(report, columns, spreads)
+        looked.add_balance(report, *labels)
+    looked.add_outliers(report, columns, spreads)
     for name, n in counts["trouble"].items():
         report.tally.counts[name] = n
     report.tally.examples |= first.tally.examples
-    _notes(report, counts, duplicates, total, config.tokenizer, tokens.rows)
-    _advise(report, counts, total, told, labels)
+    looked.add_notes(report, counts, duplicates, total, config.tokenizer, tokens.rows)
+    looked.add_advice(report, counts, total, told, labels)
     for spill in (han, tokens, *lengths.values(), *values.values()):
         spill.close()
     return Outcome(report)
@@ -141,30 +136,6 @@ def _files(rows: Frame, job: Job) -> Table:
     return Table("Files", found)
 
 
-def _columns(counts: Mapping[str, Mapping[str, int]], total: int) -> Table:
-    found: list[dict[str, Json]] = []
-    for name, seen in counts["seen"].items():
-        kinds = [kind for kind in ("text", "number", "truth", "list", "object") if counts[kind].get(name)]
-        missing = counts["missing"].get(name, 0) + total - seen
-        share = round(missing / total, 4)
-        found.append(
-            {"column": name, "holds": ", ".join(kinds), "rows": seen, "missing": missing, "share missing": share}
-        )
-    return Table("Columns", found)
-
-
-def _shares(title: str, name: str, counts: Mapping[str, int], total: int) -> Table:
-    return Table(title, [{name: key, "rows": n, "share": round(n / total, 4)} for key, n in counts.items()])
-
-
-def _chart(title: str, counts: Mapping[str, int], at_most: int = 20) -> Chart:
-    shown = dict(list(counts.items())[:at_most])
-    rest = sum(counts.values()) - sum(shown.values())
-    if rest:
-        shown["others"] = rest
-    return Chart(title, list(shown), list(shown.values()))
-
-
 def _tokens(
     characters: Mapping[str, int], counted: NDArray[np.int32], han: NDArray[np.bool_], tokens_of: NDArray[np.int32]
 ) -> int:
@@ -184,19 +155,6 @@ def _tokens(
     return round(total)
 
 
-def _lengths(report: Report, lengths: Mapping[str, Spill], tokens: Spill, characters: Spread) -> None:
-    found: list[dict[str, Json]] = [{"of": "characters of a row", **characters.shown()}]
-    for name in USES:
-        if any(block.any() for block in lengths[name].blocks()):
-            found.append({"of": f"characters of its {name}s", **spread(lengths[name]).shown()})
-    found.append({"of": "tokens of a row", **spread(tokens).shown()})
-    report.tables.append(Table("Lengths", found))
-    report.charts += [
-        Chart("Characters of a row", *bins(lengths["characters"]), x="characters"),
-        Chart("Tokens of a row", *bins(tokens), x="tokens"),
-    ]
-
-
 def _labels(rows: Frame, wanted: str | None, seen: Mapping[str, int]) -> tuple[str, dict[str, int]] | None:
     """The column with the classes, and the rows of each class."""
     if wanted is not None:
@@ -213,79 +171,6 @@ def _labels(rows: Frame, wanted: str | None, seen: Mapping[str, int]) -> tuple[s
             if len(found) == 1 and name.lower() == "label":
                 alone = name, found
     return alone
-
-
-def _balance(report: Report, name: str, labels: Mapping[str, int]) -> None:
-    counts = dict(sorted(labels.items(), key=lambda entry: -entry[1]))
-    report.tables.append(_shares(f"Classes in {name}", "label", counts, sum(counts.values())))
-    report.charts.append(_chart(f"Classes in {name}", counts))
-    most, fewest = max(counts.values()), min(counts.values())
-    report.summary["classes"] = len(counts)
-    if len(counts) == 1:
-        what = f"The column {name} holds one class only, {next(iter(counts))}: nothing can be learned from it"
-        report.notes.append(f"{what}, neither by a classifier nor by KTO.")
-    if most > 3 * fewest:
-        what = (
-            f"The largest class has {most / fewest:.1f} times the rows of the smallest; luthier data balance evens out"
-        )
-        report.notes.append(f"{what}.")
-
-
-def _outliers(report: Report, columns: Mapping[str, Spill], spreads: Mapping[str, Spread]) -> None:
-    found: list[dict[str, Json]] = []
-    for name, values in columns.items():
-        row: dict[str, Json] = {"column": name}
-        known = spreads[name]
-        usual = by_quartiles(*known.quartiles)
-        ranges = {"iqr": usual, "zscore": by_deviation(known.mean, deviation_of(values, known.mean))}
-        for rule, (low, high) in ranges.items():
-            outside = (int(((block < low) | (block > high)).sum()) for block in values.blocks())
-            row[f"outliers by {rule}"] = sum(outside)
-        low = max(0.0, usual.low) if name == "characters" else usual.low
-        found.append({**row, "usual from": round(low, 3), "to": round(usual.high, 3)})
-    report.tables.append(Table("Numbers", found))
-
-
-def _notes(
-    report: Report, counts: Mapping[str, Mapping[str, int]], duplicates: int, total: int, tokenizer: str, counted: int
-) -> None:
-    if duplicates:
-        what = f"{duplicates:,} of {total:,} rows {'repeats' if duplicates == 1 else 'repeat'} an earlier one"
-        report.notes.append(f"{what}; luthier data dedup removes {'it' if duplicates == 1 else 'them'}.")
-    trouble = counts["trouble"]
-    for name, remedy in _REMEDIES.items():
-        if trouble.get(name):
-            what = "rows whose tags break their scheme" if name == "torn_tags" else "texts"
-            report.notes.append(f"{name.replace('_', ' ')}: {trouble[name]:,} {what}; {remedy}.")
-    personal = {name: trouble[name] for name in _PERSONAL if trouble.get(name)}
-    if personal:
-        shown = ", ".join(f"{name} {n:,}" for name, n in personal.items())
-        report.notes.append(f"Personal data and secrets: {shown}; --mask of luthier data clean hides them.")
-    if counts["shape"].get("unknown"):
-        unknown = counts["shape"]["unknown"]
-        rows = "1 row has" if unknown == 1 else f"{unknown:,} rows have"
-        report.notes.append(f"{rows} no known shape; --columns renames their columns.")
-    how = "all rows" if counted == total else f"{counted:,} rows, the others estimated by their characters"
-    report.notes.append(f"Tokens were counted with the tokenizer of {tokenizer}, in {how}.")
-
-
-def _advise(
-    report: Report,
-    counts: Mapping[str, Mapping[str, int]],
-    total: int,
-    tokens: int,
-    labels: tuple[str, Mapping[str, int]] | None,
-) -> None:
-    """Rules of thumb for what most rows are made for."""
-    shape, task = next(iter(counts["shape"])), next(iter(counts["task"]))
-    advice = advice_for(shape, task or None)
-    if advice is None:
-        return
-    if advice is CLASSIFY:
-        if labels is not None and len(labels[1]) > 1:
-            report.notes.append(judged(advice, min(labels[1].values())))
-        return
-    report.notes.append(judged(advice, tokens if advice is PRETRAIN else total))
 
 
 VERB = Verb(
