@@ -32,7 +32,7 @@ class Outliers:
 
 
 class Guard:
-    """Looks at every step before its update is made."""
+    """Looks at every step before the next is begun."""
 
     def __init__(self, watcher: Watcher):
         self.watcher = watcher

@@ -1,4 +1,4 @@
-"""The devices one run trains on, and the few sums they exchange."""
+"""The devices one run trains on: the few sums they exchange, the memory they have taken."""
 
 from __future__ import annotations
 
