@@ -119,8 +119,10 @@ def test_no_room_once_halves_the_micro_batches_and_changes_nothing_else(job: Any
 
 
 def test_no_room_in_main_memory_is_the_same(job: Any):
-    words = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+    words = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+    words += "allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"
     said = job.run(lambda: fail(lambda number, _: number == 3, words=words), **FULL, **FOUR)
+    assert "step 3 (3.00 GiB more were asked for): from here on" in said and "alloc_cpu" not in said
     assert "instead of 256" in said and len(job.losses()) == 8
 
 

@@ -7,11 +7,13 @@ So it takes part in every collective the others wait in, and tells them at the e
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
+from luthier.base.sizes import told
 from luthier.data.batch import Batch, collate
 from luthier.model.load import Model
 
@@ -54,7 +56,7 @@ class Attempt:
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                self._why = str(error).split(". ")[0] or "out of memory"
+                self._why = in_words(error)
             # Until here the traceback has held the failed pass with all its activations.
             release()
             if sharded is not None:
@@ -70,6 +72,12 @@ class Attempt:
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether a device has no room left.  For main memory torch has words, but no class."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def in_words(error: RuntimeError) -> str:
+    """What a device without room says of it, without where in its library it was noticed."""
+    asked = re.search(r"you tried to allocate (\d+) bytes", str(error))
+    return f"{told(int(asked[1]))} more were asked for" if asked else str(error).split(". ")[0] or "out of memory"
 
 
 def release() -> None:

@@ -146,7 +146,11 @@ def quantize(network: PreTrainedModel, quant: Quant, device: torch.device, dtype
         tally.add(layer)
     if not tally.weights:
         why = "; ".join(tally.kept) or "it has no linear layers besides its head"
-        raise ModelError(f"nothing in this model can be held in {quant.bits} bits: {why}", where="--quant_bits")
+        raise ModelError(
+            f"nothing in this model can be held in {quant.bits} bits: {why}",
+            where="--quant_bits",
+            fix="Use another --quant_method, or leave --quant_bits out",
+        )
     kind = f"{quant.method} {quant.format}" if quant.method == "bnb" and quant.bits == 4 else quant.method
     return tally.note(f"{quant.bits} bits ({kind})")
 

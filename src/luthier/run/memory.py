@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from luthier.base.errors import DoesNotFit
-from luthier.engine.attempt import out_of_memory
+from luthier.engine.attempt import in_words, out_of_memory
 from luthier.model.config import Lora
 from luthier.run.parts import Run
 
@@ -29,7 +29,7 @@ def within_memory(run: Run) -> Generator[None]:
         if not out_of_memory(error):
             raise
         where = "GPU's" if isinstance(error, torch.OutOfMemoryError) else "machine's"
-        message = f"the {where} memory is used up ({str(error).split('. ')[0]})"
+        message = f"the {where} memory is used up ({in_words(error)})"
         raise DoesNotFit(message, fix=to_try(run, "weights")) from error
 
 
