@@ -115,6 +115,11 @@ def test_patience_ends_a_run_that_no_longer_improves(job: Any):
     assert "no longer improved" in (job.runs()[-1] / "report.md").read_text()
 
 
+def test_a_run_that_has_made_all_its_steps_is_finished_whatever_its_patience(job: Any):
+    job.run(save_steps=100, max_steps=3, early_stopping_patience=2, **BACKWARDS, **ONE)
+    assert job.rows("events.jsonl")[-1]["data"]["reason"] == "finished"
+
+
 def test_accuracy_can_say_which_checkpoint_is_best(job: Any):
     flags = {"metric_for_best_model": "token_accuracy", "greater_is_better": "true", "split_dataset_ratio": 0.2}
     job.run(eval_steps=2, **flags)

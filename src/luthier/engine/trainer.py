@@ -129,10 +129,10 @@ class Trainer:
 
     def _ended(self) -> str | None:
         """Why nothing is left to do, where that is so."""
+        if self.state.step >= self.settings.total_steps:
+            return "finished"
         patience = self.settings.eval.patience
-        if patience is not None and self.state.stale >= patience:
-            return "early_stopped"
-        return "finished" if self.state.step >= self.settings.total_steps else None
+        return "early_stopped" if patience is not None and self.state.stale >= patience else None
 
     def _steps(self) -> Generator[Step]:
         cursor = Cursor(self.state.epoch, self.state.consumed)
