@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 from workshop import run, write_rows
 
 from luthier import prepare
+from luthier.prepare import segment
 from luthier.prepare.tagged import spans_of
 
 _BMES = re.compile(r"(?:O|S-(\w+)|B-(\w+)(?: M-\2)* E-\2)(?: |$)")
@@ -197,3 +199,15 @@ def test_another_list_of_synonyms_is_another_step_of_a_recipe(tmp_path: Path, ca
         "augment", capsys, tmp_path, file, flags=["--methods", "synonym", "--synonyms", str(file)], name="f.jsonl"
     )
     assert over.error["code"] == "would_overwrite"
+
+
+def test_a_package_that_is_missing_where_rows_are_changed_is_named(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker meets the error, and it is the same one here."""
+    segment.forget()
+    monkeypatch.setitem(sys.modules, "jieba", None)
+    file = write_rows(tmp_path / "f.jsonl", [{"text": "我是小琴，来自琴匠工坊。"}])
+    done = run("augment", capsys, tmp_path / "out", file)
+    assert done.code == 2 and done.error["code"] == "missing_extra"
+    assert "needs the package 'jieba'" in done.error["what"] and "luthier[data]" in done.error["fix"]

@@ -217,5 +217,7 @@ def refusal(error: LuthierError) -> dict[str, Any]:
 
 
 def raise_again(fields: Mapping[str, Any]) -> None:
-    """Raise the error that a worker met."""
-    raise fields["kind"](fields["what"], where=fields["where"], fix=fields["fix"], code=fields["code"])
+    """Raise the error that a worker met; kinds that are made of other words are put together of what they hold."""
+    error: LuthierError = fields["kind"].__new__(fields["kind"])
+    LuthierError.__init__(error, fields["what"], where=fields["where"], fix=fields["fix"], code=fields["code"])
+    raise error
