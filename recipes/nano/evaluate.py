@@ -46,13 +46,14 @@ def main() -> None:
             by_source = {name: likelihood(model, renderer, texts) for name, texts in read(path).items()}
             whole = sum(by_source.values(), Likelihood(0.0, 0, 0))
             for name, part in {"": whole, **by_source}.items() if len(by_source) > 1 else {"": whole}.items():
+                bits = part.bits / part.size
                 print(
-                    f"{path.name:18} {name:42} {part.bits_per_byte:.4f} bits per byte"
-                    f"  {part.size:9,} bytes  {part.bytes_per_token:.2f} bytes per token",
+                    f"{path.name:18} {name:42} {bits:.4f} bits per byte"
+                    f"  {part.size:9,} bytes  {part.size / part.tokens:.2f} bytes per token",
                     flush=True,
                 )
                 key = f"{path.name}:{name}" if name else path.name
-                numbers[key] = {"bits_per_byte": part.bits_per_byte, "bytes": part.size, "tokens": part.tokens}
+                numbers[key] = {"bits_per_byte": bits, "bytes": part.size, "tokens": part.tokens}
     if options.json:
         options.json.write_text(json.dumps(numbers, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 

@@ -96,3 +96,23 @@ def test_the_data_as_it_is_made(data: ModuleType, test_data: Path, tmp_path: Pat
     sources = json.loads((tmp_path / "sources.json").read_text(encoding="utf-8"))
     assert all(source["licence"] and source["rows"] > 0 for source in sources)
     assert {source["use"] for source in sources} == {"pretraining", "chat"}
+
+
+def test_the_card_is_made_of_what_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    texts = tmp_path / "held_en.jsonl"
+    lines = [{"text": "He went down to the sea again.", "source": "a"}, {"text": "那天晚上，他走了。", "source": "b"}]
+    texts.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    out = tmp_path / "numbers.json"
+    words = ["--model", "nano", str(texts), "--device", "cpu", "--json", str(out)]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *words])
+    script("evaluate").main()
+    numbers = json.loads(out.read_text(encoding="utf-8"))
+    size = {name: sum(len(line["text"].encode()) for line in lines if line["source"] in name) for name in ("a", "b")}
+    one, two = numbers["held_en.jsonl:a"], numbers["held_en.jsonl:b"]
+    assert (one["bytes"], two["bytes"]) == (size["a"], size["b"]) and 0.5 < one["bits_per_byte"] < 4
+    bits = one["bits_per_byte"] * one["bytes"] + two["bits_per_byte"] * two["bytes"]
+    assert numbers["held_en.jsonl"]["bits_per_byte"] == pytest.approx(bits / (one["bytes"] + two["bytes"]))
+    assert f"{one['bits_per_byte']:.4f} bits per byte" in capsys.readouterr().out
+    assert "| held_en | 57 |" in script("finish").table({"as shipped": numbers})
