@@ -26,6 +26,7 @@ async def show(house: House, name: str, t: Words) -> None:
         ui.element("div").classes("grow")
         stop = ui.button(t("stop"), icon="o_stop_circle", on_click=tried(lambda: _stop(child, t))).props("outline")
         link = ui.button(t("open_run"), icon="o_timeline")
+        link.visible = False  # until a run is found: what is shown while that is looked for would be clicked in vain
     log = ui.label().classes("console tall")
     result = ui.column().classes("wide")
     found: list[Path] = []
