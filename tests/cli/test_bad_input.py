@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from luthier.base.errors import ConfigError
 from luthier.base.sealed import verify
+from luthier.cli.train import read_recipe
 from luthier.engine.checkpoint import Checkpoints
 
 GOOD = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
@@ -146,6 +148,14 @@ def test_a_missing_model_and_a_damaged_adapter(job: Any):
         job.call("infer", "--adapters", checkpoint, expect=2, stdin="hello\n"),
     ):
         assert "adapter_model.safetensors" in error_of(said) and "step " not in said
+
+
+def test_a_kind_of_training_in_place_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(ConfigError, match="is a kind of training, not a recipe. Use --stage distill"):
+        read_recipe(Path("distill"))
+    monkeypatch.chdir(tmp_path)
+    Path("distill").write_text("seed: 1\n")
+    assert read_recipe(Path("distill")) == {"seed": 1}
 
 
 def test_a_recipe_that_would_run_code(job: Any):

@@ -119,9 +119,13 @@ def read_recipe(recipe: Path) -> Tree:
     """The settings in a file, as they stand there.
 
     Raises:
-        ConfigError: it cannot be read, or is flat as other tools' files are: the message tells where each name belongs.
+        ConfigError: it cannot be read, names a kind of training instead of a file, or is flat as other tools' files
+            are: the message tells where each name belongs.
     """
-    tree, known = read_yaml(recipe), leaves(RunConfig)
+    known = leaves(RunConfig)
+    if str(recipe) in known["objective.type"].choices and not recipe.exists():
+        raise ConfigError(f"{recipe} is a kind of training, not a recipe", fix=f"Use --stage {recipe}")
+    tree = read_yaml(recipe)
     groups = {leaf.partition(".")[0] for leaf in known if "." in leaf}
     flat = [name for name in tree if name not in known and (name not in groups or isinstance(tree[name], str | int))]
     places = {str(name): place for name in flat if (place := place_of(str(name), known))}
