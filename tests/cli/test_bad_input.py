@@ -151,7 +151,7 @@ def test_a_missing_model_and_a_damaged_adapter(job: Any):
 
 
 def test_a_kind_of_training_in_place_of_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ConfigError, match="is a kind of training, not a recipe. Use --stage distill"):
+    with pytest.raises(ConfigError, match="kind of training, not a recipe"):
         read_recipe(Path("distill"))
     monkeypatch.chdir(tmp_path)
     Path("distill").write_text("seed: 1\n")
