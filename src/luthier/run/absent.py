@@ -6,7 +6,7 @@ from pathlib import Path
 
 from luthier.model.folder import local_folder, looks_local
 from luthier.objectives.config import Distill
-from luthier.run.config import RunConfig, stage_of, tasks_of
+from luthier.run.config import NEWEST, RunConfig, place_to_resume, stage_of, tasks_of
 
 
 def absent(config: RunConfig) -> list[str]:
@@ -38,7 +38,7 @@ def _named(config: RunConfig) -> set[tuple[str, str, str]]:
     return {
         *((flag, name, "folder") for flag, name in models.items() if local_folder(name) is None and looks_local(name)),
         *(("--adapters", name, "folder") for name in config.model.adapters if not Path(name).expanduser().exists()),
-        *(("--resume_from_checkpoint", name, "run") for name in [config.save.resume] if name and _path(name)),
+        *(("--resume_from_checkpoint", name, "run") for name in _resumed(config)),
         *(
             (flag, name, "file")
             for flag, names in sets.items()
@@ -48,9 +48,12 @@ def _named(config: RunConfig) -> set[tuple[str, str, str]]:
     }
 
 
-def _path(resume: str) -> bool:
-    """Whether what is resumed is named by a path, and nothing is there."""
-    return resume.lower() not in ("true", "false", "last", "latest") and not Path(resume).expanduser().exists()
+def _resumed(config: RunConfig) -> list[str]:
+    """What is resumed, where that is named by a path and nothing is there."""
+    named, place = config.save.resume, place_to_resume(config)
+    if named is None or place is None or named.lower() in NEWEST or place.expanduser().exists():
+        return []
+    return [named]
 
 
 def _file(dataset: str) -> bool:

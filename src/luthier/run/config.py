@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -66,6 +67,18 @@ class RunConfig(Config):
         own = any(task.validation for task in tasks_of(self).values())
         own |= any(stage_of(self, name).judged for name in self.stages)
         return bool(self.data.validation or self.data.split_ratio or own)
+
+
+NEWEST = ("true", "last", "latest")
+"""Words for the newest run of the output directory, in place of a checkpoint or a run to resume."""
+
+
+def place_to_resume(config: RunConfig) -> Path | None:
+    """Where to look for what is resumed; None for a run that begins."""
+    named = config.save.resume
+    if named is None or named.lower() == "false":
+        return None
+    return Path(config.output_dir if named.lower() in NEWEST else named)
 
 
 def alone(config: RunConfig, name: str) -> RunConfig:

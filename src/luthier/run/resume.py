@@ -17,7 +17,7 @@ from luthier.base.sealed import MANIFEST
 from luthier.engine.checkpoint import Checkpoints
 from luthier.model import lowbit
 from luthier.model.load import Model
-from luthier.run.config import RunConfig
+from luthier.run.config import RunConfig, place_to_resume
 
 FREE = (
     "output_dir", "device", "log", "save", "eval", "model.path", "model.hub", "data.cache_dir", "data.tokenize_workers",
@@ -49,10 +49,9 @@ def find_resume(config: RunConfig, report: Callable[[str], None]) -> Resume | No
     Raises:
         ConfigError: there is nothing to resume.
     """
-    named = config.save.resume
-    if named is None or named.lower() == "false":
+    path = place_to_resume(config)
+    if path is None:
         return None
-    path = Path(config.output_dir) if named.lower() in ("true", "last", "latest") else Path(named)
     if (path / MANIFEST).exists() or path.name.startswith("step-"):
         run = path.parent.parent
         published = Checkpoints(path.parent, None).all()

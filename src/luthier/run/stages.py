@@ -35,7 +35,7 @@ from luthier.model.heads import Head, learned_head
 from luthier.model.load import load_model, load_tokenizer
 from luthier.model.method import Adapting
 from luthier.objectives.config import Multi
-from luthier.run.config import RunConfig, stage_of
+from luthier.run.config import RunConfig, place_to_resume, stage_of
 from luthier.run.resolve import resolve, trains_further
 from luthier.run.resume import refuse_changes
 from luthier.run.retain import FILE
@@ -104,13 +104,12 @@ def _open(config: RunConfig) -> RunDir:
     Raises:
         ConfigError: there is nothing to go on with, or the settings are no longer the same.
     """
-    named = config.save.resume
-    if named is None or named.lower() == "false":
+    path = place_to_resume(config)
+    if path is None:
         opened = RunDir.create(Path(config.output_dir))
         opened.write_text("config.yaml", to_yaml(config))
         opened.write_json(STAGES, {})
         return opened
-    path = Path(config.output_dir) if named.lower() in ("true", "last", "latest") else Path(named)
     runs = runs_in(path)
     found = next((run for run in (path, *reversed(runs)) if (run / STAGES).exists()), None)
     if found is None:

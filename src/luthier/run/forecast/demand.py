@@ -152,9 +152,10 @@ def largest(
         def taken(samples: int, keep: Keep = keep) -> Demand:
             return demand_of(run, model, objective, made, samples * unit, keep, device)
 
-        few = max(1, _ENOUGH // unit)
-        least = few if taken(few).fits else 1
+        least = max(1, _ENOUGH // unit)
         one = taken(least)
+        if least > 1 and not one.fits:
+            least, one = 1, taken(1)
         line = _Line(least, one.total, max(1, -(-(taken(2 * least).total - one.total) // least)))
         count = line.most(device) if one.fits else 0
         while model.runs_by_hand and count > least and count * unit <= _TRIED:
