@@ -114,20 +114,18 @@ def run_pairs(network: PreTrainedModel, ids_T: Tensor, lengths: tuple[int, ...],
     """
     assert set(groups) == {2}, "a source and a target each"
     network_any: Any = network
-    first_T = torch.repeat_interleave(
-        torch.tensor([True, False] * len(groups), device=ids_T.device), torch.tensor(lengths, device=ids_T.device)
-    )
+    own = ids_T.split(lengths)
     sources_SL, targets_SL = within(lengths[::2], ids_T.device), within(lengths[1::2], ids_T.device)
     encoded_SLD = network_any.get_encoder()(
-        input_ids=padded(ids_T[first_T], sources_SL), attention_mask=sources_SL.long()
+        input_ids=padded(torch.cat(own[::2]), sources_SL), attention_mask=sources_SL.long()
     )[0]
     decoded_SLD = network_any.get_decoder()(
-        input_ids=padded(ids_T[~first_T], targets_SL),
+        input_ids=padded(torch.cat(own[1::2]), targets_SL),
         attention_mask=targets_SL.long(),
         encoder_hidden_states=encoded_SLD,
         encoder_attention_mask=sources_SL.long(),
         use_cache=False,
     )[0]
-    hidden_TD = encoded_SLD.new_zeros(len(ids_T), encoded_SLD.shape[-1])
-    hidden_TD = hidden_TD.masked_scatter(first_T[:, None], encoded_SLD[sources_SL])
-    return hidden_TD.masked_scatter(~first_T[:, None], decoded_SLD[targets_SL])
+    firsts = unpadded(encoded_SLD, lengths[::2]).split(lengths[::2])
+    seconds = unpadded(decoded_SLD, lengths[1::2]).split(lengths[1::2])
+    return torch.cat([part_TD for pair in zip(firsts, seconds, strict=True) for part_TD in pair])

@@ -208,7 +208,8 @@ class Classification(Plainly):
     def _several(self, scores_SC: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         wanted_SC = torch.zeros_like(scores_SC)
         if batch.values_N is not None:
-            rows = torch.repeat_interleave(torch.tensor(batch.value_counts)).to(scores_SC.device)
+            counts_S = torch.tensor(batch.value_counts)
+            rows = torch.repeat_interleave(counts_S, output_size=sum(batch.value_counts)).to(scores_SC.device)
             wanted_SC[rows, batch.values_N.long()] = 1.0
         smooth = self.config.label_smoothing
         losses_SC = binary_cross_entropy_with_logits(

@@ -245,10 +245,12 @@ def facts(batch: Batch) -> Tensor:
         return torch.zeros(0, 6, dtype=torch.float64, device=batch.ids_T.device)
     device = batch.ids_T.device
     sizes_G = torch.tensor(batch.groups, device=device)
-    samples_S = torch.repeat_interleave(torch.tensor(batch.samples, dtype=torch.float64, device=device), sizes_G)
+    samples_S = torch.repeat_interleave(
+        torch.tensor(batch.samples, dtype=torch.float64, device=device), sizes_G, output_size=len(batch.lengths)
+    )
     # A polynomial of the ids, modulo 2 to the 64.
     powers_L = torch.cumprod(torch.full((max(batch.lengths),), 6364136223846793005, device=device), 0)
-    owner_T = torch.repeat_interleave(torch.tensor(batch.lengths, device=device))
+    owner_T = torch.repeat_interleave(torch.tensor(batch.lengths, device=device), output_size=len(batch.ids_T))
     hashed_S = torch.zeros(len(batch.lengths), dtype=torch.int64, device=device)
     hashed_S.index_add_(0, owner_T, (batch.ids_T + 1) * powers_L[batch.positions_T])
     columns = [

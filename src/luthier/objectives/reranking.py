@@ -253,7 +253,9 @@ class Reranking(Plainly):
         else:
             loss = (listwise(scores_S, labels_S, batch.groups) * batch.weights_S[_firsts(batch)]).sum()
         sizes_G = torch.tensor(batch.groups, dtype=torch.int64)
-        samples_S = torch.repeat_interleave(torch.tensor(batch.samples, dtype=torch.int64), sizes_G)
+        samples_S = torch.repeat_interleave(
+            torch.tensor(batch.samples, dtype=torch.int64), sizes_G, output_size=sum(batch.groups)
+        )
         right = ((scores_S > 0) == (labels_S > 0.5)).sum(), torch.tensor(len(scores_S), device=scores_S.device)
         outputs = {"sample": samples_S, "scores": scores_S.detach(), "labels": labels_S}
         metrics = {"accuracy": right} if self.loss == "pointwise" else {}

@@ -187,7 +187,9 @@ class Tagging(Plainly):
         predicted_R = scores_RC.argmax(1)
         accuracy = (predicted_R == targets_R).sum(), torch.tensor(len(targets_R), device=targets_R.device)
         lengths_S = torch.tensor(batch.lengths, dtype=torch.int64)
-        samples_T = torch.repeat_interleave(torch.tensor(batch.samples, dtype=torch.int64), lengths_S)
+        samples_T = torch.repeat_interleave(
+            torch.tensor(batch.samples, dtype=torch.int64), lengths_S, output_size=sum(batch.lengths)
+        )
         outputs = {
             "sample": samples_T[batch.trained_R.cpu()],
             "predicted": predicted_R,

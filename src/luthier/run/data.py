@@ -94,7 +94,8 @@ def fullest(run: Run, data: Prepared) -> int:
     """Tokens of the fullest micro-batch that a step can have."""
     train = run.config.train
     unit = run.max_length if run.config.data.packing else longest(run, data)
-    return min(train.micro_batch * run.max_length, train.micro_batch * train.accumulation * unit)
+    # A sample of several texts may be longer than a micro-batch, and then has one of its own.
+    return max(unit, min(train.micro_batch * run.max_length, train.micro_batch * train.accumulation * unit))
 
 
 def source_of(run: Run, data: Prepared, parts: Sequence[Part], objective: Whole) -> Source:

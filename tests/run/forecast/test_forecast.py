@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import pytest
 from luthier.base.console import Console
 from luthier.base.errors import ConfigError
 from luthier.engine.checkpoint import read
-from luthier.model.config import ModelConfig
+from luthier.model.config import ModelConfig, Shape
 from luthier.model.load import load_tokenizer
+from luthier.model.scratch_encoders import bert_tokenizer, t5_tokenizer, write_encoder
 from luthier.run.config import RunConfig
 from luthier.run.forecast.forecast import Forecast, forecast
 from luthier.run.forecast.hardware import DEVICES, GIB, Device, device_named
@@ -144,26 +145,54 @@ def test_several_devices_hold_parts_or_copies(tiny_model_dir: Callable[..., Path
     assert [demand.keep for demand in parts.demands] == ["input"]
 
 
+@pytest.fixture(scope="module")
+def models(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A decoder, BERT and T5, of a few random weights each."""
+    folder, size = tmp_path_factory.mktemp("encoders"), {"hidden_size": 32, "num_attention_heads": 2}
+    texts = [f"The violin of number {n} rings, 小提琴 {n * n}." for n in range(300)]
+    made: dict[str, Path] = {"qwen2": tiny_model_dir()}
+    for name, learn in {"bert": bert_tokenizer, "t5": t5_tokenizer}.items():
+        shape = Shape.model_validate({"architecture": name, "vocab_size": 300, "max_position_embeddings": 128, **size})
+        made[name] = folder / name
+        write_encoder(made[name], learn(texts, 300), shape, 0)
+    return made
+
+
 @pytest.mark.parametrize(
-    ("objective", "line"),
+    ("objective", "model", "line"),
     [
-        ("pretrain", {"text": "A text about a violin that rings, number {n}."}),
-        ("seq_cls", {"text": "number {n}", "label": "odd"}),
-        ("embedding", {"query": "what is {n}", "pos": ["it is {n}"], "neg": ["it is not"]}),
+        ("pretrain", "qwen2", {"text": "A text about a violin that rings, number {n}."}),
+        ("seq_cls", "qwen2", {"text": "number {n}", "label": "odd"}),
+        ("seq_cls", "qwen2", {"text": "number {n}", "label": ["odd", "whole"]}),
+        ("embedding", "qwen2", {"query": "what is {n}", "pos": ["it is {n}"], "neg": ["it is not"]}),
+        ("reranker", "qwen2", {"query": "what is {n}", "pos": ["it is {n}"], "neg": ["it is not"]}),
+        ("token_cls", "bert", {"tokens": ["number", "{n}"], "tags": ["O", "B-odd"]}),
+        ("mlm", "bert", {"text": "A text about a violin that rings, number {n}."}),
+        ("span_corruption", "t5", {"text": "A text about a violin that rings, number {n}."}),
+        ("seq2seq", "t5", {"query": "what is {n}", "response": "it is {n}"}),
     ],
 )
 def test_other_tasks_are_counted_too(
-    tiny_model_dir: Callable[..., Path], tmp_path: Path, objective: str, line: dict[str, Any]
+    models: Mapping[str, Path], tmp_path: Path, objective: str, model: str, line: dict[str, Any]
 ) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(
         "\n".join(json.dumps(line).replace("{n}", str(n)).replace("odd", "odd" if n % 2 else "even") for n in range(20))
     )
-    more: dict[str, Any] = {"objective": {"type": objective}, "data": {"datasets": [str(file)]}}
-    plan = plan_of(tmp_path, DEVICES["L4"], model={"path": str(tiny_model_dir())}, **more)
+    more: dict[str, Any] = {"objective": {"type": objective}, "data": {"datasets": [str(file)], "max_length": 128}}
+    plan = plan_of(tmp_path, DEVICES["L4"], model={"path": str(models[model])}, **more)
     assert plan.fits and plan.demand.activations > 0 and plan.objective == objective
     # Losses that choose rows by their numbers are left out, and that is said.
     assert plan.demand.whole == (objective != "embedding") == (not plan.notes)
+
+
+def test_a_micro_batch_has_room_for_a_sample_of_several_texts(models: Mapping[str, Path], tmp_path: Path) -> None:
+    file, text = tmp_path / "rows.jsonl", "it is a number " * 8
+    file.write_text("\n".join(json.dumps({"query": text, "pos": text, "neg": text}) for _ in range(20)))
+    more = {"objective": {"type": "embedding"}, "train": {"micro_batch": 1}}
+    data = {"datasets": [str(file)], "max_length": 32, "overlong": "truncate"}
+    plan = plan_of(tmp_path, DEVICES["L4"], model={"path": str(models["qwen2"])}, data=data, **more)
+    assert plan.micro_tokens == plan.data.longest == 3 * 32
 
 
 @pytest.mark.parametrize("kind", ["sft", "pretrain"])
