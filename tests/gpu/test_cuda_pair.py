@@ -33,9 +33,9 @@ STEPS = 12
 def train(words_of_a_run: Callable[..., tuple[list[str], Path]]) -> Callable[..., Path]:
     """Train on a number of devices and give the run directory; a step has eight samples on any number."""
 
-    def run(devices: int, method: str, **flags: Any) -> Path:
-        steps = {"max_steps": STEPS, "gradient_accumulation_steps": 4 // devices, "save_steps": 6}
-        words, output = words_of_a_run(**steps, **METHODS[method], **flags)
+    def run(devices: int, method: str, together: int = 2, **flags: Any) -> Path:
+        steps = {"max_steps": STEPS, "gradient_accumulation_steps": 8 // together // devices, "save_steps": 6}
+        words, output = words_of_a_run(**steps, **METHODS[method], per_device_train_batch_size=together, **flags)
         environment = {**os.environ, "NPROC_PER_NODE": str(devices)}
         command = [sys.executable, "-m", "luthier", "sft", *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -60,13 +60,22 @@ def test_two_devices_take_the_trajectory_of_one(
     ends["sharded"] = train(2, method, torch_dtype=dtype, fsdp="full_shard")
     middle = ends["sharded"] / "checkpoints" / "step-00000006"
     ends["resumed on one"] = train(1, method, torch_dtype=dtype, resume_from_checkpoint=middle)
-    straight, straight_losses = flat(alone), losses(alone)
-    assert straight_losses[STEPS] < straight_losses[1] - 0.5
+    assert losses(alone)[STEPS] < losses(alone)[1] - 0.5
+    if dtype == "bfloat16":
+        # Rounding alone drives such runs apart: one device, whose micro-batches are cut otherwise, tells how far.
+        cuts = [apart(train(1, method, together, torch_dtype=dtype), alone) for together in (1, 4)]
+        loss, weight = (max(bound, 2 * max(seen)) for bound, *seen in zip((loss, weight), *cuts, strict=True))
     for name, run in ends.items():
-        found, distance = losses(run), float((flat(run) - straight).norm() / straight.norm())
-        apart = max(abs(found[step] - straight_losses[step]) for step in found)
-        print(f"\n{method}, {dtype}, {name}: losses {apart:.2e} apart, weights {distance:.2e}")
-        assert apart < loss and distance < weight
+        found = apart(run, alone)
+        print(f"\n{method}, {dtype}, {name}: losses {found[0]:.2e} apart ({loss:.2e}), weights {found[1]:.2e}")
+        assert found[0] < loss and found[1] < weight
+
+
+def apart(run: Path, other: Path) -> tuple[float, float]:
+    """How far two runs are: the most that a step's losses differ, and the weights at the end against their norm."""
+    found, theirs = losses(run), losses(other)
+    distance = float((flat(run) - flat(other)).norm() / flat(other).norm())
+    return max(abs(found[step] - theirs[step]) for step in found), distance
 
 
 def flat(run: Path) -> torch.Tensor:

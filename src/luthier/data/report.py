@@ -209,7 +209,7 @@ def table(report: DataReport) -> list[dict[str, Any]]:
             "rows": f"{part.rows:,}" if part.kept == part.rows else f"{part.kept:,} of {part.rows:,}",
             "samples": part.used,
             "tokens": part.tokens,
-            "trained": f"{part.trained_tokens / max(1, part.tokens):.0%}",
+            "trained": f"{part.trained_tokens / part.tokens:.0%}" if part.trained_tokens else "-",
             "median / longest": f"{part.lengths[1]} / {part.lengths[-1]}" if part.lengths else "-",
             "stops": f"{part.stop_share:.0%}",
         }

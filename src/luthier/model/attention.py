@@ -10,12 +10,11 @@ what its lanes remember; without either `packed` is plain SDPA.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
@@ -219,32 +218,46 @@ def _by_sequence(
     causal: bool,
 ) -> Tensor:
     """Sequences of equal length go through SDPA together; no score between two sequences is ever computed."""
-    queries, keys, values = (heads.split(packing.lengths) for heads in (q_THE, k_TGE, v_TGE))
+    lengths, heads = packing.lengths, (q_THE, k_TGE, v_TGE)
+    attend = partial(_rows, scaling=scaling, window=window, dropout=dropout, causal=causal)
+    if len(set(lengths)) == 1:
+        return attend(*(part.unflatten(0, (-1, lengths[0])) for part in heads)).flatten(0, 1)
+    queries, keys, values = (part.split(lengths) for part in heads)
     members: dict[int, list[int]] = {}
-    for index, length in enumerate(packing.lengths):
+    for index, length in enumerate(lengths):
         members.setdefault(length, []).append(index)
-    outputs: list[Tensor] = [q_THE] * len(packing.lengths)
-    for length, indices in members.items():
-        windowed = window is not None and window < length
-        together_nHLE = scaled_dot_product_attention(
-            _stacked([queries[i] for i in indices], q_THE.shape[1]),
-            _stacked([keys[i] for i in indices], q_THE.shape[1]),
-            _stacked([values[i] for i in indices], q_THE.shape[1]),
-            attn_mask=_window_mask(length, window, q_THE.device, causal) if windowed else None,
-            dropout_p=dropout,
-            is_causal=causal and not windowed,
-            scale=scaling,
-        )
-        for index, output_LHE in zip(indices, together_nHLE.transpose(1, 2).unbind(), strict=True):
+    outputs: list[Tensor] = [q_THE] * len(lengths)
+    for indices in members.values():
+        out_nLHE = attend(*(torch.stack([part[i] for i in indices]) for part in (queries, keys, values)))
+        for index, output_LHE in zip(indices, out_nLHE.unbind(), strict=True):
             outputs[index] = output_LHE
     return torch.cat(outputs)
 
 
-def _stacked(heads: list[Tensor], query_heads: int) -> Tensor:
-    """Each of the [L, G, E] stacked to [n, H, L, E], every key/value head repeated for its group of queries."""
-    stacked = torch.stack(heads).transpose(1, 2)
-    groups = query_heads // stacked.shape[1]
-    return stacked.repeat_interleave(groups, dim=1) if groups > 1 else stacked
+def _rows(
+    q_nLHE: Tensor,
+    k_nLGE: Tensor,
+    v_nLGE: Tensor,
+    *,
+    scaling: float | None,
+    window: int | None,
+    dropout: float,
+    causal: bool,
+) -> Tensor:
+    """out_nLHE: attention within each of n sequences of one length."""
+    length, heads = q_nLHE.shape[1:3]
+    windowed = window is not None and window < length
+    groups = heads // k_nLGE.shape[2]
+    k_nGLE, v_nGLE = k_nLGE.transpose(1, 2), v_nLGE.transpose(1, 2)
+    return nn.functional.scaled_dot_product_attention(
+        q_nLHE.transpose(1, 2),
+        k_nGLE.repeat_interleave(groups, dim=1) if groups > 1 else k_nGLE,
+        v_nGLE.repeat_interleave(groups, dim=1) if groups > 1 else v_nGLE,
+        attn_mask=_window_mask(length, window, q_nLHE.device, causal) if windowed else None,
+        dropout_p=dropout,
+        is_causal=causal and not windowed,
+        scale=scaling,
+    ).transpose(1, 2)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device, causal: bool) -> Tensor:

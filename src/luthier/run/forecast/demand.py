@@ -64,7 +64,7 @@ def demand_of(
     if run.split:
         weights, gradients, extra = bare.weights, bare.gradients, extra + bare.together
     kept = min(step.kept, step.peak.others)
-    working = step.peak.others - kept + extra
+    working = max(step.peak.others + extra, bare.last) - kept
     total = weights + gradients + bare.optimizer + bare.average + kept + working
     room = fits(total, device.available)
     return Demand(keep, weights, gradients, bare.optimizer, bare.average, kept, working, room, step.whole)
@@ -95,7 +95,9 @@ class Bare:
     optimizer: int
     average: int
     together: int = 0
-    """Of weights that are split over devices: those that are whole for a moment."""
+    """Of weights that are split over devices: those that are whole while layers are computed."""
+    last: int = 0
+    """And those that are whole when nothing else is left."""
 
     @property
     def total(self) -> int:
@@ -114,7 +116,9 @@ def bare_of(run: Run, model: Model, beside: Sequence[Model] = ()) -> Bare:
     average = 4 * sum(w.numel() for w in trained.values()) if run.config.train.ema_decay is not None else 0
     if run.split:
         parts, world = sharded.held_by_each(model, run.mesh.world), run.mesh.world
-        return Bare(parts.weights, parts.gradients, -(-state // world), -(-average // world), parts.together)
+        return Bare(
+            parts.weights, parts.gradients, -(-state // world), -(-average // world), parts.together, parts.last
+        )
     tensors = [weight for one in (model, *beside) for weight in footprint.weights_of(one)]
     held = {weight.untyped_storage()._cdata: weight.untyped_storage() for weight in tensors}  # pyright: ignore[reportPrivateUsage]
     gradients = sum(weight.nbytes for weight in moving.values())
@@ -168,8 +172,8 @@ def largest(
     return found
 
 
-_ENOUGH = 2048
-"""Tokens of a micro-batch whose activations are more than what a step needs however short it is."""
+_ENOUGH = 8192
+"""Tokens of a micro-batch that has all a step needs however short it is, a whole chunk of logits too."""
 _TRIED = 2**17
 """Tokens of the largest micro-batch that is tried; of larger ones the line is believed."""
 

@@ -8,7 +8,7 @@ layers as they will be run, and every tensor that lives meanwhile is counted (`l
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -73,11 +73,11 @@ def count_step(
             if weight.grad is not None:
                 ledger.enter([weight.grad], "gradients")
         ledger.begin()
-        whole = True
-        try:
+        loss: Tensor | None = None
+        with suppress(*_DEPENDS_ON_NUMBERS):
             loss = torch.stack(list(objective.sums(model, inputs).losses.values())).sum()
-        except _DEPENDS_ON_NUMBERS:
-            whole = False
+        whole = loss is not None
+        if loss is None:  # and with the exception all that its frames held is gone
             loss = model.hidden(inputs).float().sum()
         kept = ledger.now.others
         loss.backward()
@@ -96,9 +96,11 @@ def count_evaluation(model: Model, objective: Whole, batch: Batch, *, gpu: bool 
         model.eval_mode()
         ledger.begin()
         inputs = _blank(batch, model)
-        try:
+        counted = False
+        with suppress(*_DEPENDS_ON_NUMBERS):
             objective.sums(model, inputs)
-        except _DEPENDS_ON_NUMBERS:
+            counted = True
+        if not counted:
             model.hidden(inputs)
     return ledger.peak.total + WORKSPACE
 
