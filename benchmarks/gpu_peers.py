@@ -6,7 +6,8 @@
 PEERS is a folder with the peers' launchers: `run_peers.sh SIZE LENGTH ROWS STEPS peer...`, which prints a line
 `BENCH {...}` for each; `bench_wrap.py`, the clock that does so for any Python program; `mkmodel.py` and `mkfixed.py`,
 which make the random model and the rows.  Each side is a process of its own; Luthier's is the command a user types.
-ms-swift packs with the package binpacking, and waits for ever where that is missing.
+ms-swift packs in a process of its own that begins by importing the main program: it waits for ever where
+`bench_wrap.py` does not keep what it starts under `if __name__ == "__main__"`.
 
 C is A on chats of mixed length (`mkdata.py`), packed by every side into rows of the full length.  Its rate counts the
 tokens of the chats alone: how full the packs are is computed once, by Luthier's packer, since all sides pack best-fit.
@@ -172,12 +173,11 @@ def run(
 
 
 def last_loss(output: str) -> str:
-    """As a program prints it, or the last of the numbers that the launcher lists."""
-    lines = [line for line in output.splitlines() if "loss" in line or re.fullmatch(r"[\d. ]*\d\.\d+ *", line)]
-    if not lines:
-        return ""
-    last = lines[-1].split()
-    return " ".join(last[:5]) if "loss" in lines[-1] else f"loss {last[-1]}"
+    """The last number behind the word, or the last of those that the launcher lists in a line of their own."""
+    told = re.findall(r"""(?<![a-z_])loss['"]?[:= ]+\[?['"]?((?:\d[\d.]*(?:, )?)+)""", output)
+    listed = re.findall(r"^[\d. ]*\d\.\d+ *$", output, re.MULTILINE)
+    numbers = (told or listed or [""])[-1].replace(",", " ").split()
+    return f"loss {float(numbers[-1]):.4f}" if numbers else ""
 
 
 def make(folder: Path, place: Path, work: Work, steps: int) -> None:

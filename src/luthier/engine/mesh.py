@@ -63,10 +63,8 @@ class Mesh:
         bucket: list[Tensor] = []
         size = 0
         for parameter in parameters:
-            if not parameter.requires_grad:
-                continue  # at rest in this step, on every process
             if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
+                continue  # at rest in this step, on every process
             if bucket and (size + parameter.grad.numel() > BUCKET or bucket[0].dtype != parameter.grad.dtype):
                 _sum_flat(bucket)
                 bucket, size = [], 0

@@ -90,6 +90,7 @@ def begin(model: Model, objective: Objective, step: Sequence[Batch], mesh: Mesh,
         seen.append(attempt.run(lambda batch: _backward(model, objective, batch, total), batch))
     trained = list(model.trained().values())
     if model.sharded is None:
+        _complete(trained)
         mesh.sum_gradients(trained)
     norm = whole(torch.nn.utils.clip_grad_norm_(trained, max_norm or float("inf")))
     tokens = sum(batch.tokens for batch in step)
@@ -154,6 +155,13 @@ def _backward(model: Model, objective: Objective, batch: Batch, total: Mapping[s
     terms = objective.sums(model, batch)
     torch.stack([summed / _or_one(total[name]) for name, summed in terms.losses.items()]).sum().backward()
     return _flat(terms)
+
+
+def _complete(trained: Iterable[Tensor]) -> None:
+    """What no sample of this process has led to has a gradient of 0: it decays as it would beside other processes."""
+    for weight in trained:
+        if weight.requires_grad and weight.grad is None:
+            weight.grad = torch.zeros_like(weight)
 
 
 def _judged(

@@ -216,16 +216,8 @@ class Model:
         return {name: weight for name, weight in self.weights().items() if weight.requires_grad}
 
     def anchor(self) -> Tensor:
-        """A scalar 0 with a graph through every trained weight.  []
-
-        Split weights have theirs through the hidden states, of no tokens too.
-        """
-        total = torch.zeros((), device=self.device)
-        if self.sharded is not None:
-            return total
-        for weight in self.trained().values():
-            total = total + weight.flatten()[:0].sum()
-        return total
+        """A scalar 0 from which a backward pass can begin where no sample leads to a weight.  []"""
+        return torch.zeros((), device=self.device, requires_grad=torch.is_grad_enabled())
 
     def open_gradient(self) -> None:
         """Give a vocabulary that is trained a gradient to add to, before a backward pass makes one to be added."""
