@@ -149,11 +149,11 @@ def test_several_devices_hold_parts_or_copies(tiny_model_dir: Callable[..., Path
 def models(tiny_model_dir: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A decoder, BERT and T5, of a few random weights each."""
     folder = tmp_path_factory.mktemp("encoders")
-    size: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 512}
+    size: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
     texts = [f"The violin of number {n} rings, 小提琴 {n * n}." for n in range(300)]
     made: dict[str, Path] = {"qwen2": tiny_model_dir()}
     for name, learn in {"bert": bert_tokenizer, "t5": t5_tokenizer}.items():
-        shape = Shape.model_validate({"architecture": name, "vocab_size": 300, **size})
+        shape = Shape.model_validate({"architecture": name, "vocab_size": 300, "max_position_embeddings": 512, **size})
         made[name] = folder / name
         write_encoder(made[name], learn(texts, 300), shape, 0)
     return made
