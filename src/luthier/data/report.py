@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from luthier.base.errors import DataError
+from luthier.base.sizes import share
 from luthier.data.config import DataConfig
 from luthier.data.encode import Facts, Rejected
 
@@ -209,7 +210,7 @@ def table(report: DataReport) -> list[dict[str, Any]]:
             "rows": f"{part.rows:,}" if part.kept == part.rows else f"{part.kept:,} of {part.rows:,}",
             "samples": part.used,
             "tokens": part.tokens,
-            "trained": f"{part.trained_tokens / part.tokens:.0%}" if part.trained_tokens else "-",
+            "trained": share(part.trained_tokens, part.tokens),
             "median / longest": f"{part.lengths[1]} / {part.lengths[-1]}" if part.lengths else "-",
             "stops": f"{part.stop_share:.0%}",
         }

@@ -28,7 +28,6 @@ class Lot:
     tokens: int | None
     """Of an epoch; None when nobody has counted them."""
     trained: int | None
-    """None where nobody has counted them, and where whole texts are learned from (vectors, classes)."""
     longest: int
     per_step: int
     """Samples, or packs, of a step."""
@@ -107,11 +106,13 @@ def lot_of(run: Run, data: Prepared, model: Model, steps_of: Callable[[float], i
             data.train.lengths, config.train.micro_batch * run.max_length, config.seed, run.per_step
         )
     train = [part for part in data.report.sets if part.use == "train"]
-    held, learned = sum(part.tokens for part in train), sum(part.trained_tokens for part in train)
+    held = sum(part.tokens for part in train)
     return Lot(
         samples=0 if streaming else len(data.train),
         tokens=tokens,
-        trained=round(tokens * learned / held) if tokens is not None and learned else None,
+        trained=None
+        if tokens is None or not held
+        else round(tokens * sum(part.trained_tokens for part in train) / held),
         longest=longest(run, data),
         per_step=run.per_step,
         steps=steps,

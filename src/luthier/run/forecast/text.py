@@ -8,7 +8,7 @@ from html import escape
 
 from luthier.base import webpage
 from luthier.base.records import Json
-from luthier.base.sizes import told
+from luthier.base.sizes import share, told
 from luthier.run.forecast.forecast import Forecast
 from luthier.run.forecast.hardware import GIB
 from luthier.run.forecast.pace import Pace
@@ -44,13 +44,13 @@ def sections(plan: Forecast) -> list[Section]:
 
 
 def _facts(plan: Forecast) -> dict[str, str]:
-    lot, share = plan.data, plan.trained / max(1, plan.parameters)
+    lot, moving = plan.data, plan.trained / max(1, plan.parameters)
     samples = f"{lot.samples:,} samples, {lot.tokens:,} tokens an epoch" if lot.tokens is not None else "streamed"
     if lot.supposed:
         samples = f"none read; samples of {lot.longest:,} tokens are supposed"
     steps = "not known without rows or --max_steps; each of" if lot.steps is None else f"{lot.steps:,} of"
     if lot.tokens and lot.trained is not None:
-        samples += f", {lot.trained / lot.tokens:.0%} trained"
+        samples += f", {share(lot.trained, lot.tokens)} trained"
     where = plan.device.name if plan.devices == 1 else f"{plan.devices} x {plan.device.name}"
     held = (
         {"none": " (each holds all weights)", "full": " (weights are split, FSDP2)"}[plan.shard]
@@ -60,7 +60,7 @@ def _facts(plan: Forecast) -> dict[str, str]:
     epochs = f", {lot.epochs:.3g} epoch{'s' * (lot.epochs != 1)}" if lot.epochs is not None else ""
     facts = {
         "model": f"{plan.model}, {count(plan.parameters)} parameters, {plan.dtype}",
-        "trained": f"{plan.trained:,} parameters ({share:.2%}) by {plan.method}, {plan.objective}",
+        "trained": f"{plan.trained:,} parameters ({moving:.2%}) by {plan.method}, {plan.objective}",
         "layers": plan.layers,
         "data": samples,
         "longest sample": f"{lot.longest:,} tokens",
