@@ -90,7 +90,9 @@ def test_gradient_checkpointing_keeps_the_gradients(tiny_model_dir: Callable[...
     plain = gradients(model)
     model.train_mode("input")
     again = gradients(model)
-    assert "Step" in type(model.hidden(batch()).grad_fn).__name__ or model.base.is_activation_checkpointing
+    names = "is_activation_checkpointing", "is_gradient_checkpointing"  # since transformers 5.24, and before
+    recomputed = any(getattr(model.base, name, False) for name in names)
+    assert recomputed or "Step" in type(model.hidden(batch()).grad_fn).__name__
     assert all(torch.equal(again[name], plain[name]) for name in plain)
 
 

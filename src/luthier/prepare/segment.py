@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from functools import cache
 from typing import Any
 
@@ -40,7 +41,9 @@ def forget() -> None:
 def _dictionary() -> Any:
     """A `jieba.Tokenizer` of our own: what others add to jieba's changes no result."""
     try:
-        import jieba
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # setuptools before 82 warns of how jieba looks for its files
+            import jieba
     except ImportError as error:
         raise MissingExtra("jieba", "data", what_for="cutting Chinese into words") from error
     jieba.setLogLevel(logging.WARNING)  # it tells of its dictionary on stderr
