@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -73,6 +73,19 @@ def step_inputs(ids_T: Tensor, step: Step) -> dict[str, Any]:
     }
 
 
+def caps_scores(settings: PreTrainedConfig) -> bool:
+    """Whether a model caps its attention scores, which only transformers' eager attention computes.
+
+    transformers 5.17 takes SDPA for such a model unless it is told otherwise, and leaves the cap out.
+    """
+    return getattr(settings.get_text_config(), "attn_logit_softcapping", None) is not None
+
+
+def usual(settings: PreTrainedConfig, asked: str) -> str | None:
+    """transformers' implementation that a model is made with; None is transformers' own choice."""
+    return "eager" if asked == "eager" or caps_scores(settings) else None
+
+
 def obstacle(network: PreTrainedModel) -> str | None:
     """Why a model cannot run packed, or None.  A model that passes is still probed after loading."""
     config = network.config.get_text_config()
@@ -81,7 +94,7 @@ def obstacle(network: PreTrainedModel) -> str | None:
         return "its attention cannot be exchanged"
     if network._is_stateful or layers - _EXACT_LAYERS:  # pyright: ignore[reportPrivateUsage]
         return "it has layers that are not plain attention"
-    if getattr(config, "attn_logit_softcapping", None) is not None:
+    if caps_scores(network.config):
         return "it caps attention scores"
     return None
 

@@ -96,8 +96,15 @@ def load_model(
     stored = _stored_rounded(settings, folder, config, trained=trained)
     # Weights in the stored type are mapped from their files; on the way to few bits none is copied before its turn.
     kept: torch.dtype | Literal["auto"] = "auto" if trained or config.quant.on else dtype
+    if config.attention == "sdpa" and attention.caps_scores(settings):
+        raise ModelError(
+            "this model caps its attention scores, which SDPA cannot compute",
+            where="--attn_impl sdpa",
+            fix="Use auto or eager",
+        )
     if roundedfile.opens(settings):
-        network, drawn = roundedfile.read(folder, settings, device, dtype), None
+        usual = attention.usual(settings, config.attention)
+        network, drawn = roundedfile.read(folder, settings, device, dtype, usual), None
     else:
         network, drawn = _network(folder, config, settings, kept, head, device)
     network.requires_grad_(False).eval()
@@ -189,20 +196,13 @@ def _network(
     device: torch.device,
 ) -> tuple[PreTrainedModel, str | None]:
     """The transformers model with every weight taken from the files, and what to say of a head that was not there."""
-    caps_scores = getattr(settings.get_text_config(), "attn_logit_softcapping", None) is not None
-    if caps_scores and config.attention == "sdpa":
-        raise ModelError(
-            "this model caps its attention scores, which SDPA cannot compute",
-            where="--attn_impl sdpa",
-            fix="Use auto or eager",
-        )
     with quiet():
         network, report = heads.loader(head)(
             folder,
             **_unpacking(settings, device),
             config=settings,
             dtype=dtype,
-            attn_implementation="eager" if caps_scores or config.attention == "eager" else None,
+            attn_implementation=attention.usual(settings, config.attention),
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,

@@ -60,8 +60,13 @@ def opens(settings: PreTrainedConfig) -> bool:
     return _how(settings) is not None
 
 
-def read(folder: Path, settings: PreTrainedConfig, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def read(
+    folder: Path, settings: PreTrainedConfig, device: torch.device, dtype: torch.dtype, attention: str | None
+) -> PreTrainedModel:
     """The model in `folder`, its rounded layers held as `lowbit.quantize` leaves them.
+
+    Args:
+        attention: transformers' implementation, as `model.attention.usual` gives it.
 
     Raises:
         MissingExtra: hqq is not installed.
@@ -72,7 +77,7 @@ def read(folder: Path, settings: PreTrainedConfig, device: torch.device, dtype: 
     how = rounding.rounding(quant, device)
     vars(settings).pop("quantization_config")
     with _weights_without_storage():
-        network: Any = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+        network: Any = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation=attention)
     with safe_open(folder / FILE, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     for name in [name.removesuffix(".codes") for name in tensors if name.endswith(".codes")]:

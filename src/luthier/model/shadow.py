@@ -48,7 +48,12 @@ def shadow(
     heads.configure(settings, head, pad)
     with quiet(), META:
         make: Any = getattr(transformers, heads.CLASSES[head.kind])
-        network = make.from_config(settings, dtype=dtype, trust_remote_code=config.trust_remote_code)
+        network = make.from_config(
+            settings,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            attn_implementation=attention.usual(settings, config.attention),
+        )
     network.name_or_path = str(folder)
     network.requires_grad_(False).eval()
     if config.quant.on:
