@@ -104,11 +104,15 @@ ROW = {
 }  # fmt: skip
 
 
-def make_rows(folder: Path, case: Case) -> Path:
+def rows_of(folder: Path, case: Case) -> Path:
+    """Where a task's rows lie."""
+    return folder / f"{case.task}-{case.length}.jsonl"
+
+
+def make_rows(folder: Path, case: Case) -> None:
     """Rows for a task, as long as the training takes them."""
-    path, draw = folder / f"{case.task}-{case.length}.jsonl", random.Random(0)
+    path, draw = rows_of(folder, case), random.Random(0)
     path.write_text("".join(json.dumps(ROW[case.task](draw, case.length)) + "\n" for _ in range(ROWS)))
-    return path
 
 
 def make_model(folder: Path, name: str) -> None:
@@ -119,20 +123,8 @@ def make_model(folder: Path, name: str) -> None:
         draw = random.Random(1)
         corpus.write_text("".join(json.dumps({"text": text(draw, 200)}) + "\n" for _ in range(400)))
         sizes = [word for flag, value in ENCODERS[name].items() for word in (f"--{flag}", str(value))]
-        luthier(
-            "init",
-            "--architecture",
-            name,
-            "--dataset",
-            str(corpus),
-            "--output_dir",
-            str(path),
-            "--vocab_size",
-            "8192",
-            "--max_position_embeddings",
-            "512",
-            *sizes,
-        )
+        sizes += ["--vocab_size", "8192", "--max_position_embeddings", "512"]
+        luthier("init", "--architecture", name, "--dataset", str(corpus), "--output_dir", str(path), *sizes)
         return
     torch.manual_seed(name == "teacher")
     config = Qwen2Config(**SHAPES["0.5b"], max_position_embeddings=32768)
@@ -156,7 +148,7 @@ def measure(folder: Path, name: str) -> tuple[float, float, str, float]:
     case, output = CASES[name], folder / name.replace(" ", "_").replace(",", "")
     flags = [flag.format(teacher=folder / "teacher") for flag in case.flags]
     words = [
-        "--task_type", case.task, "--model", str(folder / case.model), "--dataset", str(make_rows(folder, case)),
+        "--task_type", case.task, "--model", str(folder / case.model), "--dataset", str(rows_of(folder, case)),
         "--max_length", str(case.length), "--per_device_train_batch_size", str(case.samples), "--max_steps", str(STEPS),
         "--gradient_accumulation_steps", "2", "--logging_steps", "1", "--report_to", "none", "--save_strategy", "no",
         "--truncation_strategy", "truncate", "--torch_dtype", "bfloat16", *flags,
@@ -184,6 +176,8 @@ def main() -> None:
             {"teacher"} if any("distill" in name for name in names) else set()
         )
         list(pool.map(lambda name: make_model(folder, name), sorted(needed)))
+        for name in names:  # before any case reads them: some share theirs
+            make_rows(folder, CASES[name])
         print("| training | kept | foretold GiB | taken GiB | | loss |\n|---|---|---|---|---|---|", flush=True)
         for name, waiting in [(name, pool.submit(measure, folder, name)) for name in names]:
             try:

@@ -9,7 +9,7 @@ Legend: T packed tokens, H query heads, G key/value heads, E head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -27,7 +27,8 @@ def as_on_gpu(on: bool = True) -> Generator[None]:
     """Count what runs inside as a GPU's program."""
     before = _COUNTED.set(on)
     try:
-        with _led() if on else nullcontext():
+        # A function mode would not do: what is computed again in a backward pass would not be led.
+        with replaced(functional, _LED) if on else nullcontext():
             yield
     finally:
         _COUNTED.reset(before)
@@ -78,22 +79,20 @@ _LED: dict[str, Callable[..., Tensor]] = {
     "dropout": _dropout,
     "scaled_dot_product_attention": _scaled_dot_product_attention,
 }
+"""torch's own functions as they keep tensors on a GPU."""
 
 
 @contextmanager
-def _led() -> Generator[None]:
-    """While this lasts, torch's own functions keep what they keep on a GPU.
-
-    A function mode would not do: what is computed again in a backward pass would not be led.
-    """
-    usual = {name: getattr(functional, name) for name in _LED}
+def replaced(owner: Any, others: Mapping[str, Callable[..., Any]]) -> Generator[None]:
+    """While this lasts, a module or class has other functions under these names."""
+    usual = {name: getattr(owner, name) for name in others}
     try:
-        for name, led in _LED.items():
-            setattr(functional, name, led)
+        for name, other in others.items():
+            setattr(owner, name, other)
         yield
     finally:
         for name, function in usual.items():
-            setattr(functional, name, function)
+            setattr(owner, name, function)
 
 
 def attention(q_THE: Tensor, k_TGE: Tensor, v_TGE: Tensor) -> Tensor:

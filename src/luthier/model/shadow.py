@@ -24,6 +24,7 @@ from luthier.model.architecture import read_settings
 from luthier.model.calling import calling_of
 from luthier.model.causal import Model
 from luthier.model.config import ModelConfig
+from luthier.model.counted import replaced
 from luthier.model.folder import model_folder
 from luthier.model.heads import CAUSAL, Head
 from luthier.model.load import quiet
@@ -89,14 +90,8 @@ def unpermuted() -> Generator[None]:
         "block_butterfly_perm": lambda _layer, size, *_: torch.empty(size, dtype=torch.int64),
         "perm2mat": lambda _layer, indices: torch.empty(len(indices), len(indices)),
     }
-    written = {name: getattr(BOFTLayer, name) for name in unwritten}
-    try:
-        for name, method in unwritten.items():
-            setattr(BOFTLayer, name, method)
+    with replaced(BOFTLayer, unwritten):
         yield
-    finally:
-        for name, method in written.items():
-            setattr(BOFTLayer, name, method)
 
 
 @contextmanager

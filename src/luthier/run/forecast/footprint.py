@@ -73,11 +73,9 @@ def count_step(
             if weight.grad is not None:
                 ledger.enter([weight.grad], "gradients")
         ledger.begin()
-        loss: Tensor | None = None
-        with suppress(*_DEPENDS_ON_NUMBERS):
-            loss = torch.stack(list(objective.sums(model, inputs).losses.values())).sum()
+        loss = _summed(model, objective, inputs)
         whole = loss is not None
-        if loss is None:  # and with the exception all that its frames held is gone
+        if loss is None:
             loss = model.hidden(inputs).float().sum()
         kept = ledger.now.others
         loss.backward()
@@ -96,11 +94,7 @@ def count_evaluation(model: Model, objective: Whole, batch: Batch, *, gpu: bool 
         model.eval_mode()
         ledger.begin()
         inputs = _blank(batch, model)
-        counted = False
-        with suppress(*_DEPENDS_ON_NUMBERS):
-            objective.sums(model, inputs)
-            counted = True
-        if not counted:
+        if _summed(model, objective, inputs) is None:
             model.hidden(inputs)
     return ledger.peak.total + WORKSPACE
 
@@ -149,6 +143,13 @@ def _counted(model: Model, objective: Whole, gpu: bool) -> Generator[Ledger]:
         for one in (model, *beside):
             ledger.enter(weights_of(one), "weights")
         yield ledger
+
+
+def _summed(model: Model, objective: Whole, inputs: Batch) -> Tensor | None:
+    """The loss; None where it depends on numbers, and then nothing that its exception's frames held is left."""
+    with suppress(*_DEPENDS_ON_NUMBERS):
+        return torch.stack(list(objective.sums(model, inputs).losses.values())).sum()
+    return None
 
 
 def _blank(batch: Batch, model: Model) -> Batch:
